@@ -13,12 +13,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// guard is the value of the bytes after the buffer of a read. A read must not change
-// these bytes.
+// Each byte of a buffer's capacity after its length is set to guard before a read. The read
+// must not change these bytes.
 const guard = 0xA5
 
-// readAt reads n bytes at off and compares them with the expected content. The range
-// lies in the disk.
+// readAt reads n bytes at off and compares them with the expected content. The whole range
+// must lie in the disk.
 func (c Config) readAt(d source.Disk, off int64, n int) error {
 	space := bytes.Repeat([]byte{guard}, n+64)
 	got, err := d.ReadAt(space[:n], off)
@@ -39,8 +39,9 @@ func (c Config) readAt(d source.Disk, off int64, n int) error {
 	return nil
 }
 
-// differ compares got with want. If they differ, it returns an error that names the
-// first different byte. off is the offset of got in the disk.
+// differ compares the bytes that were read, got, with the expected bytes, want. If they are
+// not equal, it returns an error that names the first different byte. off is the offset in
+// the disk at which the bytes were read.
 func differ(got, want []byte, off int64) error {
 	if bytes.Equal(got, want) {
 		return nil

@@ -11,12 +11,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Writable tests the ability source.Writable of d. content is the content of d at the
-// beginning, and is changed together with d. The test writes ranges of any alignment.
-// It writes from one goroutine, and from several goroutines that write to different
-// bytes of the same blocks. It compares d with the expected content, and at the end
-// flushes d. A trim leaves the content of a range undefined. The test therefore writes
-// to a trimmed range before it compares the range.
+// Writable tests the ability source.Writable of the disk d. The slice content must have the
+// content of d at the beginning; Writable updates it with each write to d. The test writes
+// ranges of any alignment. It writes from one goroutine, and from several goroutines that
+// write to different bytes of the same blocks. It compares d with the expected content, and
+// at the end flushes d. A trim leaves the content of a range undefined. The test therefore
+// writes to a trimmed range before it compares the range.
 func Writable(t *testing.T, d source.Disk, content []byte) {
 	t.Helper()
 	w, ok := source.Ability[source.Writable](d)
@@ -41,7 +41,8 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 	m.compare("after")
 }
 
-// model is a writable disk with the content that it should have.
+// model is the writable disk that is tested, together with the content that it is expected
+// to have.
 type model struct {
 	t       *testing.T
 	d       source.Disk
@@ -49,7 +50,8 @@ type model struct {
 	content []byte
 }
 
-// compare compares the disk and its extents with the model.
+// compare checks that the disk has the expected content, and that the extents which the
+// disk reports fit this content.
 func (m *model) compare(what string) {
 	t := m.t
 	t.Helper()
@@ -77,8 +79,8 @@ func (m *model) compare(what string) {
 	}
 }
 
-// changeSomething makes one random change and returns its name. i is the number of the
-// change.
+// changeSomething makes one random change of the disk, and returns a text that names the
+// change. i is the number of the change.
 func (m *model) changeSomething(i int, r *rand.Rand) (what string) {
 	t, w := m.t, m.w
 	t.Helper()

@@ -14,8 +14,8 @@ const (
 	markerSize = 12 // lba uint64, size uint32; then the compressed bytes
 
 	// A compressed grain may have up to twice as many bytes as the unpacked grain, plus
-	// packedSlack bytes. Qemu accepts up to twice as many bytes as the unpacked grain.
-	// Data that cannot be compressed becomes only a few bytes larger with deflate.
+	// packedSlack bytes. The factor two is that of qemu. It is generous, because deflate
+	// makes even data that cannot be compressed only a few bytes larger.
 	packedSlack = 1 << 10
 
 	// batchSize limits a read that fetches several grains, in bytes. Larger reads would
@@ -37,8 +37,9 @@ var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 // file, including its marker.
 func (g *geometry) maxPacked() int64 { return markerSize + 2*g.grainSize + packedSlack }
 
-// unpackAt fills p with the bytes from off on in the extent. All of them must be in
-// grains that the file has. The first of these is grain i of the run r.
+// unpackAt fills p with the bytes of the extent that begin at the offset off. The file must
+// have all grains in which these bytes are. The first of these grains is grain i of the run
+// r.
 func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -60,9 +61,9 @@ func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	return nil
 }
 
-// unpackPiece fills p with a part of grain g, beginning at the given offset in the
-// unpacked grain. Grain g is grain i of r. unpackPiece caches the unpacked grain,
-// because the next read is likely to need another part of it.
+// unpackPiece fills p with a part of grain g. The part begins at the given offset in the
+// unpacked grain. In the run r, grain g has the number i. unpackPiece caches the unpacked
+// grain, because the next read is likely to need another part of the grain.
 func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i int64) error {
 	return s.mem.Piece(p, s.id, g, offset, s.part(g), func(grain []byte) error {
 		_, _, err := s.unpackWhole(u, grain, g, r, i)
@@ -70,18 +71,20 @@ func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i i
 	})
 }
 
-// unpackWhole unpacks whole grains into p, beginning with grain g, which is grain i of
-// r. It always unpacks grain g. It also unpacks the following grains as long as they
-// fit into p and lie so close together in the file that one read can fetch all of them.
-// It returns the number of bytes of p that it filled, and the number of grains.
+// unpackWhole unpacks whole grains into p, beginning with grain g, which has the number i
+// in the run r. It always unpacks grain g. It also unpacks the following grains as long as
+// they fit into p and lie so close together in the file that one read can fetch all of
+// them. It returns the number of bytes of p that it filled, and the number of grains that
+// it unpacked.
 func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n, grains int64, err error) {
 	place := func(i int64) int64 { pos, _ := r.place(i); return pos } // sectorEntries: no error
 	start := place(i)
 	if err := s.checkPlace(start, start+markerSize, g<<s.grainShift); err != nil {
 		return 0, 0, err // before anything is read there
 	}
-	// The length of a compressed grain is not known before it is read. If the next
-	// grain of the extent follows in the file, the current grain must end before it.
+	// The length of a compressed grain is not known before the grain is read. If the next
+	// grain of the extent also follows in the file, the current grain must end before the
+	// next one.
 	end := start
 	for last := start; ; {
 		n += s.part(g + grains)
@@ -137,10 +140,10 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n
 	return n, grains, nil
 }
 
-// unpack unpacks grain g into dst. If the extent ends within the grain, dst has only
-// the bytes up to the end of the extent. src has the bytes of the file from the offset
-// pos on, where the grain is. If src does not have the whole grain, unpack returns the
-// number of bytes from pos on that it needs.
+// unpack unpacks grain g into dst. If the extent ends within the grain, dst has space only
+// for the bytes up to the end of the extent. The grain is in the file at the offset pos,
+// and src has bytes of the file that begin there. If src does not have the whole grain,
+// unpack returns the number of bytes, counted from pos, that it needs.
 func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int64, err error) {
 	if s.marked {
 		lba, size := binary.LittleEndian.Uint64(src), int64(binary.LittleEndian.Uint32(src[8:]))
@@ -163,7 +166,8 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	}
 	n, _, err := u.Zlib(dst, src)
 	if errors.Is(err, inflate.ErrTooLarge) && int64(len(dst)) < s.grainSize {
-		// The extent ends within its last grain, but the file may have the whole grain.
+		// The extent ends within its last grain, and dst has space only for a part of that
+		// grain. The file may have the whole grain. Unpack it, and copy the part.
 		u.grain = image.Grow(u.grain, s.grainSize)
 		if n, _, err = u.Zlib(u.grain, src); err == nil && n >= len(dst) {
 			n = copy(dst, u.grain)

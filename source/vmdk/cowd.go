@@ -16,15 +16,17 @@ const (
 	cowdEntries    = 4096 // in each grain table
 )
 
-// cowd is the index of a COWD extent, the vmfsSparse delta disk of older ESXi ("Virtual
-// Disk Format 5.0", ESX Server Sparse Extents; libvmdk's "VMware Virtual Disk Format",
-// The COWD sparse extent data file). It differs from a hosted sparse extent in its
-// header and in the size of its tables. It has no redundant grain directory.
+// cowd is the index of a COWD extent, the delta disk (vmfsSparse) of older ESXi. The format
+// is described in "Virtual Disk Format 5.0", ESX Server Sparse Extents, and in libvmdk's
+// "VMware Virtual Disk Format", The COWD sparse extent data file. A COWD extent differs
+// from a hosted sparse extent in its header and in the size of its tables. It has no
+// redundant grain directory.
 type cowd struct{ tables }
 
-// newCOWD is the sparseReader for files that begin with the magic of COWD. It ignores a
-// mark that says that the writer did not close the file, as the readers of other extents
-// do. It also ignores the flags, because only their value 3 is documented.
+// newCOWD is the sparseReader for files that begin with the magic of COWD. Like the readers
+// of other extents, it also accepts a file whose header says that the writer did not close
+// the file. It does not check the flags in the header, because their meaning is not
+// documented except for the value 3.
 func newCOWD(f *grainFile, extentSize int64) (*sparse, error) {
 	var b [cowdHeaderSize]byte
 	if f.fileSize < int64(len(b)) {

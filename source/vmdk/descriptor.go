@@ -21,9 +21,9 @@ const (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// descriptor has the parsed lines of the descriptor of an image. This text lists the
-// extents of the image and the properties of the disk ("Virtual Disk Format 5.0", The
-// Descriptor File).
+// descriptor has the parsed lines of an image's descriptor. A descriptor is a text that
+// lists the extents of the image and the properties of the disk ("Virtual Disk Format 5.0",
+// The Descriptor File).
 type descriptor struct {
 	values  map[string]value // by key, in lower case
 	extents []extentLine
@@ -109,10 +109,10 @@ func (d *descriptor) parseLine(n int, line string) error {
 	return nil
 }
 
-// parseExtent parses an extent line without its first word: the number of sectors, the
-// type and, unless that is ZERO, the name of a file and an optional offset in sectors.
-// It ignores the rest of the line. The line of a device partition has identifiers
-// there.
+// parseExtent parses the line of an extent, of which the first word was removed. The line
+// has the number of sectors and the type of the extent. If the type is not ZERO, the name
+// of a file follows, and perhaps an offset in sectors. parseExtent ignores the rest of the
+// line, where the line of a device partition has identifiers.
 func parseExtent(s string) (e extentLine, err error) {
 	word, rest := nextWord(s)
 	e.sectors, err = parseSectors("number of sectors", word)
@@ -222,8 +222,8 @@ func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 const maxSectorSize = 64 << 10
 
 // sectorSizes returns the logical and the physical sector size that the virtual machine
-// sees, in bytes. A size is 0 if the descriptor does not record it. Values that cannot
-// be sector sizes are ignored, and a warning is added.
+// sees, in bytes. A size is 0 if the descriptor does not record it. A recorded value that
+// cannot be a sector size is ignored, and sectorSizes returns a warning about it.
 func (d *descriptor) sectorSizes() (logical, physical int64, warnings []string) {
 	size := func(key string) int64 {
 		v, ok := d.values[strings.ToLower(key)]
@@ -257,7 +257,7 @@ func (d *descriptor) sectors() (int64, error) {
 	return sum, nil
 }
 
-// These texts end the errors about disks that this package does not read.
+// Each error about a disk that this package does not read ends with one of these texts.
 const (
 	physical  = "a physical device; copy from the device itself"
 	rawDevice = "a raw device mapping of an ESXi host; copy from the device to which it is mapped, or from the host by VDDK"

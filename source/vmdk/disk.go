@@ -62,8 +62,8 @@ type Disk struct {
 
 	warnings []string // sentences that begin with the name of a file
 
-	// files are the files of the image, without those of its parents. The first
-	// is the file at path.
+	// files are the files of the image, without those of its parents. The first is the file
+	// whose name is in the field path.
 	files []source.Disk
 
 	life life.Life
@@ -93,15 +93,16 @@ const (
 type piece struct {
 	kind   grainKind
 	off, n int64 // bytes
-	// file has the content, and pos is the offset of the content in file. file is nil if
-	// no local file has the content uncompressed, or if the scan only looks for the
-	// kinds of pieces.
+	// file is the open local file that has the content of the piece, at the offset pos.
+	// file is nil if no local file has the content uncompressed, or if the scan looks only
+	// for the kinds of pieces.
 	file *os.File
 	pos  int64
 }
 
-// emitPlaces passes p to the function emit in parts, each of which is contiguous in a
-// local file. f has the content of p, and pos is the offset of the content in f.
+// emitPlaces divides p into parts, each of which is contiguous in a local file or in no
+// local file, and passes them to the function emit. The content of p is in f, at the offset
+// pos.
 func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
 	for left := p.n; left > 0; {
 		part := piece{kind: p.kind, off: p.off + p.n - left}
@@ -134,19 +135,18 @@ type Options struct {
 	Folder Folder
 }
 
-// Open opens the image in f, which was opened as path, and all files that it
-// names. f has the raw bytes of the file. The Disk takes over f, and Open closes
-// it if it returns an error.
+// Open opens the image in f, and all files that the image names. path is the name of f, and
+// f has the raw bytes of that file. The Disk takes over f. If Open returns an error, Open
+// has closed f.
 //
-// The parameter open opens the other files. It is called with the names in the
-// descriptor, and with the format "raw" for an extent and "vmdk" for the parent. The
-// Opener decides which files may be opened, and must return an error for a chain of
-// parents that loops.
+// The parameter open opens the other files. It is called with the names in the descriptor,
+// and with the format "raw" for an extent and "vmdk" for the parent. The Opener decides
+// which files may be opened, and must return an error for a chain of parents that loops.
 //
 // When ctx ends, the calls of the disk return the cause of its end.
 //
-// An extent with the access NOACCESS is reported as Data, and reading it fails.
-// Flags that say that the image was not closed cleanly are ignored.
+// An extent with the access NOACCESS is reported as Data, and reading it fails. Flags that
+// say that the image was not closed cleanly are ignored.
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory), life: life.Life{Context: ctx, Name: path}}
 	if err := d.open(open); err != nil {
@@ -211,11 +211,11 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
 	}
 	if h.capacity == 0 && h.directoryOffset != gdAtEnd {
-		// This file holds the descriptor only. The extents are in other files.
+		// The opened file holds only the descriptor. The extents are in other files.
 		return d.openDescribed(desc, open)
 	}
-	// The name of the extent in the descriptor is ignored. It is the name that the file
-	// had when it was created, and the file may have been renamed.
+	// The descriptor has a name for the file of its extent, which is ignored. It is the
+	// name that the file had when it was created, and the file may have been renamed.
 	sectors, err := desc.sectors()
 	if err != nil {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
@@ -388,8 +388,9 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan passes the allocation of [off, end) to the function emit. It does not look into
-// the parents. The offsets of the pieces are offsets in the disk.
+// scan passes the allocation of the range [off, end) of the disk to the function emit. Only
+// this image counts: a range that only a parent has is passed as absent. The offsets of the
+// pieces are offsets in the disk.
 func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]

@@ -23,8 +23,8 @@ const (
 	maxPackedGrain = 1 << 20  // bytes, of grains before they are compressed
 	maxTable       = 64 << 10 // entries in a grain table; VMware and qemu write 512
 
-	// footerSearch is the largest distance of the footer from the end of the
-	// file.
+	// The footer is searched in the last bytes of the file. footerSearch is the number of
+	// these bytes.
 	footerSearch = 64 << 10 // bytes
 
 	gdAtEnd = 1<<64 - 1 // the gdOffset of a header whose footer has the real one
@@ -110,10 +110,11 @@ func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
 	return text, image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize)
 }
 
-// findHeader returns the header that has the offset of the grain directory. This is the
-// header at the start of f, or its copy at the end, the footer. If findHeader returns
-// the footer, it also returns the offset of the footer in bytes, otherwise 0. If the
-// grains have markers, the returned header may lack the offset of a grain directory.
+// findHeader returns the header from which the offset of the grain directory is taken. This
+// is the header at the start of f, or the footer, a copy of the header near the end of f.
+// If findHeader returns the footer, its second result is the offset of the footer in bytes,
+// otherwise 0. If the grains have markers, the returned header may lack the offset of a
+// grain directory, because the grains can then be found without it.
 func findHeader(f source.Disk) (h header, footer int64, err error) {
 	h, err = readHeader(f)
 	if err != nil || h.directoryOffset != gdAtEnd && (h.directoryOffset != 0 || !h.marked()) {
@@ -129,10 +130,10 @@ func findHeader(f source.Disk) (h header, footer int64, err error) {
 	return last, footer, err
 }
 
-// readFooter returns the footer of f and its offset in bytes. The footer is a copy of
-// the header in the last sector that does not consist of zeros. It is followed by the
-// end-of-stream marker, which is a sector of zeros, and by zeros that a transfer may
-// have added. If there is no footer, the offset is 0.
+// readFooter returns the footer of f and its offset in bytes. The footer is a copy of the
+// header. It is in the last sector of the file that does not consist of zeros. After the
+// footer come the end-of-stream marker, which is a sector of zeros, and perhaps zeros that
+// a transfer added. If there is no footer, readFooter returns an error and the offset 0.
 func readFooter(f source.Disk) (h header, offset int64, err error) {
 	end := f.Size() / sectorSize * sectorSize
 	b := make([]byte, min(footerSearch, end-headerSize))
@@ -158,8 +159,9 @@ func readFooter(f source.Disk) (h header, offset int64, err error) {
 	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of the file of %d bytes, although the header says that a footer has the offset of the grain directory: the file is truncated", len(b), f.Size())
 }
 
-// check checks the fields that are needed to find a grain: their values must be valid
-// and must fit the size of the file, which is in bytes.
+// check checks those fields of the header that are needed to find a grain. Their values
+// must be valid. No part of the file to which they refer may lie after the end of the file.
+// fileSize is the size of the file in bytes.
 func (h *header) check(fileSize int64) error {
 	if h.capacity == 0 || h.capacity > maxSectors {
 		return fmt.Errorf("the header has a capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))

@@ -19,9 +19,9 @@ type hosted struct {
 // newHosted is the sparseReader for files that begin with the header of a hosted sparse
 // extent.
 func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
-	// h is the header that has the offset of the grain directory. It may be the footer.
-	// Only the header at the start of the file, which is in the variable first, has the
-	// offset of the descriptor.
+	// The variable h is the header that has the offset of the grain directory, which may be
+	// the footer. The variable first is the header at the start of the file. Only first has
+	// the offset of the descriptor.
 	h, footer, err := findHeader(f.file)
 	if err != nil {
 		return nil, err
@@ -142,9 +142,10 @@ func (x *hosted) indexDirectories() error {
 		return err
 	}
 	if behind > 0 && x.metadataEnd > 0 && !x.compressed {
-		// Perhaps the writer of the image has put these tables after the metadata.
-		// Perhaps an entry of the directory is damaged and points to zeros in a grain.
-		// The two cases look alike. This is therefore a warning and not an error.
+		// Some grain tables lie after the end of the metadata. Perhaps the writer of the
+		// image has put them there. Perhaps an entry of the directory is damaged and points
+		// to zeros in a grain. The two cases look alike. This is therefore a warning and
+		// not an error.
 		x.warn("the grain directory may be damaged: %d of %d grain tables lie after the end of the metadata (overHead) at offset %d; the first of these tables is at offset %d; check that the disk does not have zeros where it should have data", behind, x.count, x.metadataEnd, first)
 	}
 	if x.redundant.at != 0 {
@@ -164,9 +165,9 @@ func (x *hosted) indexDirectories() error {
 }
 
 // compareDirectories looks for grain tables that can be read only through the redundant
-// directory, because their entries in the primary directory are 0 or damaged. If it
-// finds any, it adds a warning and sets the field fallback. These tables are then read
-// through the redundant directory.
+// directory, because their entries in the primary directory are 0 or damaged. If there are
+// such tables, it adds a warning and sets x.fallback. Because of x.fallback, later reads
+// find these tables through the redundant directory.
 func (x *hosted) compareDirectories() {
 	n := int64(0)
 	var first error

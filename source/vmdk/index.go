@@ -10,22 +10,23 @@ import (
 // where in the file. Each kind of sparse extent has one: hosted, cowd, seSparse and
 // markers. All methods except share are safe for concurrent use.
 type index interface {
-	// run returns the table entries of consecutive grains, beginning with the given
-	// grain. It returns as many entries as one read of the file yields, at least one.
-	// needed is the number of grains that the caller needs. The run may have fewer
-	// grains, and the caller then calls run again. It may also have more grains, if
-	// they need no further read.
+	// run returns the table entries of consecutive grains, beginning with the given grain.
+	// needed is the number of grains that the caller needs. The returned run may have fewer
+	// grains, but at least one: run reads the file at most once for entries. The caller
+	// then calls run again. The returned run may also have more grains than needed, if one
+	// read yields them.
 	//
-	// The parameter hole is nil if the caller reads data. A scan of the allocation
-	// passes a fileHole, with which run skips tables that lie in holes of the file. A
-	// scan does not need the places of compressed grains. For these grains, run may
-	// therefore return no entries and only the kind dataGrain.
+	// The parameter hole is nil if the caller reads data. A scan of the allocation passes a
+	// fileHole, with which run skips tables that lie in holes of the file. A scan does not
+	// need the places of compressed grains. For these grains, run may therefore return no
+	// entries and only the kind dataGrain.
 	run(grain, needed int64, hole *fileHole) (run, error)
 	// occupied looks for metadata in the bytes [start, end) of the file. If there is
 	// any, it returns the range of the metadata, where no grain can be, and true.
 	occupied(start, end int64) (region, bool)
-	// share makes the index count its memory in m, which limits the memory of all
-	// images in a chain together. share is called while an image is opened.
+	// share makes the index count the memory that it needs in m. All images of a chain
+	// count in the same m, which limits their memory together. share is called while an
+	// image is opened.
 	share(m *memory)
 }
 
@@ -52,12 +53,14 @@ type entryFormat interface {
 	// entry of the grain directory points. It returns noTable or zeroTable if there is
 	// no such table.
 	table(entry []byte) (at int64, err error)
-	// stretch returns the kind of grain i. The result next is the number of the first
-	// grain after i that has another kind, but at most end. If contiguous is true and
-	// grain i is in the file, next is the number of the first grain that does not lie
-	// directly after the previous grain in the file, but at most end. If grain i is in
-	// the file, pos is its offset in the file, in bytes. If the method place returns an
-	// error for the entry of grain i, pos is the constant nowhere.
+	// stretch returns the kind of grain i and, as next, the number of the grain at which
+	// the stretch of grain i ends. This is the first later grain that has another kind. If
+	// contiguous is true and grain i is in the file, a later grain that does not lie
+	// directly after the previous one in the file also ends the stretch. next is at most
+	// end.
+	//
+	// If grain i is in the file, pos is its offset in the file, in bytes. If the method
+	// place returns an error for the entry of grain i, pos is the constant nowhere.
 	stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64)
 	// place returns the offset of grain i in the file, in bytes. It returns an error if
 	// the entry is damaged.
@@ -68,11 +71,11 @@ type entryFormat interface {
 // whose entry is damaged.
 const nowhere = 1 << 62
 
-// stretch returns the kind of grain i of the run and the offset of the grain in the
-// file. The result next is the number of the first grain after i that has another kind,
-// but at most end. If contiguous is true and grain i is in the file, next is the number
-// of the first grain that does not lie directly after the previous grain in the file,
-// but at most end.
+// stretch returns the kind of grain i of the run, the offset of the grain in the file and,
+// as next, the number of the grain at which the stretch of grain i ends. This is the first
+// later grain that has another kind. If contiguous is true and grain i is in the file, a
+// later grain that does not lie directly after the previous one in the file also ends the
+// stretch. next is at most end.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end

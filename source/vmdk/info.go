@@ -60,8 +60,8 @@ func (d *Disk) warn(format string, args ...any) {
 	d.warnings = append(d.warnings, fmt.Sprintf("%s: %v", d.path, fmt.Errorf(format, args...)))
 }
 
-// Warnings returns sentences about faults of the image and its parents in spite of
-// which the disk can be read. Each sentence begins with the name of a file.
+// Warnings returns sentences about faults of the image and its parents. The disk can be
+// read in spite of these faults. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return slices.Clone(d.warnings) }
 
 // Info implements [source.Described]. Subformat is the createType as the descriptor
@@ -74,8 +74,8 @@ func (d *Disk) Info() source.Info {
 	return info
 }
 
-// describePart adds an extent to the parts that Info returns. f is the file of the
-// extent. It is nil if the extent has no file, or if its file was not opened.
+// describePart adds an extent to the parts that Info returns. The parameter f is the file
+// of the extent. It is nil if the extent has no file, or if its file was not opened.
 func (d *Disk) describePart(e extentLine, f source.Disk) {
 	p := source.Part{Kind: e.kind, Size: e.sectors * sectorSize, Path: e.name}
 	if f != nil {
@@ -87,10 +87,9 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 	d.info.Parts = append(d.info.Parts, p)
 }
 
-// Identity implements [source.Identified]. It combines the identities of all files of
-// the image and its parents. Each file returns an identity and a proof, which says
-// whether the identity changes with the content. Identity returns the weakest of these
-// proofs.
+// Identity implements [source.Identified]. It combines the identities of all files of the
+// image and its parents. Each file has an identity and a proof. The proof says how far the
+// identity changes with the content. Identity returns the weakest proof of any file.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }

@@ -10,15 +10,15 @@ import (
 	"github.com/vddkcp/vddkcp/internal/zero"
 )
 
-// maxLoose limits the size of all loose grain tables (see loose) that are read when an
-// extent is opened, in bytes. Writers put all tables of a hosted sparse extent one
-// after another. If the directory is not damaged, it therefore has few loose tables or
-// none.
+// maxLoose limits the total size of the loose grain tables (see the type loose) that are
+// read when an extent is opened, in bytes. Writers put all tables of a hosted sparse extent
+// one after another. An undamaged directory therefore has few loose tables or none.
 const maxLoose = 64 << 20
 
-// loose is a grain table that does not lie next to the previous or the following table
-// of the directory in the file. Either a writer has put it there, or its entry in the
-// directory is damaged.
+// loose is a grain table that lies apart from its neighbours. In the file, it lies neither
+// directly after the table of the previous directory entry nor directly before the table of
+// the next entry. Either a writer has put it there, or its entry in the directory is
+// damaged.
 type loose struct {
 	table int64
 	at    int64 // offset in the file, bytes, or noTable or zeroTable
@@ -28,10 +28,12 @@ type loose struct {
 }
 
 // loose returns the loose tables of the directory d. The neighbours of a table are the
-// tables to which the previous and the following entry of the directory point. A table
-// that has no neighbours, because both entries are empty or damaged, is returned only if
-// lonely is set. If the entry of a table is empty, but there is space for exactly one
-// table between its neighbours, that table counts as loose too.
+// tables to which the previous and the following entry of the directory point. If both
+// entries are empty or damaged, the table has no neighbours, and is returned only if the
+// parameter lonely is true.
+//
+// A table with an empty entry also counts as loose if the space between its neighbours is
+// exactly as long as one table, because the missing table may be there.
 func (x *hosted) loose(d *directory, lonely bool) []loose {
 	length := x.length()
 	stride := (length + sectorSize - 1) / sectorSize * sectorSize
@@ -63,14 +65,13 @@ func (x *hosted) loose(d *directory, lonely bool) []loose {
 	return all
 }
 
-// replaceLoose compares loose tables of the primary directory with the same tables of
-// the redundant directory. Writers keep both tables equal. Without this check, a damaged
-// entry that points to unused zeros in the metadata would make the whole range of a
-// table, usually 32 MiB, read as zeros without an error.
+// replaceLoose compares loose tables of the primary directory with the same tables of the
+// redundant directory. Writers keep both tables equal. Without this check, a damaged entry
+// that points to unused zeros in the metadata would make a part of the disk, usually 32
+// MiB, read as zeros without an error.
 //
-// If the table of the redundant directory differs and is not loose itself, it is used
-// instead of the loose table. It is also used if it has grains and the loose table is
-// empty.
+// If the two tables differ, the table of the redundant directory is used in two cases: it
+// is not loose itself, or the table of the primary directory has no grains.
 func (x *hosted) replaceLoose() {
 	tables := x.loose(&x.primary, x.redundant.at != 0)
 	if len(tables) == 0 {
@@ -126,11 +127,11 @@ func (x *hosted) redundantTable(i int64) int64 {
 	return at
 }
 
-// warnLoose checks the loose tables of an extent that has no redundant directory to
-// compare them with. If the space between the neighbours of a loose table has a table
-// with grains, the entry of the loose table is damaged. Reads that need this table will
-// then return an error. If there is no table between the neighbours, but the loose table
-// itself has no grains, warnLoose adds a warning, because its entry may be damaged too.
+// warnLoose checks the loose tables of an extent that has no redundant directory. If it
+// finds a table with grains in the space between the neighbours of a loose table, the
+// directory entry of the loose table is damaged. Reads that need this table will then
+// return an error. If that space has no table, but the loose table itself has no grains,
+// the entry may be damaged too. warnLoose then adds a warning.
 func (x *hosted) warnLoose(tables []loose) {
 	if x.compressed {
 		return // in a stream, tables lie between the grains
@@ -157,9 +158,9 @@ func (x *hosted) warnLoose(tables []loose) {
 	}
 }
 
-// isTable reports whether the bytes at an offset of the file look like grain table i.
-// They must lie in the metadata, must not be all zeros, and must not belong to another
-// table. There is never a table at the offset 0.
+// isTable reports whether the bytes of the file that begin at the offset off look like
+// grain table i. Such bytes lie in the metadata, are not all zeros, and do not belong to
+// another table. There is never a table at the offset 0.
 func (x *hosted) isTable(i, off int64) bool {
 	if off == 0 || off+x.tableSize(i) > x.metadataEnd {
 		return false

@@ -11,9 +11,9 @@ import (
 
 // located is an extent that can say where its bytes are in a local file.
 type located interface {
-	// inFile returns what [source.InFile] returns for the byte at off in the extent. If
-	// ok is false, n is the number of bytes from off on, at least 1, that are not in a
-	// local file.
+	// inFile returns what [source.InFile] returns, for the byte of the extent at the offset
+	// off. If ok is false, n is the number of bytes, at least 1 and beginning at off, that
+	// are not in a local file.
 	inFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 
@@ -25,8 +25,8 @@ func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapp
 	})
 }
 
-// mapRange visits the mappings of [off, end). depth is the number of images in front of
-// this one in the chain: its child, the child of that, and so on.
+// mapRange visits the mappings of the range [off, end) of the disk. depth is 0 for the
+// image that the user opened, 1 for its parent, 2 for the parent of that parent, and so on.
 func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit image.Visitor) error {
 	return d.scan(ctx, off, end, places, func(p piece) error {
 		m := source.Mapping{Extent: source.Extent{Off: p.off, Len: p.n, Depth: depth}, File: p.file, Pos: p.pos}
@@ -42,8 +42,8 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// mapParent visits the mappings of the parent for the range of m. It is called for
-// ranges that this image does not have.
+// mapParent visits the mappings of the parent for a range that this image does not have.
+// The range is the extent in m.
 func (d *Disk) mapParent(ctx context.Context, m source.Mapping, visit image.Visitor) error {
 	var own func(off, end int64) error
 	if p, ok := source.Ability[*Disk](d.parent); ok {

@@ -18,10 +18,10 @@ const (
 	// read and cached. With grains of 64 KiB, a range is 128 MiB of the disk.
 	rangeGrains = 2048
 
-	// maxStretches limits the number of stretches (see stretch) of one extent, and
-	// stretchBudget limits the number of stretches of an image and its parents
-	// together. Each stretch takes 24 bytes. In disks of up to 4 TiB with grains of 64
-	// KiB, each range can have its own stretch.
+	// maxStretches limits the number of stretches (see the type stretch) of one extent, and
+	// stretchBudget limits the number of stretches of an image and its parents together.
+	// Each stretch takes 24 bytes. In disks of up to 4 TiB with grains of 64 KiB, each
+	// range can have its own stretch.
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 
@@ -32,10 +32,9 @@ const (
 	markerWindow = 64 << 10 // bytes, the largest read
 )
 
-// These are the types of markers that do not belong to a grain ("Virtual Disk Format
-// 5.0", Stream-Optimized Compressed Sparse Extents, Markers). That document does not
-// have the progress marker, but VMware's header files do. Hosts send it during an
-// export.
+// These are the types of markers that do not belong to a grain. "Virtual Disk Format 5.0"
+// describes them in Stream-Optimized Compressed Sparse Extents, Markers, except the
+// progress marker. That marker is in VMware's header files. Hosts send it during an export.
 const (
 	markerEnd = iota
 	markerTable
@@ -60,9 +59,9 @@ type markers struct {
 	added int64     // ranges with grains that add has seen
 	last  int64     // number of the last grain that add has seen
 
-	// mu is held while markers are read again. Concurrent readers of a range therefore
-	// read its markers only once. The following fields have the position after the last
-	// read, because the next range is often read next.
+	// The lock mu is held while markers are read again, so that concurrent readers of a
+	// range read its markers only once. The next range is often read next. The following
+	// fields therefore keep the position after the last read.
 	mu   sync.Mutex
 	from int64 // first grain after the range that was read last
 	next int64 // first grain at or after from that is in the file
@@ -165,8 +164,9 @@ func (x *markers) thin() {
 	x.list = joined
 }
 
-// share thins the list of stretches until all indexes that share m together have no
-// more stretches than stretchBudget.
+// share thins the list of stretches, so that all images of the chain together have no more
+// stretches than stretchBudget. The parameter m, which these images have in common, counts
+// their stretches.
 func (x *markers) share(m *memory) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -177,8 +177,9 @@ func (x *markers) share(m *memory) {
 	m.stretches.Add(int64(len(x.list)))
 }
 
-// find returns the index of the stretch that may have grain g. This is the last stretch
-// that begins at or before g. If there is none, find returns -1.
+// find returns the position, in the list of stretches, of the stretch that may have grain
+// g. This is the last stretch that begins at or before g. If there is no such stretch, find
+// returns -1.
 func (x *markers) find(g int64) int {
 	return sort.Search(len(x.list), func(i int) bool { return x.list[i].first > g }) - 1
 }
@@ -319,8 +320,8 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 }
 
 // fill makes sure that the window, the bytes of the file in memory, has the marker at
-// r.pos. If it reads from the file, and the previous markers were close together, it
-// reads so many bytes that they are likely to have several markers.
+// r.pos. If fill must read from the file, and the previous markers were close together, it
+// reads enough bytes for several markers.
 func (r *markerReader) fill() error {
 	have := int64(len(r.window))
 	if r.pos-r.off+sectorSize <= have {
@@ -357,8 +358,8 @@ func (x *markers) run(g, needed int64, hole *fileHole) (run, error) {
 	return x.runOf(entries, in), nil
 }
 
-// runOf returns the run that begins with grain i of a range. entries are the table
-// entries of the whole range.
+// runOf returns the run that begins with grain i of a range. The parameter entries has the
+// table entries of the whole range.
 func (x *markers) runOf(entries []byte, i int64) run {
 	entries = entries[i<<sectorEntryShift:]
 	r := run{n: int64(len(entries)) >> sectorEntryShift}
@@ -370,8 +371,8 @@ func (x *markers) runOf(entries []byte, i int64) run {
 
 func (x *markers) occupied(start, end int64) (region, bool) { return within(x.metadata, start, end) }
 
-// known returns the kind of the n grains that begin with grain g, if this is known
-// without reading from the file. Otherwise n is 0.
+// known returns a number n, and the kind that n grains have, beginning with grain g. n is 0
+// if the kind of grain g is not known without reading from the file.
 func (x *markers) known(g int64) (kind grainKind, n int64) {
 	x.mu.Lock()
 	if g >= x.from && g < x.next {

@@ -32,8 +32,8 @@ type uuids struct {
 	parentModification string // ddb.uuid.parentmodification
 }
 
-// maxPeeked is the largest number of bytes that are read from files to find out which
-// of them are the parents of an image.
+// maxPeeked is the largest number of bytes that are read from the files of a folder to find
+// out which of them are the parents of an image.
 const maxPeeked = 64 << 20
 
 // search remembers the UUIDs of files while an image and its parents are opened, so
@@ -43,11 +43,13 @@ type search struct {
 	left  int64             // bytes of maxPeeked that may still be read
 }
 
-// searchKey is the key under which the context for opening parents has the *search.
+// searchKey is the key under which a context holds a *search. The context is the one with
+// which the parents of an image are opened.
 type searchKey struct{}
 
-// withSearch returns the search that ctx has, which the first image of the chain began.
-// If ctx has none, withSearch begins a search and returns a context that has it.
+// withSearch returns the search that is in ctx. When the first image of a chain is opened,
+// ctx has no search yet. withSearch then makes one, and returns a context that has it, for
+// opening the parents.
 func withSearch(ctx context.Context) (context.Context, *search) {
 	if s, ok := ctx.Value(searchKey{}).(*search); ok {
 		return ctx, s
@@ -83,9 +85,9 @@ func (d *descriptor) uuids() uuids {
 	}
 }
 
-// findByUUID returns the name of the image with the given UUID. It searches the files
-// of d.options.Folder. It returns an error if none or more than one of them has the
-// UUID.
+// findByUUID returns the name of the image with the given UUID. It looks for this image in
+// the files of d.options.Folder. It returns an error if no file or more than one file has
+// the UUID.
 func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	fail := func(hint, format string, args ...any) error {
 		return hinted.Error(fmt.Errorf("%s: cannot find the parent, the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint)
@@ -129,8 +131,8 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	return "", fail(place, "none of %d files named *.vmdk in the image's folder has this UUID (ddb.uuid.image)", len(names))
 }
 
-// peek returns the UUID and the identity of a file of d.options.Folder. It reads the
-// file only if the search has not read it before.
+// peek returns the UUID and the identity of a file of d.options.Folder. The parameter known
+// remembers them for each file, so that peek reads no file twice.
 func (d *Disk) peek(name string, known *search) peeked {
 	path := name
 	if !filepath.IsAbs(path) {
@@ -193,9 +195,8 @@ func descriptorText(f source.Disk) ([]byte, error) {
 	return nil, nil
 }
 
-// checkUUIDs returns an error if the UUID of the parent is not the one that the child
-// names, or if the parent was changed after the child was made. path is the path of the
-// parent.
+// checkUUIDs returns an error if the parent does not have the UUID that the child names, or
+// if the parent was changed after the child was made. path is the path of the parent.
 func (d *Disk) checkUUIDs(r reference, parent *Disk, path string) error {
 	if parent == nil {
 		return errors.New(d.path + ": the parent is not a VMDK image")

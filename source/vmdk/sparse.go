@@ -76,8 +76,8 @@ func (g *geometry) part(grain int64) int64 {
 	return min(g.grainSize, g.size-grain<<g.grainShift)
 }
 
-// share makes the extent use m as the cache for its tables and grains. Other extents
-// may use the same cache.
+// share makes the extent use the cache m for its tables and grains. Other extents may use
+// the same cache.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.NewFile()
 	s.index.share(m)
@@ -114,10 +114,10 @@ func (s *sparse) readAt(p []byte, off int64) error {
 	return nil
 }
 
-// readPlain fills p with the bytes from off on in the extent. They must be in
-// uncompressed grains that follow each other in the file. The first of these is grain i
-// of r. grainPos is the offset of that grain in the file, or the constant nowhere if its
-// table entry is damaged.
+// readPlain fills p with the bytes of the extent that begin at the offset off. They must be
+// in uncompressed grains that follow each other in the file. The first of these grains is
+// grain i of the run r. grainPos is the offset of that grain in the file, or the constant
+// nowhere if its table entry is damaged.
 func (s *sparse) readPlain(p []byte, off, grainPos int64, r *run, i int64) error {
 	g := off >> s.grainShift
 	if grainPos == nowhere {
@@ -134,9 +134,9 @@ func (s *sparse) readPlain(p []byte, off, grainPos int64, r *run, i int64) error
 	return nil
 }
 
-// checkPlace returns an error if the bytes [pos, end) of the file cannot belong to a
-// grain, because the file is shorter or has metadata there. off is the offset of a byte
-// of the grain in the extent. It is used to name the grain in the error.
+// checkPlace returns an error if the bytes [pos, end) of the file cannot belong to a grain,
+// because the file ends before them or has metadata there. The error names the grain that
+// has the byte at the offset off of the extent.
 func (s *sparse) checkPlace(pos, end, off int64) error {
 	g := off >> s.grainShift
 	if end > s.fileSize {
@@ -195,15 +195,15 @@ func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit fun
 	return nil
 }
 
-// emitPlaces passes p, a range of uncompressed grains, to the function emit, together
-// with the positions of its bytes in local files. grainPos is the offset of the first
-// grain of p in the file of the extent.
+// emitPlaces passes p, a range of uncompressed grains, to the function emit, together with
+// the positions of its bytes in local files. grainPos is the offset of the first grain of p
+// in the file of the extent.
 //
-// The grains of p follow each other in the file. More grains may follow directly after p
-// in the extent and in the file. contiguousEnd is the offset in the extent where the last
-// of them ends. If any of all these grains cannot be where its table entry says,
-// emitPlaces passes p to emit without positions. The check includes the grains after p,
-// so that the positions do not depend on where the scan ends.
+// The grains of p follow each other in the file. p may be the beginning of a longer range
+// of grains that follow each other in the extent and in the file. contiguousEnd is the
+// offset in the extent where the longer range ends. If a grain of the longer range cannot
+// be where its table entry says, emitPlaces passes p to emit without positions. It always
+// checks the longer range, so that the positions do not depend on where the scan ends.
 func (s *sparse) emitPlaces(p piece, grainPos, contiguousEnd int64, emit func(piece) error) error {
 	pos := grainPos + p.off&(s.grainSize-1)
 	if s.checkPlace(grainPos, pos+contiguousEnd-p.off, p.off) != nil {

@@ -29,8 +29,8 @@ func (f *grainFile) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf("%s: %v", f.name, fmt.Errorf(format, args...)))
 }
 
-// page returns the bytes of the file from off to the end of the page of the cache that
-// has off. The caller must not change them.
+// page returns bytes of the file, beginning at the offset off. They end where the page of
+// the cache ends that has the byte at off. The caller must not change them.
 func (f *grainFile) page(off int64) ([]byte, error) {
 	data, err := f.mem.Page(f.file, f.id, f.fileSize, off/image.PageSize)
 	if err != nil {
@@ -279,13 +279,13 @@ func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 }
 
 // skip returns the number of grains in a run of grains that have no grain table. The run
-// begins with grain g. table is the number of the missing table to which this grain
-// belongs, and n is the number of grains from g to the end of this table. missing is
-// noTable if these grains are absent, or zeroTable if they are zeros.
+// begins with grain g, which belongs to the missing table with the number table. n is the
+// number of grains from g to the end of this table. missing says what all these grains are:
+// noTable stands for absent grains, zeroTable for zeros.
 //
 // The run continues with the grains of the next tables, as long as the directory has the
-// value of missing for these tables too. It ends when it has the needed number of grains,
-// or when skip has examined maxSkipped tables.
+// value missing for these tables too. It ends when it has the needed number of grains, or
+// when skip has examined maxSkipped tables.
 func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) int64 {
 	last := table + maxSkipped
 	for n < needed && table < last {
@@ -327,7 +327,8 @@ func (h *fileHole) has(off, n int64) bool {
 	return h != nil && off >= h.start && off+n <= h.end
 }
 
-// find finds out whether the file has a hole at off, and remembers it.
+// find finds out whether the file has a hole at the offset off. If there is a hole, h
+// remembers its range.
 func (h *fileHole) find(f *grainFile, off int64) error {
 	if off < h.known {
 		return nil
