@@ -59,8 +59,8 @@ func (s *Spec) WritesFile() bool {
 }
 
 // Tidy removes the files that a killed process left next to a complete target. These are the
-// journal, and the .partial name of a target that has its final name too. If Tidy cannot remove
-// a file, it logs a warning.
+// journal, and the name with the ending .partial if the complete target still has it besides its
+// final name. If Tidy cannot remove a file, it logs a warning.
 func Tidy(spec Spec) {
 	j := newJob(spec)
 	if !j.WritesFile() {

@@ -20,8 +20,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// end completes the report of a copy that ended with err. It returns the error for the user,
-// which names the source. If --resume helps, the error has a hint that says so.
+// end completes the report of a copy that ended with err. It returns the error for the user, which
+// names the source. If the user can continue the copy with --resume, the error has a hint that says
+// so.
 func (j *job) end(err error) error {
 	err = j.mayContinue(err)
 	j.countSource(err != nil)

@@ -91,8 +91,8 @@ type Spec struct {
 	// Opened is called when the source and the backing are open, before the target is opened.
 	// If Opened returns an error, the copy ends with that error. Opened may be nil.
 	Opened func() error
-	// Whole is called when the target is complete and durable, before it gets its final name.
-	// mark identifies the file of the target (see fileid.MarkOf). Whole may be nil.
+	// Whole is called when the target is complete and durable, before it gets its final name. The
+	// argument mark identifies the file of the target (see fileid.MarkOf). Whole may be nil.
 	Whole func(mark string)
 
 	at addresses // set by Parse

@@ -79,8 +79,8 @@ func (j *job) startJournal(jr *journal.Journal) error {
 	return jr.Write(journal.Entry{Copy: j.copied})
 }
 
-// giveUp closes the target of a copy that has not written to it. If an earlier run began the
-// target, giveUp keeps it, and otherwise removes it.
+// giveUp closes the target of a copy that has not written to it. If an earlier run began this
+// target, giveUp keeps the target. If not, giveUp removes it.
 func (j *job) giveUp() error {
 	if len(j.entries) > 0 {
 		return j.dst.Suspend()
@@ -105,8 +105,8 @@ func (k *keeper) end(err error) error {
 		j.dropPartial(j.Log)
 	}
 	if err != nil && j.inPlace() && (j.TargetIsZero || j.touched != "") {
-		// The journal is kept, because the next run must know that the target may no longer
-		// read as zeros.
+		// The copy failed, but may have written to the device or export. The journal is kept,
+		// because the next run must know that this target may no longer read as zeros.
 		if kept := errors.Join(j.startJournal(k.journal), k.journal.Close()); kept != nil {
 			j.Log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// addresses are the parsed addresses of a copy. backing is nil if there is none.
+// addresses are the parsed addresses of a copy. backing is nil if the target has no backing disk.
 type addresses struct{ source, target, backing address.Address }
 
 // Parse parses the addresses of the copy. Run and Plan call it. A caller that needs its error
@@ -44,9 +44,9 @@ func (s *Spec) Parse() (err error) {
 	return nil
 }
 
-// BackingPath returns the path of the backing disk. If Backing is relative, the path starts
-// from the real folder of Target, without symbolic links, because the readers of an overlay
-// resolve it in this way.
+// BackingPath returns the path of the backing disk. If Backing is a relative path, it starts from
+// the real folder of Target, without symbolic links, because the programs that read an overlay
+// resolve a relative path in this way.
 func (s *Spec) BackingPath() (string, error) {
 	if filepath.IsAbs(s.Backing) {
 		return s.Backing, nil

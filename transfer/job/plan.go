@@ -108,8 +108,8 @@ func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 // clusterSize returns the cluster size of a qcow2 target, in bytes.
 func (j *job) clusterSize() int64 { return cmp.Or(j.ClusterSize, sinkopen.DefaultClusterSize) }
 
-// uses reports whether the copy reads the file that fi describes. If so, it also returns the
-// path of this file.
+// uses reports whether the copy reads the file that fi, the result of a Stat, describes. If so, it
+// also returns the path of this file.
 func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	if path, ok = j.Opener.Uses(fi); !ok {
 		path, ok = j.BackingOpener.Uses(fi)

@@ -129,10 +129,11 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 	return nil
 }
 
-// findEarlierVMDK does the work of findEarlier for a VMDK target. Such a target is written from
-// the beginning to the end, and a copy to it has no journal and cannot be resumed. entries are
-// those of the journal that an earlier copy in another format may have left. If --resume is set and
-// that copy can be resumed, findEarlierVMDK returns an error. Otherwise this copy starts over.
+// findEarlierVMDK does the work of findEarlier for a VMDK target. Such a target is written from the
+// beginning to the end. A copy to it has no journal and cannot be resumed. But an earlier copy to
+// the same path, in another format, may have left a journal, and entries are those of this journal.
+// If --resume is set and the earlier copy can be resumed, findEarlierVMDK returns an error. In all
+// other cases the copy to the VMDK target starts over.
 func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	j.path, j.stale = "", j.Resume
 	if _, err := os.Lstat(j.place.Partial); !j.Resume || err != nil {
@@ -210,7 +211,7 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 	return o
 }
 
-// startOver is the hint if --resume cannot continue the earlier copy.
+// startOver is the hint for a user whose earlier copy cannot be continued with --resume.
 const startOver = "run again with --force and without --resume, which drops what was copied and starts over"
 
 // anotherCopy returns the usage error for a run with --resume that is not the same copy as the

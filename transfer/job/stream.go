@@ -109,7 +109,7 @@ func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	return r, emptyStream(err)
 }
 
-// emptyStream adds a hint to err if it says that the stream is empty.
+// emptyStream adds a hint to err if err says that the stream is empty.
 func emptyStream(err error) error {
 	if errors.Is(err, sourceopen.ErrEmptyStream) {
 		return hinted.Error(err, "for a disk of 0 bytes use --size 0")

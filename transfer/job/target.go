@@ -44,11 +44,11 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 	}
 }
 
-// distrustZeros decides whether to believe Spec.TargetIsZero, which says that a device or export
-// reads as zeros. That is wrong if a journal says that an earlier copy has written to the target.
-// The search for such a journal needs the identity of the open target. If the search finds a
-// journal, mustReopen is true: the caller must open the target once more, as a target that does
-// not read as zeros.
+// distrustZeros decides whether to believe Spec.TargetIsZero, with which the user says that a
+// device or export reads as zeros. The user is wrong if a journal says that an earlier copy has
+// written to the target. The search for such a journal needs the identity of the open target. If
+// the search finds a journal, mustReopen is true: the caller must open the target once more, as a
+// target that does not read as zeros.
 func (j *job) distrustZeros() (mustReopen bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
@@ -81,8 +81,8 @@ func (j *job) trustCheckpoint(ctx context.Context) (mustReopen bool, err error) 
 	return true, j.dropCheckpoint(last, err)
 }
 
-// findTouched reports whether an earlier copy has written to this device or export under
-// another name. It looks for the identity of dst in the journals of all targets.
+// findTouched reports whether an earlier copy has written to this device or export, which may have
+// had another name then. It looks for the identity of dst in the journals of all targets.
 func (r *resumption) findTouched(dst sink.Disk) bool {
 	id, err := sink.IdentityOf(dst)
 	path, pathErr := journal.DefaultPath(r.place.Kind)
@@ -171,9 +171,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, checkpoint *jour
 	return nil
 }
 
-// compareSource reads once more the data that the earlier copy read last, and compares it with
-// the checksums in the checkpoint. This is done only if the source has no identity that proves
-// that it is unchanged.
+// compareSource reads once more the data that the earlier copy read last, and compares it with the
+// checksums in the checkpoint. It does so only if the identity of the source does not prove that
+// the source is unchanged.
 func (j *job) compareSource(ctx context.Context, checkpoint *transfer.Checkpoint) error {
 	if b := j.overlay.identity; b != nil && b.Proof == "none" {
 		j.warn(fmt.Sprintf("nothing proves that the backing %q is unchanged since the copy stopped", b.Path))
