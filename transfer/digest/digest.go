@@ -46,7 +46,7 @@ func Parse(s string) (Algorithm, error) {
 // BlockSize is the size of the blocks of Blksum, in bytes.
 const BlockSize = 64 << 10
 
-// zeros is a block of zeros, which is hashed and never written.
+// zeros is a block of zeros, from which hashes are computed. No code may change its bytes.
 var zeros [BlockSize]byte
 
 // zeroHash is the SHA-256 of a block of zeros.
@@ -63,9 +63,9 @@ type Sum struct {
 	// outer is the hash that becomes the digest. For SHA256 it hashes the content, and for
 	// Blksum the hashes of whole blocks.
 	outer hash.Hash
-	// inner is used only for Blksum. It hashes the incomplete last block, the last size %
-	// BlockSize bytes. While innerZeros is true, this block has only zeros so far, and inner is
-	// not in use.
+	// inner is used only for Blksum. It hashes the incomplete last block, which has size %
+	// BlockSize bytes. While innerZeros is true, this block has only zeros so far, and inner is not
+	// in use.
 	inner      hash.Hash
 	innerZeros bool
 
@@ -155,7 +155,7 @@ func (s *Sum) zero(n int64) {
 	}
 }
 
-// innerZero adds n zero bytes. They must all lie in one block.
+// innerZero adds n zero bytes. They must all lie in one block of BlockSize bytes.
 func (s *Sum) innerZero(n int) {
 	if !s.innerZeros {
 		s.inner.Write(zeros[:n])
@@ -163,8 +163,8 @@ func (s *Sum) innerZero(n int) {
 	s.advance(n)
 }
 
-// advance counts n bytes as added. They must all lie in one block. If the block is complete,
-// advance adds its hash to the outer hash.
+// advance counts n bytes as added. They must all lie in one block of BlockSize bytes. If the block
+// is then complete, advance adds the hash of the block to the outer hash.
 func (s *Sum) advance(n int) {
 	s.size += int64(n)
 	if s.partial() > 0 {
@@ -193,7 +193,7 @@ func (s *Sum) Data(p []byte) {
 	}
 }
 
-// part adds the bytes p. They must all lie in one block.
+// part adds the bytes p. They must all lie in one block of BlockSize bytes.
 func (s *Sum) part(p []byte) {
 	switch {
 	case zero.Is(p):
@@ -222,10 +222,11 @@ type Blocks struct {
 	hashes     []byte // of the complete blocks between head and tail
 }
 
-// Hash fills dst with the hashes of p, which is the content of the disk at the offset off. It
-// is safe for concurrent use with different dst. dst refers to p, so p must not change until
-// dst is passed to Sum.Blocks. For Blksum, Hash hashes the blocks that lie completely in p.
-// Sum.Blocks hashes the incomplete blocks at both ends. For SHA256, Sum.Blocks hashes all of p.
+// Hash fills dst with the hashes of p, which is the content of the disk from the given offset on.
+// It is safe for concurrent use with different dst. dst refers to p, so p must not change until dst
+// is passed to Sum.Blocks. For Blksum, Hash hashes the blocks that lie completely in p, and
+// Sum.Blocks later hashes the incomplete blocks at both ends. For SHA256, Sum.Blocks hashes all of
+// p.
 func (a Algorithm) Hash(off int64, p []byte, dst *Blocks) {
 	*dst = Blocks{algorithm: a, off: off, hashes: dst.hashes[:0]}
 	if a != Blksum {

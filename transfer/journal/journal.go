@@ -35,9 +35,9 @@ type Entry struct {
 	sequence uint64
 }
 
-// Copy describes the copy that a checkpoint belongs to. Another copy cannot continue at the
-// checkpoint if its description differs (see Differs). docs/journal.md says which flags are
-// part of the description.
+// Copy describes a copy. Each checkpoint in a journal has the description of the copy that took it.
+// A copy with a different description cannot continue at the checkpoint (see Differs).
+// docs/journal.md says which flags are part of the description.
 type Copy struct {
 	Source   string            `json:"source"`            // identity of the source
 	Proof    string            `json:"proof"`             // what proves the identity: "snapshot", "mtime" or "none"
@@ -82,9 +82,9 @@ type Journal struct {
 }
 
 // Open opens and locks the journal at path. If there is no such file, Open creates it and fills it
-// with zeros up to its full size. Open returns the entries of the journal, the newest first: none,
-// one or two. A file that is not a journal is an error and stays unchanged. For a journal of
-// another version Open returns no entries, while Load returns ErrVersion.
+// with zeros up to its full size. Open returns the entries of the journal, at most two, the newest
+// first. A file that is not a journal is an error and stays unchanged. For a journal that another
+// version of vddkcp wrote, Open returns no entries, while Load returns ErrVersion.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, durable.Private)
 	if err != nil {
@@ -106,7 +106,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
 		inPlace(f)
-		// The space is filled with zeros and not only reserved, because a checkpoint must still
+		// Reserving the space without writing zeros is not enough, because a checkpoint must still
 		// fit when the file system is full.
 		if _, err := f.Write(make([]byte, 2*slotSize)); err != nil {
 			os.Remove(path)
@@ -187,8 +187,9 @@ func (j *Journal) read() (entries []Entry, err error) {
 	return entries, nil
 }
 
-// parse returns the entry in one slot. The error is durable.ErrNoRecord (not a slot of a
-// journal), durable.ErrTorn (a damaged slot) or an ErrVersion.
+// parse returns the entry in one slot. The error is durable.ErrNoRecord if the bytes are no slot of
+// a journal, durable.ErrTorn if the slot is damaged, and ErrVersion if another version of vddkcp
+// wrote it.
 func parse(slot durable.Slot) (e Entry, err error) {
 	var version *durable.VersionError
 	if errors.As(slot.Err, &version) {
@@ -285,9 +286,9 @@ func (j *Journal) Remove() error {
 	return nil
 }
 
-// Differs returns a text with the first difference between c and saved, the description that a
-// checkpoint has. If there is none, it returns "". Differs does not compare Identity, because
-// some kinds of targets have another identity when the copy continues.
+// Differs compares the copy c with saved, the description of a copy in a checkpoint. It returns a
+// text about the first difference, or "" if there is no difference. Differs does not compare the
+// field Identity, because some kinds of targets have another identity when the copy continues.
 func (c Copy) Differs(saved Copy) string {
 	switch {
 	case c.Size != saved.Size:

@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// Beside returns the path of the journal for a target that is a file. partial is the path of
-// the file while the copy is not complete. The journal is next to it.
+// Beside returns the path of the journal for a target that is a file. While the copy is not
+// complete, the target has the path partial. The journal is next to the target.
 func Beside(partial string) string { return partial + ".journal" }
 
-// DefaultPath returns the path of the journal for a block device or an NBD export. The journal
-// is in the user's state folder ($XDG_STATE_HOME of the XDG Base Directory Specification),
-// which DefaultPath creates. The name of the file identifies the target.
+// DefaultPath returns the path of the journal for a block device or an NBD export. The journal is
+// in the user's state folder ($XDG_STATE_HOME of the XDG Base Directory Specification), which
+// DefaultPath creates. The journal's file name identifies the device or export.
 func DefaultPath(target string) (string, error) {
 	dir := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(dir) {

@@ -52,7 +52,8 @@ func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns,
 	return &BatchDisplay{style: style, out: out, jobs: jobs, size: size, ended: map[string]int{}}
 }
 
-// Start adds a running job to the display. The caller calls done when the job has ended.
+// Start adds a running job to the display. The caller calls the result, the function done, when the
+// job has ended.
 func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -79,8 +80,8 @@ func (d *BatchDisplay) Ended(outcome string) {
 	d.ended[outcome]++
 }
 
-// Waiting shows that the given number of jobs is waiting to be tried again. wait is how long
-// they wait. The caller calls done when the wait is over.
+// Waiting shows that the given number of jobs will be tried again after the duration wait. The
+// caller calls the result, the function done, when that time is over.
 func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -92,7 +93,7 @@ func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	}
 }
 
-// Run shows the progress until done is closed.
+// Run shows the progress until the channel done is closed.
 func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.mu.Lock()
 	d.line = time.Now()
@@ -189,9 +190,9 @@ func (d *BatchDisplay) draw(last bool) {
 	}
 }
 
-// status returns the line of the batch for a terminal. The bar in it shows the share of the
-// jobs that is done, and not that of the bytes, because the sizes of jobs that have not begun
-// are not known. The caller holds d.mu.
+// status returns the line about the whole batch for a terminal. The bar in this line shows the
+// share of the jobs that is done. It cannot show the share of the bytes, because the sizes of jobs
+// that have not begun are not known. The caller holds d.mu.
 func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 	share := 0.0
 	for _, n := range d.ended {
@@ -233,10 +234,11 @@ func (s Snapshot) share() float64 {
 	return min(float64(s.Done)/float64(s.Planned), 1)
 }
 
-// summary returns a text about all jobs together. The caller holds d.mu.
+// summary returns a text about all jobs together, without a bar. The caller holds d.mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	// Done is not shown, because it also counts the bytes that were read back for verification.
+	// The text has s.Read and s.Cloned. It does not have s.Done, because that value also counts the
+	// bytes that were read back for verification.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
@@ -277,8 +279,8 @@ const wideEnough = 70
 // describe returns the line of a job for a terminal.
 func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	// On a terminal this is called five times a second, so rate is the mean of only the last
-	// two seconds.
+	// On a terminal, describe is called five times a second. The meter computes the rate from the
+	// last ten calls, so it is the mean of only the last two seconds.
 	rate := j.meter.add(now, s.Done)
 	if columns < wideEnough {
 		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
@@ -290,7 +292,7 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 	return line + "  " + printable.Name(j.name)
 }
 
-// cut shortens s so that it fits on one line of a terminal with this number of columns.
+// cut shortens s so that it fits on one line of a terminal with the given number of columns.
 func cut(s string, columns int) string {
 	if columns < 1 || utf8.RuneCountInString(s) < columns {
 		return s

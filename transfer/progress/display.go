@@ -51,7 +51,8 @@ func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
 	return &Display{style: style, out: out, disk: disk, counters: c}
 }
 
-// Run shows the progress until done is closed, and then once more before it returns.
+// Run shows the progress until the channel done is closed. Then it shows the progress once more and
+// returns.
 func (d *Display) Run(done <-chan struct{}) {
 	if d.style != None {
 		d.line = time.Now()
@@ -60,8 +61,8 @@ func (d *Display) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// keepDrawing calls the function draw at the intervals of the style until done is closed. Then
-// it calls draw once more, with last set to true.
+// keepDrawing calls the function draw at the intervals of the style until the channel done is
+// closed. Then it calls draw once more, with the argument true.
 func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	if s == None {
 		<-done
@@ -94,8 +95,8 @@ func (d *Display) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d.bar != nil {
-		// Errors can be ignored here, because the Write below fails too if the terminal has
-		// failed. The bar is drawn again soon.
+		// Errors of Clear can be ignored: if the terminal has failed, the call of Write after it
+		// fails too. The bar is drawn again soon.
 		_ = d.bar.Clear()
 	}
 	_, err := d.out.Write(printable.Bytes(p))
@@ -106,9 +107,9 @@ func (d *Display) Write(p []byte) (int, error) {
 // that many, it writes all further output at once.
 const maxHeld = 1 << 20
 
-// Pause clears the display until resume is called, so that the caller can use the terminal, for
-// example for a question. Output that is passed to Write meanwhile appears when resume is
-// called.
+// Pause clears the display, so that the caller can use the terminal, for example for a question.
+// The pause ends when the caller calls the result, the function resume. Output that is passed to
+// Write during the pause appears when it ends.
 func (d *Display) Pause() (resume func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

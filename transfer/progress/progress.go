@@ -38,8 +38,8 @@ type Counters struct {
 // Enter records that the copy has entered a phase.
 func (c *Counters) Enter(p Phase) { c.phase.Store(int32(p)) }
 
-// Examined records that the extents of the first n bytes of the disk, which has size bytes, are
-// known.
+// Examined records that the extents of the first n bytes of the disk are known. The parameter size
+// is the size of the disk, in bytes.
 func (c *Counters) Examined(n, size int64) {
 	c.examined.Store(n)
 	c.size.Store(size)
@@ -77,8 +77,8 @@ type Snapshot struct {
 
 // Snapshot returns the present values. Done never exceeds Planned.
 func (c *Counters) Snapshot() Snapshot {
-	// A copy plans work before it does it, and done is loaded before planned. So work between
-	// the two loads cannot make done exceed planned.
+	// The counter of done bytes is loaded first. A copy plans work before it does it, so work
+	// between the two loads cannot make the done bytes exceed the planned bytes.
 	done := c.done.Load()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
@@ -88,18 +88,19 @@ func (c *Counters) Snapshot() Snapshot {
 	}
 }
 
-// meter computes the rate of a copy over the last ten intervals between calls of add. With a
-// call each second, a pause shows soon, and a burst does not raise the rate too much.
+// meter computes the rate of a copy over the last ten intervals between calls of add. If add is
+// called each second, a pause of the copy shows soon in the rate, and a burst does not raise the
+// rate too much.
 type meter struct {
 	at   [11]time.Time
 	done [11]int64 // Snapshot.Done at these times
 	n    int       // number of points in use
 }
 
-// add records that the counter Snapshot.Done has the value done at the time now. It returns the
-// rate in bytes per second, and should be called about once a second. When a copy has lost the
-// connection to its target and repeats work, the counter decreases. add then reduces the values
-// it has recorded by the same number, so that the rate is never negative.
+// add records a value of the counter Snapshot.Done, and the time at which the counter had this
+// value. It returns the rate in bytes per second, and should be called about once a second. When a
+// copy has lost the connection to its target and repeats work, the counter decreases. The method
+// then reduces all recorded values by the same number, so that the rate is never negative.
 func (m *meter) add(now time.Time, done int64) float64 {
 	if m.n > 0 {
 		if back := m.done[m.n-1] - done; back > 0 {

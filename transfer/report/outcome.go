@@ -100,8 +100,9 @@ func meaningOf(err error) meaning {
 	return slices.MaxFunc(found, func(a, b meaning) int { return a.weight() - b.weight() })
 }
 
-// itself reports whether err itself is a T, and if so sets target to it. It works like
-// errors.As, but does not look at the errors that err wraps. It does call the method As of err.
+// itself reports whether err itself has the type T, and if so sets target to it. It works like
+// errors.As, but does not look at the errors that err wraps. Like errors.As, it calls the method As
+// of err if there is one.
 func itself[T any](err error, target *T) bool {
 	if t, ok := err.(T); ok {
 		*target = t
@@ -131,9 +132,10 @@ func (m meaning) weight() int {
 	return 2
 }
 
-// isTransient reports whether the cause of err may disappear. This is so if err or an error
-// that it wraps says so, if the network failed, or if this machine had too few processes, file
-// descriptors or memory.
+// isTransient reports whether the cause of err may disappear. The method Transient of err, or of an
+// error that it wraps, decides this. If there is no such method, the cause may disappear if the
+// network failed, or if this machine had too few processes, file descriptors or memory. An error
+// that is marked as permanent is never transient.
 func isTransient(err error) bool {
 	if retry.IsPermanent(err) {
 		return false
