@@ -50,8 +50,9 @@ func (a *access) prepare(ctx context.Context) error {
 	return err
 }
 
-// end calls EndAccess once for all disks of the VM. The Registry, which counts these disks, may
-// call end after the report of this disk has been written; then a failure goes to the log.
+// end calls EndAccess once for all disks of the VM. The Registry counts these disks and calls end.
+// If the call fails, the warning is added to the report of this disk. If that report has already
+// been written, the warning goes to the log.
 func (a *access) end() {
 	err := a.call("end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
 	if err != nil {

@@ -73,9 +73,10 @@ func readSmall(path string) (string, error) {
 	return string(text), err
 }
 
-// parseConfig parses a configuration file with lines KEY = "VALUE". text is its content, and
-// path names it in errors. The size and the number of the buffers come from the command line
-// (flag) if they are not 0 there, else from the file, else from defaultBuffers.
+// parseConfig parses a configuration file with lines KEY = "VALUE". The parameter text is its
+// content, and path is its name in errors. For each of the two values, the size and the number of
+// the buffers, the command line (flag) counts first, then the file, then defaultBuffers. A value 0
+// of flag means that the command line does not set it.
 func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	c := new(libraryConfig)
 	var file NFCBuffers
@@ -113,7 +114,7 @@ func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	return c, nil
 }
 
-// file returns the content of the configuration file for a connection with buffers b.
+// file returns the content of the configuration file for a connection that has the buffers b.
 func (c *libraryConfig) file(b NFCBuffers) []byte {
 	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/nfcbudget.Unit, keyBufCount, b.Count)
 }
