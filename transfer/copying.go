@@ -13,8 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// copying holds the state of one call of Copy or CopyStream. When the connection to the target
-// is lost, copying opens the target again and runs another pipeline.
+// copying is the type of the state of one call of Copy or CopyStream. Its methods copy the disk
+// with a pipeline. When the connection to the target is lost, they open the target again and run
+// another pipeline.
 type copying struct {
 	o       Options
 	src     source.Disk // marked by guard; nil: a stream
@@ -22,7 +23,7 @@ type copying struct {
 	backing backing
 	reopen  reopener
 
-	// The following fields describe the current target. begin sets them.
+	// The following fields describe the current target. The method begin sets them.
 	dst    sink.Disk
 	zeroed bool          // unwritten ranges of the target already read as zeros
 	sums   []*digest.Sum // of the content below start, and later of what was collected
@@ -101,20 +102,20 @@ func (c *copying) runOnce(ctx context.Context) error {
 	return p.run(ctx)
 }
 
-// begin prepares the copy to dst. The copy begins at the given checkpoint, or at the start of
-// the disk if checkpoint is nil. done is the value of Counters.Done for the bytes below the
-// checkpoint. stored says whether Options.Keep has stored the checkpoint, so that a later run
-// can continue there.
+// begin prepares the copy to dst. The copy begins at the given checkpoint, or at the start of the
+// disk if checkpoint is nil. The parameter done is the value that Counters.Done has for the bytes
+// below the checkpoint. The parameter stored is true if Options.Keep has stored the checkpoint, so
+// that a later run of the program can continue there.
 func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, done int64, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
 	if checkpoint == nil {
 		checkpoint = new(Checkpoint)
 		if checkpoints {
-			// This is the state of the sink before the first write. If the connection to the
-			// target is lost before a later checkpoint can be used, Options.Reopen opens the
-			// target at offset 0 with this state. The state tells the sink that the target may
-			// hold data already.
+			// The checkpoint gets the state that the sink has before the first write. If the
+			// connection to the target is lost before a later checkpoint can be used,
+			// Options.Reopen opens the target at offset 0 with this state. The state tells the sink
+			// that the target may hold data already.
 			if checkpoint.State, _, err = dst.Checkpoint(0); err != nil {
 				return err
 			}
@@ -131,10 +132,10 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoi
 	return err
 }
 
-// recount corrects the counters after the target was opened again at the last checkpoint. All
-// work after the checkpoint counts as not done, and is planned again. Its amount may change:
-// unwritten ranges of the lost target may have read as zeros, while those of the reopened
-// target must be zeroed.
+// recount corrects the counters after the target was opened again at the last checkpoint. All work
+// after the checkpoint counts as not done, and is planned again. The amount of this work may have
+// changed: unwritten ranges of the lost target may have read as zeros, while the copy must zero
+// those of the reopened target.
 func (c *copying) recount() {
 	was := c.o.Counters.Snapshot()
 	c.o.Counters.AddDone(c.keeper.done - was.Done)
@@ -169,8 +170,8 @@ func (c *copying) unchanged(ctx context.Context) error {
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
-		// Reading the target back takes long. If a signal interrupts it, a later run
-		// continues at this checkpoint.
+		// The checkpoint is taken first, because reading the target back takes long. If a signal
+		// interrupts the reading, a later run continues at this checkpoint.
 		if err := c.keeper.takeFinal(ctx); err != nil {
 			return err
 		}
@@ -198,8 +199,8 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 		}
 	}
 	// The target is complete and lacks only its name, so Options.Stop is ignored from here on.
-	// Publish must not stop at the end of ctx either: a target that was renamed must not be
-	// reported as canceled.
+	// Publish also ignores the end of ctx. If it did not, the copy could be reported as canceled
+	// although the target has its final name.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -209,9 +210,9 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 	return c.dst.Publish(context.WithoutCancel(ctx))
 }
 
-// end closes the target of a copy that failed with err, and keeps or removes the target. The
-// comment of Copy says when the target is kept. If it is kept, end stores a last checkpoint. If err
-// is nil, end does nothing.
+// end closes the target of a copy that failed with the error err, and keeps or removes the target.
+// The comment of Copy says when the target is kept. If the target is kept, the method stores a last
+// checkpoint. If err is nil, the method does nothing.
 func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
@@ -244,9 +245,9 @@ func (c *copying) stopped(ctx context.Context) bool {
 	return ctx.Err() != nil || c.o.stop().Err() != nil
 }
 
-// stopCause is called with the error of a copy that was stopped. If Options.Stop, which is a
-// context, has ended and err is a consequence of that, stopCause returns the cause of the end,
-// such as a signal. In every other case it returns err.
+// stopCause is called with the error of a copy that was stopped. Options.Stop is a context. If it
+// has ended and err is a consequence of that, stopCause returns the cause of that context, such as
+// a signal. In every other case it returns err.
 func (c *copying) stopCause(err error) error {
 	cause := context.Cause(c.o.stop())
 	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {

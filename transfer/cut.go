@@ -18,9 +18,10 @@ const (
 	zeroPiece = 128 << 20
 )
 
-// cutter cuts the plan of a copy, in ascending order, into parts: ranges that are each copied
-// in one way, such as zeroed or read and written. The method parts chains the iterators
-// planned, units, sharer.parts, joined and cut.
+// cutter cuts the plan of a copy, in ascending order, into parts. A part is a range that is copied
+// in one way: for example, the whole range is zeroed, or all of it is read and written. The method
+// cutter.parts chains the iterators cutter.planned, cutter.units, sharer.parts, cutter.joined and
+// cutter.cut.
 type cutter struct {
 	plan     *Plan
 	src      source.Disk
@@ -34,9 +35,9 @@ type cutter struct {
 	keepZeros  bool  // holes are never read together with data, because the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
-	// The bytes from overFrom to overTo lie below start, because they are copied already. The
-	// counters still include them as planned work. The iterator planned corrects that when it
-	// skips these bytes.
+	// The copy has already copied the bytes from overFrom to overTo, which lie below start. The
+	// counters still include these bytes as planned work. The iterator cutter.planned skips the
+	// bytes and corrects the counters.
 	overFrom, overTo int64
 }
 
@@ -59,9 +60,10 @@ func (c *cutter) addWork(n int64) {
 }
 
 // planned yields the extents of the plan from c.start on, and corrects the counters in two cases.
-// All ranges that the plan has not examined were counted as planned work. When planned queries such
-// a range and the range needs no work, its bytes are moved to the skipped bytes. The bytes of work
-// between c.overFrom and c.overTo are done already, and are moved to the skipped bytes too.
+// First, a range that the plan has not examined was counted as planned work. If the iterator queries
+// such a range and finds that the range needs no work, it moves the bytes to the skipped bytes.
+// Second, the bytes between c.overFrom and c.overTo are copied already. If they were counted as
+// planned work, the iterator moves them to the skipped bytes too.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -128,14 +130,14 @@ func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source
 	}
 }
 
-// unitAbove returns the first border of a unit at or above off. The end of the disk is such a
-// border too.
+// unitAbove returns the first border of a unit at or above the offset off. The end of the disk
+// counts as a border of a unit.
 func (c *cutter) unitAbove(off int64) int64 {
 	return min((off+c.unit-1)/c.unit*c.unit, c.plan.Size)
 }
 
-// unitBelow returns the last border of a unit at or below off. The end of the disk is such a
-// border too.
+// unitBelow returns the last border of a unit at or below the offset off. The end of the disk
+// counts as a border of a unit.
 func (c *cutter) unitBelow(off int64) int64 {
 	if off == c.plan.Size {
 		return off
@@ -181,8 +183,8 @@ func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// joinable reports whether p is a hole that is worth reading with the data around it, and that
-// begins and ends inside one request.
+// joinable reports whether the part p is a hole that is worth reading with the data around it, and
+// that begins and ends inside one request.
 func (c *cutter) joinable(p part) bool {
 	return p.Kind == source.Zero && p.Len <= joinGap && !c.keepZeros &&
 		p.Off%c.request != 0 && p.Off/c.request == p.End()/c.request
@@ -226,8 +228,8 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// cutLimit returns the largest length, in bytes, that the next part cut from the start of p may
-// have.
+// The method cut cuts the next part from the start of p. cutLimit returns the largest length, in
+// bytes, that this part may have.
 func (c *cutter) cutLimit(p part) int64 {
 	inRequest := c.request - p.Off%c.request
 	switch {

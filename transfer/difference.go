@@ -47,7 +47,7 @@ func (d *Difference) String() string {
 	return "no difference"
 }
 
-// dataOrHole returns the word that Difference.String uses for a kind of extent.
+// dataOrHole returns the word that Difference.String prints for a kind of extent: "data" or "hole".
 func dataOrHole(k source.Kind) string {
 	if k == source.Zero {
 		return "hole"

@@ -67,10 +67,10 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 // encoders returns the number of goroutines that can encode at the same time.
 func encoders() int { return runtime.GOMAXPROCS(0) }
 
-// acquireMemory assigns memory for encoded units to a piece, and blocks until some is free.
-// Only the producer may call it, for pieces in ascending order. In another order, later pieces
-// could get all the memory. An earlier piece would then wait forever, because memory is freed
-// when pieces are collected, in ascending order.
+// acquireMemory assigns memory for encoded units to a piece, and blocks until some is free. Only
+// the producer of the pipeline may call it, for pieces in ascending order. In another order, later
+// pieces could get all the memory. An earlier piece would then wait forever, because the pipeline
+// finishes pieces in ascending order and only then frees their memory.
 func (e *encoder) acquireMemory(ctx context.Context, c *piece) error {
 	select {
 	case c.coded.bytes = <-e.memory:
@@ -113,9 +113,9 @@ func (e *encoder) encode(c *piece) error {
 		}
 	}
 	if !needed && !e.keepBuffers {
-		// The encoded piece no longer needs its buffer while it waits for the collector, so the
-		// next read can use the buffer. With a digest the buffer is still needed, because the
-		// hashes refer to its content.
+		// The piece is encoded now. While it waits for the collector, it no longer needs its
+		// buffer, so the next read can use the buffer. But if the copy computes a digest, the piece
+		// keeps the buffer, because the hashes refer to the content of the buffer.
 		c.releaseBuffer()
 	}
 	return nil

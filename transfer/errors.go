@@ -10,9 +10,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrSourceChanged says that the source, or the backing image of the target, has changed since
-// it was planned or opened. The target may then be a mixture of two states. In the middle of a
-// copy, this is the only error after which copied data is removed although a checkpoint exists.
+// ErrSourceChanged says that the source, or the backing image of the target, has changed since the
+// copy was planned or since the image was opened. The target may then be a mixture of two states.
+// In the middle of a copy, this is the only error after which copied data is removed although a
+// checkpoint exists.
 var ErrSourceChanged = source.ErrChanged
 
 // ResumableError is the error of a failed copy that a later run can continue. Its text is the
@@ -38,7 +39,8 @@ func leavesNothing(err error) bool {
 
 // isTemporary reports whether a later run may succeed after a copy failed with err. After such an
 // error the target is kept even if the copy has no checkpoint yet. An error of the source counts as
-// temporary only if the source repeats failed reads itself, which each source.Counted does.
+// temporary only if the source implements source.Counted, because such a source has already
+// repeated the failed read in vain.
 func isTemporary(err error, src source.Disk) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true

@@ -22,10 +22,10 @@ func ofSource(err error) error {
 	return &sourceError{err}
 }
 
-// guard returns src as a disk that marks all its errors as errors of the source: those of
-// reads, of waiting for a buffer, of extents and of the identity. A copy can then distinguish
-// them from errors of its target, whichever goroutine meets them first. A nil src is returned
-// unchanged, because a stream has no disk.
+// guard returns src as a disk that marks all its errors as errors of the source: the errors of
+// reading, of waiting for a buffer, of querying extents, and of querying the identity. A copy can
+// then distinguish them from errors of its target, whichever goroutine meets them first. The copy
+// of a stream has no source disk; src is then nil, and so is the result.
 func guard(src source.Disk) source.Disk {
 	if src == nil {
 		return nil

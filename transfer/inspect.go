@@ -61,10 +61,10 @@ type run struct {
 	zero       bool
 }
 
-// scan divides b, the content of the disk at offset off, into runs of zeros and runs of data.
-// It appends these runs to the slice list and returns the longer slice. Runs end at multiples
-// of blockSize bytes in the disk, or at the end of b. Fewer than minZeros bytes of zeros count
-// as data, except at the start and the end of b, because there the zeros may continue in a
+// scan divides the bytes b, the content of the disk from the given offset on, into runs of zeros
+// and runs of data. It appends these runs to list and returns the result. Runs end at multiples of
+// blockSize bytes in the disk, or at the end of b. Fewer than minZeros bytes of zeros count as
+// data, except at the start and the end of b, because there the zeros may continue in a
 // neighbouring piece.
 func scan(list []run, b []byte, off, blockSize, minZeros int64) []run {
 	next := func(at int) int { return int(min(int64(at)+blockSize-(off+int64(at))%blockSize, int64(len(b)))) }

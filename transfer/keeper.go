@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// A checkpoint is due when checkpointInterval has passed since the last checkpoint, or
-	// when checkpointBytes of data were copied since.
+	// A checkpoint is due when checkpointInterval has passed since the last checkpoint, or when
+	// checkpointBytes of data were copied since the last checkpoint.
 	checkpointInterval = 5 * time.Second
 	checkpointBytes    = 1 << 30
 	// The tail of a checkpoint holds checksums of the data that was copied last: of at most
@@ -55,9 +55,9 @@ type pending struct {
 	sync func(context.Context) error // of the sink
 }
 
-// newKeeper returns the keeper of a copy to dst that begins at the given checkpoint. done is the
-// value of Counters.Done for the bytes below the checkpoint. stored says whether Options.Keep
-// has stored the checkpoint.
+// newKeeper returns the keeper of a copy to dst that begins at the given checkpoint. The parameter
+// done is the value that Counters.Done has for the bytes below the checkpoint. The parameter stored
+// is true if Options.Keep has stored the checkpoint.
 func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, checkpoint *Checkpoint, done int64, stored bool) *keeper {
 	k := &keeper{
 		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
@@ -87,8 +87,8 @@ func (k *keeper) remember(s Stretch) {
 	}
 }
 
-// collected records that the piece c and all pieces before it are copied. It takes a checkpoint
-// when one is due, unless the last checkpoint is not durable yet.
+// The method collected is called when the piece c and all pieces before it are copied. It takes a
+// checkpoint when one is due, unless the last checkpoint is not durable yet.
 func (k *keeper) collected(c *piece) error {
 	k.at = c.End()
 	if c.read {
@@ -134,7 +134,8 @@ func (k *keeper) take() (pending, error) {
 	return next, err
 }
 
-// run makes the checkpoints that were taken durable, until finish is called.
+// run receives the checkpoints from the method collected and makes each of them durable. It returns
+// when finish was called.
 func (k *keeper) run(ctx context.Context) error {
 	for next := range k.due {
 		if err := k.makeDurable(ctx, next); err != nil {
@@ -145,7 +146,7 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// finish tells run to return when all checkpoints that were taken are durable.
+// finish ends the method run, which returns after it has made the last checkpoint durable.
 func (k *keeper) finish() { close(k.due) }
 
 // makeDurable makes the target durable up to the checkpoint, and then stores the checkpoint.

@@ -14,7 +14,8 @@ type Limiter struct {
 	within *Limiter // another limit that applies too; nil: none
 }
 
-// NewLimiter returns a Limiter that allows bytesPerSecond, which must be greater than 0.
+// NewLimiter returns a Limiter that allows the given number of bytes per second, which must be
+// greater than 0.
 func NewLimiter(bytesPerSecond int64) *Limiter {
 	// After a pause, as many bytes may be read at once as the rate allows in a tenth of a
 	// second. This is short enough for an even rate, and long enough that not every request has
@@ -32,7 +33,7 @@ func (l *Limiter) Within(outer *Limiter) *Limiter {
 	return &Limiter{bucket: l.bucket, within: outer}
 }
 
-// Wait blocks until n bytes may be read. If ctx ends first, Wait returns the cause.
+// Wait blocks until n bytes may be read. If ctx ends first, Wait returns the cause of ctx.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
 	if l == nil {
 		return nil

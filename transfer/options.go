@@ -21,8 +21,8 @@ type Options struct {
 	// the default. The default is 4 KiB, or 64 KiB for a target whose unwritten ranges do not
 	// read as zeros.
 	Sparse int64
-	// KeepZeros writes zeros that are stored as data in the source. Otherwise the copy searches
-	// data for zeros and makes holes of them.
+	// If KeepZeros is true, the copy writes zeros that are stored as data in the source. If it is
+	// false, the copy searches data for zeros and makes holes of them.
 	KeepZeros bool
 
 	// Backing is the backing image of the target, if the target is an overlay. The content of an
@@ -31,12 +31,12 @@ type Options struct {
 	// ranges, the copy reads the content of the range from Backing and writes the whole unit.
 	Backing source.Disk
 	// BackingIdentity is the identity that Backing had when it was opened. If it is "", the copy
-	// queries the identity when the copy begins. The target holds only differences from the
-	// backing image, so a change of the backing image is an error.
+	// queries the identity at its own beginning. The target holds only differences from the backing
+	// image, so a change of the backing image is an error.
 	BackingIdentity string
-	// ReopenBacking opens the file that now has the name of the backing image. Later readers of
-	// the target use that file, so the copy fails if its identity is not that of Backing. If
-	// ReopenBacking is nil, the copy does not check the file.
+	// ReopenBacking opens the file that now has the name of the backing image. Later readers of the
+	// target use that file, so the copy fails if the identity of that file is not the identity of
+	// Backing. If ReopenBacking is nil, the copy does not check the file.
 	ReopenBacking func(context.Context) (source.Disk, error)
 
 	// Reflink says whether the copy makes the target share blocks of the file system with the
@@ -63,12 +63,14 @@ type Options struct {
 	// copy finishes the pieces in progress and returns the cause of the end. If Stop is nil,
 	// only the end of the context of Copy stops the copy.
 	Stop context.Context
-	// Resume is the checkpoint at which an earlier copy of the same disk stopped; nil means
-	// none. The target must have been opened with the State and the Offset of this checkpoint.
+	// Resume is the checkpoint at which an earlier copy of the same disk stopped, or nil to start
+	// at the beginning of the disk. The target must have been opened with the State and the Offset
+	// of this checkpoint.
 	Resume *Checkpoint
-	// Keep stores a checkpoint durably, so that a later run can continue there. The copy calls
-	// Keep when the target is durable up to the checkpoint. The copy continues meanwhile, but
-	// calls of Keep do not overlap. If Keep is nil, a failed copy cannot be resumed.
+	// Keep stores a checkpoint durably, so that a later run can continue there. The copy calls Keep
+	// when the target is durable up to the checkpoint. While Keep runs, the copy continues, but it
+	// does not call Keep again until Keep has returned. If Keep is nil, a failed copy cannot be
+	// resumed.
 	Keep func(Checkpoint) error
 	// Whole is called when the target is complete and durable, before it gets its
 	// final name. It may be nil.
@@ -102,8 +104,8 @@ const (
 	workedSparse = 64 << 10
 )
 
-// normal returns the options with their defaults filled in. zeroed says whether ranges of dst
-// that are never written read as zeros.
+// normal returns the options with their defaults filled in. The parameter zeroed says whether
+// ranges of dst that are never written read as zeros.
 func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	if o.RequestSize == 0 {
 		o.RequestSize = defaultRequest
@@ -125,8 +127,8 @@ func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	return o
 }
 
-// sums returns a new digest.Sum for each digest that the copy needs. If Verify is set, the last
-// one computes a blksum, with which the target is compared.
+// sums returns a new digest.Sum for each digest that the copy needs. If Verify is set, the last Sum
+// in the slice computes a blksum, with which the blksum of the target is compared.
 func (o Options) sums() []*digest.Sum {
 	var sums []*digest.Sum
 	if o.Digest != "" {

@@ -21,7 +21,8 @@ type stages[T any] struct {
 	// collect receives each value after work has processed the value. It runs in one
 	// goroutine, for values in the order in which they were sent.
 	collect func(ctx context.Context, v *T) error
-	// after runs in the goroutine of collect after each call of collect. It may be nil.
+	// The function after is called after each call of collect, in the same goroutine. It may be
+	// nil.
 	after func(v *T) error
 	// release frees the memory that a value refers to. It runs when a value has been
 	// collected, and once more for all values when the goroutines have ended, also after an
@@ -47,8 +48,8 @@ type item[T any] struct {
 }
 
 // runOrdered runs the stages with the given numbers of workers and items, and returns when all
-// goroutines have ended. When halt is closed, the producer's next call of acquire fails. The
-// items that were sent before are finished, and the error of runOrdered is errStopped.
+// goroutines have ended. If the caller closes the channel halt, the producer's next call of acquire
+// fails. The items that were sent before are finished, and the error of runOrdered is errStopped.
 func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items int, s stages[T]) error {
 	o := &ordered[T]{
 		halt: halt,
@@ -89,9 +90,9 @@ func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items
 	return errStopped
 }
 
-// acquire returns an item that is not in use, and blocks until there is one. After halt is
-// closed, the error is errStopped. If ctx ends, the error is its cause. Only the producer may
-// call acquire.
+// acquire returns an item that is not in use, and blocks until there is one. After the channel halt
+// was closed, the error is errStopped. If ctx ends, the error is the cause of ctx. Only the
+// producer may call acquire.
 func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 	select {
 	case <-o.halt:
@@ -106,9 +107,9 @@ func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 	}
 }
 
-// send passes an acquired item to the workers. If skip is true, the item goes directly to the
-// collector instead. The producer must not use the item afterwards, because the collector may
-// have recycled it. send never blocks, because both channels have room for all items.
+// send passes an acquired item to the workers or, if skip is true, directly to the collector. The
+// producer must not use the item afterwards, because the collector may have recycled it. send never
+// blocks, because both channels have room for all items.
 func (o *ordered[T]) send(it *item[T], skip bool) {
 	it.skips = skip
 	o.next <- it
@@ -132,7 +133,7 @@ func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *
 	return nil
 }
 
-// runCollector calls the stages collect, after and release for each item, in the order of
+// runCollector calls the functions s.collect, s.after and s.release for each item, in the order of
 // sending, until the producer has ended.
 func (o *ordered[T]) runCollector(ctx context.Context, s stages[T]) error {
 	for it := range o.next {

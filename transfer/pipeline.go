@@ -82,8 +82,8 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 	return p.runStages(ctx, stages[piece]{produce: s.produce, work: p.process})
 }
 
-// runStages runs the pipeline with the given stages produce and work, and with its own
-// functions for the other stages.
+// runStages runs the pipeline. The caller sets the functions s.produce and s.work; runStages sets
+// the other functions of s.
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	s.collect, s.release = p.collect, p.release
 	// There are two buffers for each concurrent read: one that is being filled, and one that
@@ -118,8 +118,8 @@ func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	return errStopped
 }
 
-// produce sends the parts of the plan as pieces. It blocks while too many pieces
-// or buffers are in use.
+// produce sends the parts of the plan, as pieces, to the workers and the collector. It blocks while
+// too many pieces or buffers are in use.
 func (p *pipeline) produce(ctx context.Context, o *ordered[piece]) error {
 	for part, err := range p.cutter.parts(ctx) {
 		if err != nil {
@@ -214,7 +214,7 @@ func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece)
 	return s.ZeroContext(ctx, c.Len)
 }
 
-// addBacking adds n bytes of the backing image, which begin at offset off, to a digest.
+// addBacking adds n bytes of the backing image, from the offset off on, to the digest s.
 func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) error {
 	buf := make([]byte, min(n, int64(p.o.RequestSize)))
 	for end := off + n; off < end; {
@@ -231,9 +231,9 @@ func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) 
 	return nil
 }
 
-// write writes a piece, or lets the target share the blocks of the piece with the source. If
-// the blocks cannot be shared, the piece is copied instead. With ReflinkAlways the copy fails
-// instead.
+// write writes a piece or, if the piece has a file, lets the target share the blocks of that file.
+// If the blocks cannot be shared, write copies their content. But with ReflinkAlways it returns an
+// error in that case.
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.file == nil {
 		return p.writer.write(c)

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// planCache is the most memory, in bytes, that a Plan uses for extents. An extent takes
-// 8 bytes. If a disk has more extents, the copy queries the later ones again.
+// planCache is the most memory, in bytes, that a Plan uses for extents. An extent takes 8 bytes. If
+// the extents of a disk do not all fit, the copy queries the rest of them again.
 const planCache = 8 << 20
 
 // maxSize is the size in bytes of the largest disk that can be copied, 4 EiB. It is
@@ -47,9 +47,9 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
-// NewPlanWithin is NewPlan for sources that may take long to report all their extents. After the
-// duration patience it stops querying extents. The copy then queries the missing extents when it
-// reaches them. NewPlanWithin reports its progress with counters.Examined.
+// NewPlanWithin works like NewPlan, for sources that may take long to report all their extents.
+// When the time given by patience is over, it stops querying extents. The copy then queries the
+// missing extents when it reaches them. NewPlanWithin reports its progress with counters.Examined.
 func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
 	p := &Plan{Size: src.Size()}
@@ -107,8 +107,8 @@ func (p *Plan) DataFrom(off int64) int64 {
 	return p.Data - data
 }
 
-// below returns how many bytes of data and how many of zeros lie below off. It does not count
-// extents that the plan has not kept in memory.
+// below returns how many bytes of data, and how many bytes of zeros, lie below the offset off. It
+// does not count extents that the plan has not kept in memory.
 func (p *Plan) below(off int64) (data, zero int64) {
 	at := int64(0)
 	for _, c := range p.cache {
@@ -127,8 +127,8 @@ func (p *Plan) below(off int64) (data, zero int64) {
 	return data, zero
 }
 
-// extents yields the extents of the plan. First come those in memory; for the others it queries
-// src again.
+// extents yields the extents of the plan. First it yields the extents in memory. For the rest of
+// the disk it queries src again.
 func (p *Plan) extents(ctx context.Context, src source.Disk) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		off := int64(0)

@@ -18,8 +18,8 @@ type reader struct {
 	limit   *Limiter    // nil: none
 }
 
-// fill reads len(b) bytes at the offset off into b. Before the read it waits until the Limiter
-// allows it.
+// fill fills b with the content that begins at the offset off. Before the read it waits until the
+// Limiter allows the read.
 func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	if err := r.limit.Wait(ctx, len(b)); err != nil {
 		return err
@@ -54,8 +54,8 @@ func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	return nil
 }
 
-// readBacking reads from the backing image. A backing image that is shorter than the
-// disk reads as zeros past its end.
+// readBacking reads from the backing image. If the backing image is shorter than the disk, the
+// range past the end of the image reads as zeros.
 func (r *reader) readBacking(b []byte, off int64) error {
 	if r.backing == nil {
 		return fmt.Errorf("cannot read bytes [%d, %d): they are in the parent image of the source, which single-link leaves out, and the copy has no backing image to read them from", off, off+int64(len(b)))
@@ -71,8 +71,8 @@ func (r *reader) readBacking(b []byte, off int64) error {
 	return nil
 }
 
-// readFull reads len(b) bytes at off. It returns errors of ReadAt unchanged, because they
-// already name the range and the cause.
+// readFull fills b with the content of the disk d that begins at the offset off. It returns errors
+// of ReadAt unchanged, because they already name the range and the cause.
 func readFull(d source.Disk, b []byte, off int64) error {
 	n, err := d.ReadAt(b, off)
 	if n == len(b) {
@@ -84,10 +84,10 @@ func readFull(d source.Disk, b []byte, off int64) error {
 	return err
 }
 
-// whole returns a disk with all the content that is copied. Where the source has Inherited
-// extents, this disk has Data instead, which it reads from the backing image. If there is a backing
-// image, each read of the disk first queries the extents of the source with ctx. Such a read
-// therefore fails when ctx has ended. The caller must not close the disk.
+// whole returns a disk with all the content that is copied. Where the source has Inherited extents,
+// this disk has Data, which it reads from the backing image. If there is a backing image, each read
+// of the returned disk first queries the extents of the source, and uses the context ctx for that.
+// Such a read therefore fails when ctx has ended. The caller must not close the disk.
 func (r *reader) whole(ctx context.Context) source.Disk {
 	if r.backing == nil {
 		return r.src
@@ -111,7 +111,7 @@ func (w *wholeDisk) ReadAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// Extents yields the extents of the source, but its Inherited extents as Data.
+// Extents yields the extents of the source, but yields its Inherited extents as Data.
 func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range w.r.src.Extents(ctx, off, length) {

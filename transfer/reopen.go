@@ -22,13 +22,13 @@ type reopener struct {
 }
 
 // reopen opens the target at the last checkpoint of k, after the connection to the target ended
-// with the error cause. Even if cause is a permanent error, reopen tries a new connection, because
-// the new connection may succeed. r.policy limits how often reopen tries it, and for how long.
-// failures is the number of earlier failures since the copy last made progress, and lostAt is the
-// time of the first failure since then.
+// with the error cause. Even if this error is permanent, reopen tries a new connection, which may
+// succeed. r.policy limits the number of tries and the time for them. The parameter failures is the
+// number of earlier failures since the copy last made progress, and lostAt is the time of the first
+// of these failures.
 //
-// If the copy was stopped, the error of reopen is errStopped or the cause of ctx. Otherwise it is
-// an ErrLost, so that a later run can continue.
+// If the copy was stopped, the error of reopen is errStopped or the cause of ctx. In other cases
+// the error is an ErrLost, so that a later run can continue.
 func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, lostAt time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++

@@ -48,9 +48,9 @@ type sharer struct {
 	always bool                 // data that cannot be shared is an error
 }
 
-// newSharer returns a sharer, or nil if nothing can be shared. unit is the method CloneUnit of
-// the target, which returns the block size for sharing with a file. If the target is no
-// sink.Cloner, unit is nil.
+// newSharer returns a sharer, or nil if nothing can be shared. The parameter unit is the method
+// CloneUnit of the target, which returns the block size for sharing with a file. It is nil if the
+// target is no sink.Cloner.
 func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer, error) {
 	if how == ReflinkNever {
 		return nil, nil
@@ -101,9 +101,9 @@ func copied(off, end int64) part {
 	return part{Extent: source.Extent{Off: off, Len: end - off}}
 }
 
-// locate examines the beginning of the data in [off, end). It returns the part that can be
-// shared, and the number n of bytes that it has examined, counted from off. If nothing can be
-// shared, the part has length 0 and offset off. Any error is an ErrNotShared.
+// locate examines the beginning of the data in [off, end). It returns the part that can be shared,
+// and how many bytes from off on it has examined. If nothing can be shared, the part has length 0
+// and begins at off. Any error is an ErrNotShared.
 func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	none := copied(off, off)
 	f, pos, n, ok := s.src.InFile(off)
@@ -143,11 +143,11 @@ func (s *sharer) unitOf(f *os.File) int64 {
 	return unit
 }
 
-// Shared returns how many bytes of the plan's data the target can share with the source. unit
-// is the method CloneUnit of the target (see sink.Cloner), or nil if the target cannot share
-// blocks. With ReflinkAlways the error is an ErrNotShared if not all data can be shared. There is
-// no error for partial blocks at both ends of a range: they are copied, and are not part of the
-// result.
+// Shared returns how many bytes of the plan's data the target can share with the source. The
+// parameter unit is the method CloneUnit of the target (see sink.Cloner), or nil if the target
+// cannot share blocks. With ReflinkAlways, Shared returns an ErrNotShared if not all data can be
+// shared. But partial blocks at both ends of a range are no error: the copy reads and writes them,
+// and the result does not count them.
 func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit func(*os.File) int64) (shared int64, err error) {
 	s, err := newSharer(src, unit, how)
 	if s == nil || err != nil {

@@ -41,14 +41,14 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 	return nil
 }
 
-// reserve provides the given number of buffers for reading the disk, of bufferSize bytes each.
-// The caller frees them with the result release.
+// reserve provides the given number of buffers for reading the disk, of bufferSize bytes each. The
+// caller frees them by calling the result, the function release.
 func (s *side) reserve(number, bufferSize int) (release func() error, err error) {
 	s.buffers, release, err = reserveBuffers(s.Disk, number, bufferSize)
 	return release, err
 }
 
-// unchanged returns an ErrDiskChanged if the disk has changed since it was planned.
+// unchanged returns an ErrDiskChanged if the disk has changed since its plan was made.
 func (s *side) unchanged(ctx context.Context) error {
 	now, err := identityOf(ctx, s.Disk)
 	if err != nil {
@@ -60,8 +60,9 @@ func (s *side) unchanged(ctx context.Context) error {
 	return nil
 }
 
-// extents yields the extents of the disk as they are read. A hole of at most joinGap bytes
-// between data becomes Data, because reading it costs less than another request.
+// extents yields the extents of the disk in the form in which Compare and Sum read them: a hole of
+// at most joinGap bytes between data becomes Data, because reading it costs less than another
+// request.
 func (s *side) extents(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		var run, hole source.Extent // the extent to yield next, and a short hole after it if it is data

@@ -7,14 +7,15 @@ import (
 )
 
 // tally counts the bytes that differ between two disks, and the ranges of consecutive differing
-// bytes. Blocks are added in ascending order; blocks that are not added are equal.
+// bytes. Its user adds blocks in ascending order. Blocks that were not added are equal in both
+// disks.
 type tally struct {
 	ranges, bytes int64
 	first, end    int64 // start of the first range and end of the last one, in bytes; valid if ranges > 0
 	a, b          byte  // the bytes of the two disks at first
 }
 
-// join adds next, the tally of a later part of the disks, to t. A range that
+// join adds the counts of next, which is the tally of a later part of the disks, to t. A range that
 // continues from t into next counts once.
 func (t *tally) join(next *tally) {
 	if next.ranges == 0 {
@@ -32,16 +33,16 @@ func (t *tally) join(next *tally) {
 	t.end = next.end
 }
 
-// tallyBlock is the size, in bytes, of the blocks that are skipped if they are equal.
-// It must be a multiple of 8.
+// tallyBlock is the size, in bytes, of a block. Blocks that are equal in both disks are skipped.
+// The size must be a multiple of 8.
 const tallyBlock = 4 << 10
 
-// tallyZeros is compared with the data of one disk if the other disk has a hole. It is never
-// written.
+// tallyZeros is compared with the data of one disk if the other disk has a hole. No code may change
+// its bytes.
 var tallyZeros [tallyBlock]byte
 
-// add compares n bytes of two disks at the offset off. a holds those of one disk and b those of
-// the other; nil stands for zeros.
+// add compares n bytes of two disks, which begin at the offset off. The slices a and b hold these
+// bytes of one disk and of the other; nil stands for zeros.
 func (t *tally) add(a, b []byte, off int64, n int) {
 	if a != nil && b != nil && bytes.Equal(a[:n], b[:n]) {
 		return
@@ -61,8 +62,8 @@ func (t *tally) add(a, b []byte, off int64, n int) {
 	}
 }
 
-// addBlock adds a block at the offset off in which at least one byte differs. x and y are its
-// contents in the two disks. addBlock compares words of 8 bytes.
+// addBlock adds a block in which at least one byte differs. It begins at the offset off, and x and
+// y are its contents in the two disks. addBlock compares words of 8 bytes.
 func (t *tally) addBlock(x, y []byte, off int64) {
 	if t.ranges == 0 {
 		i := 0
@@ -87,18 +88,20 @@ func (t *tally) addBlock(x, y []byte, off int64) {
 	}
 }
 
-// addWord adds a word of 8 bytes at the offset off. diff is the XOR of the words of both disks,
-// read as little-endian numbers, so its bytes are 0 where the disks are equal. carry is 0x80 if
-// the byte before the word differs, else 0. addWord returns the carry for the next word.
+// addWord adds a word of 8 bytes, which begins at the offset off. The parameter diff is the XOR of
+// the words of both disks, read as little-endian numbers, so its bytes are 0 where the disks are
+// equal. The parameter carry is 0x80 if the byte before the word differs between the disks, else 0.
+// The result is the carry for the next word.
 func (t *tally) addWord(diff, carry uint64, off int64) uint64 {
-	// In the variable differ, each byte that is not 0 in diff has its highest bit set. All
-	// other bits are 0.
+	// In each byte of the variable differ, the highest bit is set if the same byte of diff is not
+	// 0. All other bits of differ are 0.
 	const low = 0x7F7F7F7F7F7F7F7F
 	differ := (diff&low + low | diff) &^ low
 	if differ == 0 {
 		return 0
 	}
-	// A range begins at each differing byte that follows an equal byte.
+	// A range begins at each byte that differs between the disks if the byte before it is equal in
+	// both disks.
 	t.ranges += int64(bits.OnesCount64(differ &^ (differ<<8 | carry)))
 	t.bytes += int64(bits.OnesCount64(differ))
 	t.end = off + 8 - int64(bits.LeadingZeros64(differ)/8)

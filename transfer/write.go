@@ -66,9 +66,9 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place passes the encoded units of one range of the piece c to the sink. The range is r, one of
-// those in c.runs that count as data. c.coded.units has the units of all these ranges; firstUnit is
-// the index of the first unit of r. place returns the number of units of r.
+// place passes encoded units of the piece c to the sink: the units in the range r, which is one of
+// the runs in c.runs that count as data. The slice c.coded.units has the units of all these runs,
+// and firstUnit is the index of the first unit of r. The result is the number of units of r.
 func (w *writer) place(c *piece, r run, firstUnit int) (units int, err error) {
 	for i, u := range c.coded.units[firstUnit:] {
 		if u.start >= r.end {
