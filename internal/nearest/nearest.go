@@ -3,15 +3,16 @@ package nearest
 
 import "slices"
 
-// Of returns the name that is most similar to word: it can be turned into word by the fewest
-// edits. If several names are equally similar, it returns the first one. names must not be
-// empty.
+// Of returns the entry of the list names that is most similar to word: the fewest edits turn
+// word into this entry. If several entries are equally similar, it returns the first of
+// them. The list must not be empty.
 func Of(word string, names []string) string {
 	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
 }
 
-// Near returns the same name as Of. ok is false if word is too different to be a misspelling of
-// the name: if more than two edits are needed, or more than one for a name of up to four bytes.
+// Near returns the same name as Of. ok says whether word may be a misspelling of this name. It
+// is false if more than two edits are needed to turn word into the name. For a name of up to
+// four bytes, it is false if more than one edit is needed.
 func Near(word string, names []string) (name string, ok bool) {
 	name = Of(word, names)
 	most := 2

@@ -1,5 +1,6 @@
-// Package nfcbudget shares the memory that an ESXi host has for NFC connections. All connections
-// to the host get their part of this memory from one [Budget]:
+// Package nfcbudget shares the memory that an ESXi host has for NFC connections, with which clients
+// read and write its disks. All connections to the host get their part of this memory from one
+// [Budget]:
 //
 //	budget := nfcbudget.NewHost(48<<20, 52)
 //	release, err := budget.Acquire(ctx, budget.Of(1, buffers.Bytes()))
@@ -29,9 +30,10 @@ func New(bytes int64) *Budget {
 	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// NewHost returns a budget of totalBytes bytes for at most maxConnections open connections.
-// maxConnections must be at least 1. The budget limits the number of connections because each of
-// them counts as at least totalBytes/maxConnections bytes, even if its buffers are smaller.
+// NewHost returns a budget with the given number of bytes for a host that allows the given
+// number of open connections, at least 1. Each connection counts as at least
+// totalBytes/maxConnections bytes, even if its buffers are smaller. Therefore the budget also
+// limits the number of connections.
 func NewHost(totalBytes int64, maxConnections int) *Budget {
 	b := New(totalBytes)
 	b.least = (totalBytes + int64(maxConnections) - 1) / int64(maxConnections)

@@ -13,9 +13,10 @@ type Buffers struct {
 // Bytes returns the number of bytes of all buffers of a connection together.
 func (b Buffers) Bytes() int64 { return b.Size * int64(b.Count) }
 
-// Halved returns buffers that need half the memory. ok is false if the buffers cannot be smaller.
-// Halved keeps the number of buffers as long as their size can be halved. The reason is that
-// smaller buffers make a copy slower only on a slow network.
+// Halved returns buffers that need at most half the memory. ok is false if the buffers cannot be
+// smaller. As long as the size of the buffers can be halved, Halved halves the size and keeps
+// the number of buffers. The reason is that smaller buffers make a copy slower only on a slow
+// network.
 func (b Buffers) Halved() (smaller Buffers, ok bool) {
 	switch {
 	case b.Size >= 2*Unit:

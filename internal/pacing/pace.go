@@ -20,29 +20,30 @@ type Pace struct {
 	successes int    // successful requests since the field now was changed
 }
 
-// Limits are the limits that apply to requests at a moment.
+// Limits are the limits that a Pace sets for the next request.
 type Limits struct {
 	Size  int // bytes of one request
 	Depth int // requests in flight on one connection
 }
 
-// NewPace returns a Pace. Its requests have up to size bytes, and each connection has up to
-// depth of them in flight.
+// NewPace returns a Pace. It allows requests of up to the given size in bytes, and up to
+// the given number of requests in flight (the depth) on each connection.
 func NewPace(size, depth int) *Pace {
 	most := Limits{size, depth}
 	return &Pace{most: most, now: most}
 }
 
-// Next returns the limits for the next request. The caller passes version to Denied if the host
-// refuses that request.
+// Next returns the limits for the next request. It also returns the version of the limits: if
+// the host refuses that request, the caller passes the version to Denied.
 func (p *Pace) Next() (l Limits, version uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.now, p.shrunk
 }
 
-// Denied lowers the limits, because the host had no memory for a request. version is the version
-// that Next returned for that request. smaller is true if a smaller request is worth an attempt.
+// Denied lowers the limits, because the host had no memory for a request. The caller passes the
+// version that Next returned for that request. The result smaller says whether the caller should
+// try again with a smaller request.
 //
 // A host often refuses several requests at once. Only the first refusal lowers the limits. The
 // other refusals then have an outdated version.
@@ -62,8 +63,8 @@ func (p *Pace) Denied(version uint64) (smaller bool) {
 	return true
 }
 
-// Served counts a successful request. It raises both limits by one step after a number of
-// successes: 16 times the number of requests that may be in flight.
+// Served counts a successful request. It raises both limits by one step after 16*Depth successes,
+// where Depth is the present limit of the requests in flight.
 func (p *Pace) Served() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

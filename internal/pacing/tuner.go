@@ -3,8 +3,9 @@ package pacing
 import "time"
 
 const (
-	// The rate is measured over a window of time. A window has at least minRequests requests and
-	// lasts at least minWindow. With fewer requests it ends after maxWindow.
+	// The rate, in bytes per second, is measured over a window of time. A window has at least
+	// minRequests requests and lasts at least minWindow. If there are fewer requests, the window
+	// ends after maxWindow.
 	minWindow   = 200 * time.Millisecond
 	maxWindow   = time.Second
 	minRequests = 32
@@ -21,17 +22,17 @@ const (
 	lastProbe  = 5 * time.Minute
 )
 
-// Tuner finds the smallest number of connections that reaches the highest rate. It adds one
-// connection after the other, as long as each one raises the rate by a tenth. It removes the last
-// connection again if that connection did not raise the rate enough.
+// Tuner finds the smallest number of connections that reaches the highest rate, in bytes per
+// second. It adds one connection after the other, as long as each one raises the rate by a
+// tenth. It removes the last connection again if that connection did not raise the rate enough.
 //
 // The caller calls Add for each request, and opens and closes connections as Add says. The Tuner
 // has no clock: all times are passed to it, and are durations since any fixed point in time. It
 // is not safe for concurrent use.
 //
-// The Tuner only measures while all connections have enough requests. If the reader of the data is
-// slower than the disk, the connections have too few requests, and the number of connections does
-// not change.
+// The Tuner only measures while there are enough requests to keep all connections busy. If the
+// reader of the data is slower than the disk, there are too few requests, and the number of
+// connections does not change.
 type Tuner struct {
 	most int // the largest number of connections
 	want int // the number of connections that there should be
@@ -60,15 +61,16 @@ const (
 	shrinking                   // a connection was removed, and the new rate is being measured
 )
 
-// NewTuner returns a Tuner that allows up to limit connections. At first it expects one open
-// connection.
+// NewTuner returns a Tuner that asks for at most the given number of connections. It begins
+// with one open connection.
 func NewTuner(limit int) *Tuner {
 	return &Tuner{most: limit, want: 1, rates: make([]float64, limit+1), probe: firstProbe}
 }
 
 // Add counts a request that has read n bytes and has ended now. open is the number of open
-// connections. loaded says whether all open connections had enough requests since the last call of
-// Add. The result is the number of connections that the caller should have open.
+// connections. loaded says whether there have been enough requests to keep all of them busy
+// since the last call of Add. The result is the number of connections that the caller should
+// have open.
 func (t *Tuner) Add(now time.Duration, n int64, open int, loaded bool) (want int) {
 	since := now - max(t.last, t.from)
 	t.last = now
@@ -101,7 +103,7 @@ func (t *Tuner) restart(now time.Duration) {
 }
 
 // Failed tells the Tuner that one more connection could not be opened. open is the number of
-// open connections. The Tuner will not ask for more than that.
+// open connections. The Tuner never asks for more connections than these.
 func (t *Tuner) Failed(open int) {
 	t.most = max(open, 1)
 	t.want = min(t.want, t.most)
@@ -120,8 +122,8 @@ func (t *Tuner) Settled() int {
 	return t.want
 }
 
-// Denied tells the Tuner that the host has no memory for more than the open connections at
-// present. The Tuner will ask for more later.
+// Denied tells the Tuner that the host has no memory for another connection at present.
+// open is the number of open connections. The Tuner will ask for more connections later.
 func (t *Tuner) Denied(open int) {
 	t.want = max(open, 1)
 	t.rest(t.probe)
@@ -152,8 +154,8 @@ func (t *Tuner) judge(rate float64) {
 		t.probe = firstProbe
 		t.shrink()
 	case resting:
-		// The usual rate is a moving average. It changes slowly, so that a sudden drop of the
-		// rate is noticed.
+		// The usual rate is a moving average. It changes slowly. Therefore a sudden drop of
+		// the measured rate below it is noticed.
 		t.rates[t.want] = before + (rate-before)/8
 		if rate*gain < before {
 			t.worse++

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Need skips the test if one of the programs is not installed. In CI, where the environment
-// variable CI is set and all programs are installed, the test fails instead.
+// Need skips the test if one of the given programs is not installed. In CI, where the
+// environment variable CI is set and all programs are installed, the test fails instead.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	notShort(t)
@@ -32,8 +32,8 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// NeedFile skips the test if the file at path does not exist. It is a file outside the project.
-// In CI the test fails instead.
+// NeedFile skips the test if the file at path does not exist, because the file is not part of
+// the project. In CI the test fails instead.
 func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {

@@ -38,8 +38,9 @@ func Line(s string) string {
 }
 
 // Bytes returns text with escapes for everything that is not safe to show. Line ends and tabs
-// stay, because they come from the program itself. If text is JSON, the result is JSON with the
-// same values. If nothing has to be escaped, Bytes returns text itself.
+// stay, because the program itself has written them: it has already escaped those that came
+// from outside. If text is JSON, the result is JSON with the same values. If nothing has to be
+// escaped, Bytes returns text itself.
 func Bytes(text []byte) []byte {
 	if first(text, true) < 0 {
 		return text

@@ -17,9 +17,9 @@ type Writer struct {
 // NewWriter returns a Writer that writes to w.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
-// Write writes p. If p ends in the middle of a rune, the bytes of the rune are kept and written
-// by the next call. If the underlying writer fails, Write returns its error, and the number of
-// bytes is not exact.
+// Write writes p to the underlying writer. If p ends in the middle of a rune, the first bytes
+// of the rune are kept and written by the next call. If the underlying writer fails, Write
+// returns its error, and the returned number of written bytes may be wrong.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -12,7 +12,7 @@ type Progress struct {
 	last  atomic.Int64 // nanoseconds from start to the last success; 0: no success yet
 }
 
-// NewProgress returns a new Progress. No operation has succeeded in it yet.
+// NewProgress returns a Progress that has recorded no success yet.
 func NewProgress() *Progress { return &Progress{start: time.Now()} }
 
 // Mark records that an operation has succeeded now.

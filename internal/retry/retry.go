@@ -90,8 +90,8 @@ func (p *Policy) Delay(n int) time.Duration {
 
 // Wait returns the delay before retry n of an operation. idle is the time for which the
 // operation has made no progress. The delay is at most three quarters of the time that is left
-// before the timeout, so that some time is left for the attempt. ok is false if too little time
-// is left.
+// before the timeout, so that some time is left for the retry itself. ok is false if too little
+// time is left for a retry.
 func (p *Policy) Wait(n int, idle time.Duration) (wait time.Duration, ok bool) {
 	if !p.patient(idle) {
 		return 0, false
@@ -130,7 +130,8 @@ func (p *Policy) GiveUp(err error, failures int, idle time.Duration) error {
 }
 
 // TimedOut returns the error of an operation that is given up because it made no progress for
-// too long: for the time idle. err is the error of the last attempt.
+// too long. idle is the time for which it made no progress, and err is the error of the last
+// attempt.
 func (p *Policy) TimedOut(err error, idle time.Duration) error {
 	return fmt.Errorf("gave up after %v without progress: %w", idle.Round(time.Second), err)
 }
@@ -144,8 +145,8 @@ func (p *Policy) Pause(ctx context.Context, err error, wait time.Duration, stop 
 	return Sleep(ctx, wait, stop)
 }
 
-// Sleep waits for the duration d and returns true. It returns false as soon as ctx ends or the
-// channel stop is closed. stop may be nil.
+// Sleep waits for the given duration and returns true. It returns false as soon as ctx ends or
+// the channel stop is closed. stop may be nil.
 func Sleep(ctx context.Context, d time.Duration, stop <-chan struct{}) bool {
 	select {
 	case <-ctx.Done():

@@ -12,8 +12,8 @@ import (
 )
 
 // Secret is a text that is printed as "***": with every verb of package fmt, in logs and in
-// JSON. Only Reveal returns the text. The zero value means that there is no secret. A secret
-// with an empty text is something else. A Secret is safe for concurrent use.
+// JSON. Only Reveal returns the text. The zero value means that there is no secret. This is
+// not the same as a secret whose text is empty. A Secret is safe for concurrent use.
 type Secret struct {
 	text string
 	set  bool

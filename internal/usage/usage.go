@@ -26,8 +26,8 @@ func Errorf(format string, args ...any) error { return &Error{err: fmt.Errorf(fo
 // Wrap returns an Error that wraps err. It has the hint of err, if err has one.
 func Wrap(err error) error { return &Error{err, hinted.Of(err)} }
 
-// WithHint returns an Error that wraps err and has the given hint. A hint that err has is not
-// used.
+// WithHint returns an Error that wraps err and has the given hint. If err has a hint of its
+// own, that hint is not used.
 func WithHint(err error, hint string) error { return &Error{err, hint} }
 
 func (e *Error) Error() string { return e.err.Error() }
