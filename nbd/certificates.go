@@ -88,8 +88,9 @@ func LoadAuthorities(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readPEM returns the content of the file at path. The file must have a PEM block whose
-// type ends in kind: "CERTIFICATE" or "PRIVATE KEY". An encrypted key is an error.
+// readPEM returns the content of the file at path. The file must have a PEM block of
+// the given kind, which is "CERTIFICATE" or "PRIVATE KEY". The type of the block must
+// end in this text. An encrypted key is an error.
 func readPEM(path, kind string) ([]byte, error) {
 	text, err := os.ReadFile(path)
 	switch {
@@ -114,8 +115,8 @@ func readPEM(path, kind string) ([]byte, error) {
 	return nil, wrong("", "%s has no %s in PEM format", path, strings.ToLower(kind))
 }
 
-// valid returns an error if the certificate c has expired or is not valid yet. The
-// error names path, the file that contains the certificate.
+// valid returns an error if a certificate has expired or is not valid yet. The error
+// names the file that contains the certificate, which has the given path.
 func valid(path string, c *x509.Certificate) error {
 	const day = "2006-01-02 15:04:05 MST"
 	switch now := time.Now(); {

@@ -2,21 +2,24 @@ package client
 
 import "github.com/vddkcp/vddkcp/nbd"
 
-// read fills p with the bytes at offset off of the export. The offset and the length
-// may have any alignment, but the range must lie in the export.
+// read fills p with the bytes of the export that begin at the given offset. The
+// offset and the length may have any alignment, but the range must lie in the export.
 func (s *server) read(p []byte, off int64) error {
 	return s.doBlocks(nbd.CmdRead, p, off, s.readPart)
 }
 
-// write writes p at offset off. Neither the offset nor the length need be aligned. If p
-// covers only a part of a block, the rest of the block is read and written back.
+// write writes p to the export at the given offset. The offset and the length may have
+// any alignment. If p covers only a part of a block, the rest of the block is read and
+// written back.
 func (s *server) write(p []byte, off int64) error {
 	return s.doBlocks(nbd.CmdWrite, p, off, s.writePart)
 }
 
-// doBlocks reads p from the offset off, or writes p there. The command cmd says which of
-// the two. doBlocks sends requests for the blocks that p covers completely. It calls the
-// function part for the parts of blocks at the beginning and at the end of p.
+// doBlocks reads bytes of the export into the buffer p, or writes p to the export, as
+// the given command says. The range begins at the given offset. doBlocks sends requests
+// for the blocks that the range covers completely. The blocks at the beginning and at
+// the end of the range may be covered only in part. For such a part, doBlocks calls the
+// function readPart or writePart, which the caller passes as the last argument.
 func (s *server) doBlocks(cmd nbd.Command, p []byte, off int64, part func(p []byte, off int64) error) error {
 	head, whole := s.splitBlocks(off, int64(len(p)))
 	if head > 0 {
@@ -45,8 +48,9 @@ func (s *server) doBlocks(cmd nbd.Command, p []byte, off int64, part func(p []by
 	return nil
 }
 
-// readPart fills p with the bytes of a range that lies inside one block. (A block has
-// the minimum block size of the server.)
+// readPart fills p with the bytes of the export that begin at the given offset. The
+// range must lie inside one block. (A block has the minimum block size of the
+// server.)
 func (s *server) readPart(p []byte, off int64) error {
 	k, err := s.readBlock(off)
 	if err != nil {
@@ -56,9 +60,9 @@ func (s *server) readPart(p []byte, off int64) error {
 	return nil
 }
 
-// readBlock reads the whole block that contains the offset off. It returns the completed
-// read request: its field off is the offset of the block in the export, and its field
-// data holds the bytes of the block.
+// readBlock reads the whole block that contains the given offset. It returns the
+// completed read request, whose fields hold the offset of the block in the export (off)
+// and the bytes of the block (data).
 func (s *server) readBlock(off int64) (*call, error) {
 	block := int64(s.sizes.Min)
 	start := off - off%block
@@ -77,9 +81,10 @@ func (s *server) maxPayload() int {
 	return int(most - most%s.sizes.Min)
 }
 
-// writePart writes a range inside one block. It reads the block, changes the range and
-// writes the block back. Only one call does this at a time, because two concurrent calls
-// for the same block would overwrite each other's change.
+// writePart writes p to a range inside one block, at the given offset. It reads the
+// block, changes the range and writes the block back. Only one call of writePart does
+// this at a time, because two concurrent calls for the same block would overwrite each
+// other's change.
 func (s *server) writePart(p []byte, off int64) error {
 	s.partial.Lock()
 	defer s.partial.Unlock()
@@ -95,10 +100,11 @@ func (s *server) writePart(p []byte, off int64) error {
 	return nil
 }
 
-// splitBlocks divides the range of n bytes at offset off into three parts. head is the
-// length of the part before the first block boundary, or 0 if off is a block boundary.
-// whole is the length of the part that consists of complete blocks. The rest is a part
-// of a block. A short block at the end of the export counts as a complete block.
+// splitBlocks divides a range of n bytes, which begins at the given offset, into three
+// parts. head is the length of the part before the first block boundary. It is 0 if the
+// range begins at a block boundary. whole is the length of the part that consists of
+// complete blocks. The third part is what remains: the beginning of another block. A
+// short block at the end of the export counts as a complete block.
 func (s *server) splitBlocks(off, n int64) (head, whole int64) {
 	block := int64(s.sizes.Min)
 	if in := off % block; in > 0 {

@@ -16,7 +16,8 @@ import (
 // checkTimeout is how long Check waits for the answer of a server.
 const checkTimeout = 5 * time.Second
 
-// checkWritable returns an error if the export is read-only or smaller than size bytes.
+// checkWritable returns an error if the export is read-only, or smaller than a disk of the
+// given size in bytes.
 func (n *negotiated) checkWritable(name string, size int64) error {
 	if n.flags&nbd.ReadOnly != 0 {
 		return hinted.Error(fmt.Errorf("%s: %w", name, ErrReadOnly), "start the server without -r or --read-only, or vddkcp export with --rw")
@@ -30,10 +31,11 @@ func (n *negotiated) checkWritable(name string, size int64) error {
 	return nil
 }
 
-// Check returns an error if Create cannot write a disk of size bytes to the export that
-// uri names. It does not open the export. It only sends the option INFO and
-// disconnects. A server that serves a single client and then exits does not count this
-// connection as that client. It continues to wait for a client that opens the export.
+// Check returns an error if Create cannot write a disk of the given size, in bytes, to
+// the export with the given URI. It does not open the export. It only sends the option
+// INFO and disconnects. Some servers serve a single client and then exit. They do not
+// count this connection as that client, and continue to wait for a client that opens
+// the export.
 //
 // The error wraps errors.ErrUnsupported if the server does not support INFO or does not
 // answer within 5 seconds. A server that accepts only one client at a time does not
@@ -53,7 +55,8 @@ func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
 	return n.checkWritable(name, size)
 }
 
-// queryInfo queries an export with INFO over a connection that it closes afterwards.
+// queryInfo asks the server for information about an export with the option INFO. It opens
+// a connection for this and closes it afterwards.
 func queryInfo(ctx context.Context, uri *nbd.URI, limit time.Duration) (negotiated, error) {
 	config, err := tlsConfig(uri)
 	if err != nil {

@@ -83,7 +83,7 @@ func (s *server) pick() *conn {
 	return best
 }
 
-// do starts the call k on the connection c and waits for its result.
+// do starts a call on the given connection and waits for its result.
 func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	if err := c.start(ctx, k); err != nil {
 		return err
@@ -91,11 +91,11 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	return k.wait(ctx)
 }
 
-// doAll calls next repeatedly and starts each call that next returns. It stops when
-// next returns nil or a call fails, waits for the calls in progress, and returns the
-// first call that failed and its error. Up to 2*depth calls are in progress at once,
-// which is twice the limit of one connection, so that they keep several connections
-// busy.
+// doAll starts many calls and waits for their results. It gets the calls from the
+// function next, one after another, until next returns nil or a call fails. Then it
+// waits for the calls in progress, and returns the first call that failed and its
+// error. Up to 2*depth calls are in progress at once. One connection has at most
+// depth calls in progress, so several connections are kept busy.
 func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
 	var window [2 * depth]*call // ring buffer of the calls in progress
 	from, to := 0, 0
@@ -146,10 +146,10 @@ func (s *server) disconnect() {
 	all.Wait()
 }
 
-// wrap adds the name of the server and the range of the call to err. If the server
-// refused a read for a reason that does not go away, wrap marks the error with
-// source.Permanent, so that the read is not retried. After the context of the disk has
-// ended, wrap returns the cause of that instead of err.
+// wrap adds the name of the server and the range of a call to the error of this call.
+// If the server refused a read for a reason that does not go away, wrap marks the
+// error with source.Permanent, so that the read is not retried. If the context of the
+// disk has ended, wrap uses the cause of this context in place of err.
 func (s *server) wrap(k *call, err error) error {
 	var refused *serverError
 	if k.cmd == nbd.CmdRead && errors.As(err, &refused) && refused.final() {

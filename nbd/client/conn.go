@@ -90,10 +90,10 @@ type call struct {
 	cookie uint64
 	done   chan error // gets the result; has capacity 1
 
-	// The next fields are guarded by conn.mu. A call ends only when both sent and
-	// replied are true. A server may reply with an error before it has received all
-	// data of a write, and the caller must not change the data while they are being
-	// sent.
+	// The next fields are guarded by conn.mu. The call ends only when the request was
+	// sent (sent) and the reply was received (replied). A server may reply with an
+	// error before it has received all data of a write. The call must not end then,
+	// because its caller could change the data while they are being sent.
 	sent, replied bool
 	result        error
 }
@@ -129,9 +129,9 @@ type conn struct {
 	pending map[uint64]*call // calls in progress, by their cookies
 }
 
-// newConn returns a connection for the transmission phase. n is the result of the
-// handshake. The connection serves calls until it breaks or disconnect is called. Then
-// it closes the channel conn.ended.
+// newConn returns a connection for the transmission phase, with the properties that
+// were negotiated in the handshake. The connection serves calls until it breaks or
+// disconnect is called. Then it closes the channel conn.ended.
 func newConn(raw, tls net.Conn, n negotiated, timeout time.Duration) *conn {
 	c := &conn{
 		raw: raw, net: tls, structured: n.structured, context: n.context, contexts: n.contexts, timeout: timeout,
@@ -161,8 +161,8 @@ func (c *conn) run() {
 	c.pending = nil
 }
 
-// fail closes the connection and records err as the reason. Later calls of fail do
-// nothing.
+// fail closes the connection and records err as the reason. If fail was called
+// before, it does nothing.
 func (c *conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -174,8 +174,9 @@ func (c *conn) fail(err error) {
 	c.raw.Close()
 }
 
-// start waits for a free slot of the connection, which has depth slots, and queues the
-// call k for sending. The caller then calls k.wait.
+// start waits for a free slot of the connection and then queues a call for sending.
+// The number of slots is the constant depth. Afterwards the caller calls the method
+// wait of the call.
 func (c *conn) start(ctx context.Context, k *call) error {
 	c.load.Add(1)
 	if err := c.register(ctx, k); err != nil {
@@ -185,8 +186,8 @@ func (c *conn) start(ctx context.Context, k *call) error {
 	return nil
 }
 
-// register waits for a free slot of the connection and queues the call k for sending.
-// The method start, which calls it, also counts the call in c.load.
+// register waits for a free slot of the connection and then queues a call for
+// sending. The method start calls register, and also counts the call in c.load.
 func (c *conn) register(ctx context.Context, k *call) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -215,8 +216,9 @@ func (c *conn) register(ctx context.Context, k *call) error {
 }
 
 // wait waits for the result of a call that was started. If the reply takes longer than the
-// timeout, the connection breaks. If the call has no data, wait also returns when ctx ends.
-// If the call has data, wait ignores ctx, because the connection still uses the data.
+// timeout, the connection breaks. If the call is not a read or a write, wait also returns
+// when ctx ends. If it is a read or a write, wait ignores ctx, because the connection still
+// uses the buffer with the data.
 func (k *call) wait(ctx context.Context) error {
 	late := time.NewTimer(k.conn.timeout)
 	defer late.Stop()
@@ -260,9 +262,9 @@ func (c *conn) markReplied(k *call, result error) {
 	c.finishLocked(k)
 }
 
-// finishLocked ends a call if its request was sent and its reply was received. Until then
-// the call stays in c.pending, where run finds it when the connection breaks. The caller
-// holds c.mu.
+// finishLocked ends a call if its request was sent and its reply was received. Otherwise
+// the call stays in c.pending, where the method run finds it when the connection breaks.
+// The caller holds c.mu.
 func (c *conn) finishLocked(k *call) {
 	if k.sent && k.replied {
 		delete(c.pending, k.cookie)
@@ -314,7 +316,7 @@ func (c *conn) disconnect() {
 }
 
 // readReplies reads replies until the connection fails, and returns the error that
-// ended it.
+// ended the connection.
 func (c *conn) readReplies() error {
 	r := reader{bufio.NewReaderSize(c.net, readBuffer)}
 	for {

@@ -18,7 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// dial opens the connections to the export that uri names. Errors name the URI.
+// dial opens the connections to the export with the given URI. Its errors contain the URI.
 func dial(ctx context.Context, uri *nbd.URI, o Options) (*server, error) {
 	name := nbd.Text([]byte(uri.String()))
 	s, err := dialAll(ctx, uri, name, o)
@@ -31,8 +31,8 @@ func dial(ctx context.Context, uri *nbd.URI, o Options) (*server, error) {
 	return s, nil
 }
 
-// dialAll opens the connections to the export that uri names. Its errors do not name the URI,
-// because dial adds it.
+// dialAll opens the connections to the export with the given URI. Its errors do not contain
+// the URI, because dial adds it.
 func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server, error) {
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, fmt.Errorf("invalid number of connections %d: want 1 to %d", o.Connections, maxConnections)
@@ -64,7 +64,8 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 
 // checkTail reads the end of an export whose size is not a multiple of the minimum block
 // size that the server advertises. The protocol defines no request for such an end. If the
-// server refuses to read it, the user must know that before the rest is copied.
+// server refuses to read it, the user gets an error at once, and not after the rest of the
+// disk was copied.
 func (s *server) checkTail() error {
 	tail := s.size % int64(s.sizes.Min)
 	if !s.sizesGiven || tail == 0 {
@@ -127,9 +128,10 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	return err
 }
 
-// differences compares what the server negotiated on two connections to one export. It
-// returns a text for each difference, with the value of n first and the value of first
-// after it. The ID of the metadata context may differ.
+// differences compares what was negotiated on two connections to one export: on a
+// further connection (n) and on the first one (first). It returns a text for each
+// difference. Each text contains the value of the further connection and then the
+// value of the first one. The ID of the metadata context may differ.
 func (n *negotiated) differences(first *negotiated) []string {
 	var list []string
 	compare := func(format string, value, want any) {
@@ -189,8 +191,8 @@ func dialSocket(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	return raw, nil
 }
 
-// negotiate performs the handshake on the socket raw and returns a connection that
-// serves calls. If the handshake fails, negotiate closes the socket.
+// negotiate performs the handshake on a socket and returns a connection that serves
+// calls. If the handshake fails, negotiate closes the socket.
 func negotiate(ctx context.Context, raw net.Conn, uri *nbd.URI, config *tls.Config, timeout time.Duration) (*conn, negotiated, error) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	over, n, err := handshake(ctx, raw, uri, config)

@@ -15,18 +15,18 @@ import (
 )
 
 const (
-	// window is the maximum length of the range, in bytes, that is queried for
-	// extents at once. While the caller uses the extents of one such range, the
-	// next range is queried.
+	// window is the maximum length, in bytes, of the range for whose extents the
+	// client asks in one query. While the caller uses the extents of one such range,
+	// the client queries the next range.
 	window = 1 << 30
 	// queryRetries is the maximum number of retries of a query for extents that failed
 	// with a possibly temporary error. The delay before the first retry is queryWait.
 	// The delay doubles with each further retry.
 	queryRetries = 4
 	queryWait    = 100 * time.Millisecond
-	// assumedData is the length of the range, in bytes, that counts as data after a
-	// query for its extents and all retries of the query have failed. From then on
-	// queries have at most this length, until one succeeds.
+	// assumedData is a length in bytes. If a query for extents and all its retries have
+	// failed, a range of at most this length counts as data. From then on the client
+	// only queries ranges of at most this length, until a query succeeds.
 	assumedData = 64 << 20
 	// maxKnown is the maximum number of extents in the cache of a disk.
 	maxKnown = 256 << 10
@@ -44,10 +44,11 @@ type segment struct {
 	runs     []run
 }
 
-// find returns the cached segment that contains the offset off. If there is none, it
-// returns nil and the offset at which a query for the missing extents should begin. A
-// query begins at a multiple of window. It begins later if the extents there are cached
-// already: at the end of the last cached segment before off.
+// find returns the cached segment that contains the given offset. If there is none, it
+// returns nil and the offset at which a query for the missing extents should begin. The
+// query should begin at the last multiple of window that is not after the given offset.
+// If the cache already has extents after this multiple, the query should begin at the
+// end of the last cached segment before the given offset.
 func (a *allocation) find(off int64) (*segment, int64) {
 	i, found := slices.BinarySearchFunc(a.segments, off, func(s *segment, off int64) int {
 		switch {
@@ -143,7 +144,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-// segment returns a segment that contains the offset off, from the cache or from the server.
+// segment returns a segment that contains the given offset, from the cache or from the
+// server.
 func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {
@@ -222,9 +224,9 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 // query asks the server for the extents of [off, end). The returned segment begins at off
 // and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
-	// When ctx ends, only this call returns, and the server may still reply. When
-	// the context of the disk ends, the connections are closed, so that the request
-	// fails.
+	// When ctx ends, the method do returns, although the server may still reply to
+	// the request. When the context of the disk ends, the connections are closed, so
+	// that the request fails.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {
 		return nil, s.wrap(k, err)

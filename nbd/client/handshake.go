@@ -54,13 +54,13 @@ type handshaker struct {
 // size. INFO is the option with which a client queries an export without opening it.
 var errNoInfo = errors.New("the server cannot describe an export without opening it")
 
-// handshake performs the handshake on the socket raw. It returns the connection for the
+// handshake performs the handshake on a socket. It returns the connection for the
 // transmission phase, which is the socket itself or a TLS connection over it.
 func handshake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	return (&handshaker{conn: raw, uri: uri}).run(ctx, tlsConfig)
 }
 
-// run performs the handshake, and adds hints to errors of TLS.
+// run performs the handshake. If an error of TLS occurs, run adds a hint to it.
 func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	n, err := s.greet(ctx, tlsConfig)
 	if _, secure := s.conn.(*tls.Conn); secure && err != nil {
@@ -253,9 +253,9 @@ func (s *handshaker) setContext(n *negotiated) error {
 	return err
 }
 
-// goOption completes the handshake with the option GO. If o is the option INFO instead,
-// goOption gets the same information about the export, but the handshake is not
-// complete. known is false if the server does not support the option.
+// goOption sends an option that asks for information about the export: GO or INFO. The
+// option GO also completes the handshake, and the option INFO does not. known is false
+// if the server does not support the option.
 func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 	if err := s.sendOption(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
 		return false, err
@@ -300,7 +300,8 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 }
 
 // refused returns the error for an option that the client needs and the server has
-// refused. t is the type of the server's reply, and text its explanation.
+// refused. It gets the type of the server's reply, and the explanation that the
+// server sent as text.
 func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
 	problem, hint := t.String(), ""
 	switch t {
@@ -353,8 +354,9 @@ func (s *handshaker) listExports() (names []string, more int) {
 }
 
 // readReplies reads the replies to an option up to the last one, which is ACK or an
-// error. It calls visit with the type and the data of each reply before the last one.
-// It returns the type of the last reply and, if that is an error, its text.
+// error. It calls the function visit with the type and the data of each reply before
+// the last one. It returns the type of the last reply and, if that is an error, its
+// text.
 func (s *handshaker) readReplies(o nbd.Option, visit func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
 	for range maxOptionReplies {
 		var b [nbd.OptionReplySize]byte
@@ -402,7 +404,8 @@ func (s *handshaker) sendOption(o nbd.Option, data []byte) error {
 func (s *handshaker) send(b []byte) error {
 	_, err := s.conn.Write(b)
 	if secure, ok := s.conn.(*tls.Conn); ok && isClosed(err) {
-		// The server may have sent a TLS alert before it closed the connection.
+		// The server may have sent a TLS alert before it closed the connection. Reading
+		// returns this alert as an error.
 		if _, why := secure.Read(make([]byte, 1)); why != nil {
 			return why
 		}

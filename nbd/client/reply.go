@@ -29,8 +29,8 @@ type spans struct{ list []span }
 // span is the range of the offsets [from, to) in a disk.
 type span struct{ from, to int64 }
 
-// add adds the range of a chunk. It returns an error if the range overlaps an earlier one, or
-// if there are too many separate ranges.
+// add adds the range of a chunk. It returns an error if the range overlaps the range of an
+// earlier chunk, or if there are too many separate ranges.
 func (s *spans) add(from, to int64) error {
 	i, _ := slices.BinarySearchFunc(s.list, from, func(e span, from int64) int {
 		if e.to < from {
@@ -65,14 +65,14 @@ func (s *spans) add(from, to int64) error {
 	return nil
 }
 
-// overlap returns the error for a chunk [from, to) that overlaps the range e of earlier
-// chunks.
+// overlap returns the error for a chunk [from, to) that overlaps a range for which
+// chunks have already been received.
 func overlap(from, to int64, e span) error {
 	return fmt.Errorf("the chunk of bytes [%d, %d) repeats bytes [%d, %d) of an earlier chunk", from, to, max(from, e.from), min(to, e.to))
 }
 
 // missing returns the first part of [from, to) for which no chunk was received. ok is
-// false if nothing is missing.
+// false if there is no such part.
 func (s *spans) missing(from, to int64) (span, bool) {
 	for _, e := range s.list {
 		if e.from > from {
@@ -83,9 +83,9 @@ func (s *spans) missing(from, to int64) (span, bool) {
 	return span{from, to}, from < to
 }
 
-// status holds the extents in a reply to BLOCK_STATUS. They begin at the offset of the
-// request. Together they may be shorter or longer than its range, but have at least one
-// byte.
+// status holds the extents in a reply to the request BLOCK_STATUS. The first extent
+// begins at the offset of the request. All extents together may be shorter or longer
+// than the range of the request, but have at least one byte.
 type status struct {
 	runs     []run
 	received bool // a chunk of block status has been received
@@ -162,8 +162,8 @@ func (c *conn) readChunk(r reader) error {
 	return nil
 }
 
-// claim records that a chunk in the reply to the read request k contains n bytes at
-// offset off of the disk. It returns the part of the read buffer for these bytes.
+// claim records that the reply to a read request has a chunk of n bytes at the given
+// offset of the disk. It returns the part of the read buffer for these bytes.
 func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
 		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the range of the request", k, n, off)
@@ -175,7 +175,7 @@ func claim(k *call, off uint64, n int64) ([]byte, error) {
 	return k.data[from : from+n], nil
 }
 
-// readData reads the payload of a data chunk into the buffer of the read request k.
+// readData reads the payload of a data chunk into the buffer of the read request.
 func readData(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len < 9 {
 		return violation("reply to %v: found a data chunk with a payload of %d bytes, want at least 9 bytes", k, chunk.Len)
@@ -194,8 +194,8 @@ func readData(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// readHole reads the payload of a hole chunk. It fills the range of the hole with zeros
-// in the buffer of the read request k.
+// readHole reads the payload of a hole chunk. In the buffer of the read request, it
+// fills the range of the hole with zeros.
 func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len != 12 {
 		return violation("reply to %v: found a hole chunk with a payload of %d bytes, want 12 bytes", k, chunk.Len)
@@ -290,8 +290,8 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// lostInReply returns the error for a connection that broke while the reply to the call
-// k was being read.
+// lostInReply returns the error for a connection that broke while the reply to a call
+// was being read.
 func lostInReply(k *call, err error) error {
 	return &lostError{fmt.Errorf("cannot read the reply to %v: %w", k, err)}
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// SinkOptions configure Create. With the zero value, the client writes the zeros of the
-// disk too, because the export may have old content.
+// SinkOptions configure Create. With the zero value, the client also writes the parts
+// of the disk that contain only zeros, because the export may have old content there.
 type SinkOptions struct {
 	sink.Options
 	Client       Options
@@ -35,15 +35,15 @@ type target struct {
 	zeroLimit atomic.Int64 // maximum length of a request WRITE_ZEROES, in bytes
 }
 
-// Create opens the export that uri names, to write a disk of size bytes to it in place.
-// The export must be writable and have at least size bytes. If the export is larger,
-// its part after the disk is not changed, and Create reports that with o.Client.Warn.
-// Publish, Suspend and Abort only disconnect.
+// Create opens the export with the given URI, to write a disk of the given size, in
+// bytes, to it in place. The export must be writable and at least as large as the disk.
+// If the export is larger, its part after the disk is not changed, and Create reports
+// that with o.Client.Warn. The methods Publish, Suspend and Abort only disconnect.
 //
-// The disk is sink.Parallel and sink.Verifiable. With TargetIsZero it is also
-// sink.Zeroed. Its Unit is the minimum block size that the server advertises, or 512
-// bytes if it advertises none. Calls that fail because a connection was lost return an
-// error that wraps sink.ErrLost.
+// The disk is sink.Parallel and sink.Verifiable. With the option TargetIsZero it is
+// also sink.Zeroed. Its Unit is the minimum block size that the server advertises, or
+// 512 bytes if it advertises none. Calls that fail because a connection was lost return
+// an error that wraps sink.ErrLost.
 func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.Disk, error) {
 	if size < 0 {
 		return nil, fmt.Errorf("%s: cannot write a disk of unknown size to an NBD export: %w", uri, errors.ErrUnsupported)
@@ -103,7 +103,8 @@ func identity(u *nbd.URI, size int64) string {
 // Identity implements sink.Identified.
 func (t *target) Identity() (string, error) { return t.id, nil }
 
-// newTarget returns a target of size bytes that writes to the export of the server s.
+// newTarget returns a target that writes a disk of the given size, in bytes, to the export
+// of a server.
 func newTarget(s *server, size int64, o SinkOptions) *target {
 	t := &target{
 		Target: lifecycle.Target{Context: s.life.Context, Name: s.life.Name, Size: size, Unit: int64(s.sizes.Min), Resume: o.Resume},
@@ -121,10 +122,10 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 // refuses a state that records another kind of target or another size.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
-// probeFlush tests whether an oldstyle server supports FLUSH if it advertises FLUSH.
+// probeFlush tests whether an oldstyle server that advertises FLUSH also supports it.
 // The test is necessary because nbdkit --oldstyle advertises commands that it refuses.
-// If the server refuses FLUSH, probeFlush removes the flag from s, so that FLUSH is not
-// sent again.
+// If the server refuses FLUSH, probeFlush removes the flag for FLUSH from s.flags, so
+// that FLUSH is not sent again.
 func probeFlush(ctx context.Context, s *server) error {
 	if !s.oldstyle || s.flags&nbd.SendFlush == 0 {
 		return nil

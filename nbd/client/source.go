@@ -26,8 +26,8 @@ type Disk struct {
 	changes uint64     // number of calls of forget
 }
 
-// Open opens the export that uri names for reading. When ctx ends, all calls of the disk
-// fail. Errors name the URI.
+// Open opens the export with the given URI for reading. When ctx ends, all calls of the
+// disk fail. Errors contain the URI.
 func Open(ctx context.Context, uri *nbd.URI, o Options) (*Disk, error) {
 	s, err := dial(ctx, uri, o)
 	if err != nil {
@@ -45,9 +45,9 @@ func (d *Disk) Stats() source.Stats {
 	return source.Stats{Transport: "nbd", Connections: n, Most: n}
 }
 
-// Identity returns the URI and the size of the export. The result proof says how a
-// change of the content could be detected. It is "none", because NBD has no way to
-// detect a change.
+// Identity returns a text with the URI and the size of the export. Its second result,
+// proof, says how a change of the content could be detected. It is "none", because
+// NBD has no way to detect a change.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	return "nbd:" + d.uri + ":" + strconv.FormatInt(d.size, 10), "none", nil
 }

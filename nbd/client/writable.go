@@ -24,15 +24,15 @@ type WritableDisk struct {
 	*Disk
 	target *target
 
-	// partial is locked for writing while a part of a block is read, changed and
-	// written back. Writes of whole blocks lock it for reading.
+	// partial is locked for writing while a block is changed in part: the block is
+	// read, changed and written back. Writes of whole blocks lock it for reading.
 	partial sync.RWMutex
 
 	flushes flush.Group
 }
 
-// OpenWritable opens the export that uri names for reading and writing. When ctx ends, all
-// calls of the disk fail.
+// OpenWritable opens the export with the given URI for reading and writing. When ctx ends,
+// all calls of the disk fail.
 func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, error) {
 	s, err := dial(ctx, uri, o)
 	if err != nil {
@@ -51,9 +51,10 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 	}, nil
 }
 
-// changeRange changes the n bytes at offset off. It calls the function whole for the
-// blocks that the range covers completely. It calls the function part for the parts of
-// blocks at the beginning and at the end of the range.
+// changeRange changes the n bytes at the given offset, with the help of two functions
+// of the caller. It calls the function whole for the blocks that the range covers
+// completely. At the beginning and at the end of the range, it calls the function part
+// for blocks that are covered only in part.
 func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {
@@ -122,9 +123,10 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	})
 }
 
-// doPieces divides the n bytes at offset off into pieces of at most zeroPiece bytes. It
-// sends a request for each piece, in order. model is a call whose command and flags
-// these requests have.
+// doPieces divides the n bytes at the given offset into pieces of at most zeroPiece
+// bytes. It sends a request for each piece, in order. The requests have the same
+// command and the same flags as the given call, which is only a model and is not sent
+// itself.
 func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, model *call) error {
 	s := d.server
 	for n > 0 {
