@@ -12,16 +12,17 @@ const (
 	maxExportCalls = 256
 )
 
-// calls bounds the number of concurrent calls to disks. Each call puts an element into
-// the channel while it is in progress.
+// calls limits the number of concurrent calls to disks. It is a channel: while a call
+// is in progress, there is an element for this call in the channel.
 type calls chan struct{}
 
 func (c calls) release() { <-c }
 
-// acquireCall waits until the connection may call its disk. The call counts against the
-// limits that all connections share. If these limits are reached, the connection may
-// still make one call at a time, which does not count against them. After the call to
-// the disk, the caller calls release. acquireCall fails only if ctx ends.
+// acquireCall waits until the connection may call its disk. The call counts against two
+// limits: one for all calls of the server, and one for the calls to this export. If a
+// limit is reached, the connection may still make one call at a time, which does not
+// count against the limits. After the call to the disk, the caller calls release.
+// acquireCall fails only if ctx ends.
 func (c *conn) acquireCall(ctx context.Context) (release func(), err error) {
 	e := c.export.calls
 	select {

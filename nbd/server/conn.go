@@ -82,8 +82,8 @@ func (c *conn) serve() error {
 	return c.transmit()
 }
 
-// fail closes the connection because of err. After several calls, the method serve
-// returns the error of the first one.
+// fail closes the connection because of err. If fail is called several times, the
+// method serve returns the error of the first call.
 func (c *conn) fail(err error) {
 	c.cancel(err)
 	c.base.Close()
@@ -182,8 +182,8 @@ func (c *conn) setReadDeadline(t time.Time) {
 	}
 }
 
-// failUnlessEnding closes the connection because of err. It does nothing while the server is
-// shutting down, because replies must still be sent then.
+// failUnlessEnding closes the connection because of err. While the server is shutting down,
+// it does nothing, because replies must still be sent then.
 func (c *conn) failUnlessEnding(err error) {
 	if !c.ending.Load() {
 		c.fail(err)

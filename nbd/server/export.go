@@ -69,17 +69,18 @@ func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	return e, nil
 }
 
-// forget counts one user less for an export whose disk is not open. After its last user
-// it removes the export from s.open. The caller holds s.mu.
+// forget counts one client less for an export whose disk is not open. After its last
+// client it removes the export from s.open. The caller holds s.mu.
 func (s *Server) forget(e *export) {
 	if e.users--; e.users == 0 {
 		delete(s.open, e.Name)
 	}
 }
 
-// release ends the use of an export that acquire returned, and closes the disk if there
-// is no other user. If another client chooses the export while the disk is being
-// closed, it waits until the disk is closed, so that a disk is never open twice.
+// release ends the use of an export that acquire returned. If no other client uses the
+// export, release closes its disk. If another client chooses the export while the disk
+// is being closed, that client waits until the disk is closed, so that a disk is never
+// open twice.
 func (s *Server) release(e *export) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

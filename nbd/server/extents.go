@@ -20,8 +20,8 @@ const (
 	// queries at random offsets would divide the cached extents into many small
 	// spans.
 	queryAlign = 1 << 20
-	// maxRuns limits how many extents of one query are used. The limit matters for
-	// a disk whose extents are short.
+	// maxRuns is how many extents of one query are used. It matters only for disks
+	// with many short extents.
 	maxRuns = 4096
 	// maxCacheBytes is the maximum size, in bytes, of the cached extents of all
 	// exports together. In addition, each export may keep the extents of its last
@@ -69,10 +69,10 @@ func newExtents(d source.Disk, cacheBytes *atomic.Int64) *extents {
 	return &extents{disk: d, cacheBytes: cacheBytes, querying: make(chan struct{}, 1)}
 }
 
-// extentAt returns an extent that begins at the offset off: the extent of the disk that
-// contains this offset, without the part before it. extentAt takes the extent from the
-// cache or queries the disk. If the extent of the disk continues after the queried
-// range, the result ends at the end of that range.
+// extentAt returns an extent that begins at the given offset. It is the extent of the
+// disk that contains this offset, without the part before the offset. extentAt takes
+// the extent from the cache or queries the disk. If the extent of the disk continues
+// after the queried range, the result ends at the end of that range.
 func (x *extents) extentAt(ctx context.Context, off int64) (source.Extent, error) {
 	if e, ok := x.cached(off); ok {
 		return e, nil
@@ -89,8 +89,8 @@ func (x *extents) extentAt(ctx context.Context, off int64) (source.Extent, error
 	return x.query(ctx, off)
 }
 
-// cached returns the same extent as extentAt if it is in the cache. Otherwise it returns
-// false.
+// cached returns the result of extentAt for the given offset if the cache has an extent
+// there. Otherwise it returns false.
 func (x *extents) cached(off int64) (source.Extent, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -104,21 +104,22 @@ func (x *extents) cached(off int64) (source.Extent, bool) {
 	return s.extentAt(off), true
 }
 
-// search returns the index of the first span that ends after the offset off.
+// search returns the index of the first span in the cache that ends after the given offset.
 func (x *extents) search(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].end() > off })
 }
 
-// extentAt returns an extent that begins at the offset off: the extent of the span that
-// contains this offset, without the part before it. The offset must be in the span.
+// extentAt returns an extent that begins at the given offset. It is the extent of the
+// span that contains this offset, without the part before the offset. The offset must
+// be in the span.
 func (s *span) extentAt(off int64) source.Extent {
 	r := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end > off })]
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
 
-// query asks the disk for the extents of a range around the offset off, and caches them.
-// The range contains only offsets whose extents are not cached yet. query returns the
-// same extent as the method extentAt.
+// query asks the disk for the extents of a range around the given offset, and caches
+// them. The range contains only offsets whose extents are not cached yet. query returns
+// the result of the method extentAt for the given offset.
 func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	from := off &^ (queryAlign - 1)
 	end := from + min(queryBytes, x.disk.Size()-from)
@@ -179,9 +180,9 @@ func (x *extents) remove(start, end int) {
 	x.spans = slices.Delete(x.spans, start, end)
 }
 
-// invalidate removes the n bytes at offset off from the cache. It must be called after
-// a write to the range and before the reply to the write. If a query is in progress at
-// the same time, its result is not cached.
+// invalidate removes the extents of the n bytes at the given offset from the cache. It
+// must be called after a write to this range and before the reply to the write. If a
+// query is in progress at the same time, the result of the query is not cached.
 func (x *extents) invalidate(off, n int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

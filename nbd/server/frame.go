@@ -12,9 +12,9 @@ import (
 // or the chunks of structured replies if the client negotiated them. Support for
 // extended headers would be added here.
 
-// reply is one message that answers a request. A simple reply consists of one message. A
-// structured reply consists of one message for each chunk. A message consists of a head
-// and the bytes that follow the head.
+// reply is one message that answers a request. A simple reply of the protocol is one
+// such message. A structured reply is several messages: one for each chunk. A message
+// consists of a head and the bytes that follow the head.
 type reply struct {
 	op   *op
 	last bool                     // this is the last message that answers op
@@ -31,15 +31,16 @@ type reply struct {
 	pos    int64
 	length int64
 
-	// If stream is not nil, it is called to write the data that follow the head. The
-	// kernel may have copied the beginning of the data from file already. The
-	// parameter copied is the length of this part, which stream does not write
+	// If stream is not nil, it is a function that writes the data that follow the
+	// head. The kernel may have copied the beginning of the data from file already.
+	// The parameter copied is the length of this part, which stream does not write
 	// again. stream returns the bytes with which the message ends.
 	stream func(w io.Writer, copied int64) (tail []byte, err error)
 }
 
-// setHead makes b the head of r. If b does not fit in the array for the head, because
-// it contains an error text, it becomes the body instead.
+// setHead makes the bytes b the head of a reply. If b contains an error text, it may
+// not fit in the array for the head. In this case b becomes the body, and there is no
+// head.
 func (r *reply) setHead(b []byte) {
 	if len(b) <= len(r.head) {
 		r.n = copy(r.head[:], b)
@@ -49,15 +50,16 @@ func (r *reply) setHead(b []byte) {
 }
 
 // setEnd makes r the last message that answers the request. This message has no data. It
-// reports success or an error. If the request is to get no reply because the connection
-// or the server ends (o.dropped), the message has no bytes.
+// reports success or an error. If the connection or the server ends and the request is
+// to get no reply (o.dropped), the message has no bytes.
 func (o *op) setEnd(r *reply) {
 	r.last, r.body = true, nil
 	r.setHead(o.appendEnd(r.head[:0]))
 }
 
-// setData gives r the head for n bytes of data at offset off of the disk. If last is
-// set, the reply ends with these data, and no error can be reported after them.
+// setData sets the head of a reply with n bytes of data, which are at the given
+// offset of the disk. If last is true, the reply to the request ends with these data,
+// and no error can be reported after them.
 func (o *op) setData(r *reply, off int64, n int, last bool) {
 	if !o.c.structured {
 		r.setHead(nbd.SimpleReply{Cookie: o.Cookie}.Append(r.head[:0]))
@@ -67,23 +69,22 @@ func (o *op) setData(r *reply, off int64, n int, last bool) {
 	r.setHead(binary.BigEndian.AppendUint64(b, uint64(off)))
 }
 
-// setHole makes r a chunk which says that the n bytes at offset off of the disk are
-// zeros.
+// setHole makes r a chunk which says that the n bytes at the given offset of the disk
+// are zeros. If last is true, the reply to the request ends with this chunk.
 func (o *op) setHole(r *reply, off int64, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkHole, 8+4, last)
 	b = binary.BigEndian.AppendUint64(b, uint64(off))
 	r.setHead(binary.BigEndian.AppendUint32(b, uint32(n)))
 }
 
-// setStatus gives r the head of a chunk of block status. n bytes of descriptors for the
-// metadata context with the given id follow the head.
+// setStatus sets the head of a chunk of block status. After the head, the chunk has n
+// bytes of descriptors for the metadata context with the given ID.
 func (o *op) setStatus(r *reply, id uint32, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkBlockStatus, 4+n, last)
 	r.setHead(binary.BigEndian.AppendUint32(b, id))
 }
 
-// appendEnd appends the bytes of the last message that answers the request to b: see
-// setEnd.
+// appendEnd appends to b the last message that answers the request: see setEnd.
 func (o *op) appendEnd(b []byte) []byte {
 	switch {
 	case o.dropped:

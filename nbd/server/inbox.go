@@ -22,15 +22,15 @@ const (
 	// readBuffer is the size, in bytes, of the buffer for the requests of a
 	// connection. Data of a write that are longer do not go through this buffer.
 	readBuffer = 4 << 10
-	// fast is a time limit for a client that counts as slow. Such a client only
-	// gets buffers of up to 16 KiB (the constant reserve). If it fills one of them
-	// within this time, it no longer counts as slow.
+	// fast is a time limit for a client that counts as slow. Such a client only gets
+	// buffers of up to 16 KiB (the constant reserve). If it fills one of them within
+	// the time limit, it no longer counts as slow.
 	fast = 100 * time.Millisecond
 )
 
 // inbox reads what a client sends in the transmission phase: requests and the data of
-// writes. Only the goroutine that reads requests calls its methods. The method stalled
-// is an exception.
+// writes. All methods except stalled are called only by the goroutine that reads
+// requests.
 type inbox struct {
 	c      *conn
 	r      *bufio.Reader
@@ -70,15 +70,15 @@ func (in *inbox) discard(n uint32) error {
 	return nil
 }
 
-// receive reads the next data of a write and returns them in a buffer. n is the length
-// of the data that are still missing, and off their offset in the disk. receive
+// receive reads the next data of a write and returns them in a buffer. The caller passes
+// the length of the data that are still missing, and their offset in the disk. receive
 // allocates the buffer only after the first byte has arrived.
 //
 // Other connections may need the memory of a buffer that is larger than 16 KiB (the
-// constant reserve). Therefore the client must fill it within half a second (the constant
-// patience). If the client is slower, receive returns the complete blocks that have
-// arrived, if any, and from then on uses only buffers of up to 16 KiB, until the client
-// counts as fast again.
+// constant reserve). Therefore the client must fill such a buffer within half a second
+// (the constant patience). If the client is slower, receive returns the complete blocks
+// that have arrived, if any. From then on it uses only buffers of up to 16 KiB, until the
+// client counts as fast again.
 func (in *inbox) receive(off, n int64) (*buffer, error) {
 	c := in.c
 	c.out.flushReplies()

@@ -90,9 +90,10 @@ func newMemory(size int64, onPressure func()) *memory {
 // memory.free.
 func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(minPiece-1) }
 
-// acquire returns a buffer of n bytes, where n is at most maxPiece. If no shared memory
-// becomes free for too long (see patience and maxTries), the buffer is the connection's
-// reserve, and has at most 16 KiB (the constant reserve). acquire fails only if ctx ends.
+// acquire returns a buffer of n bytes, where n is at most maxPiece. If the connection has
+// waited too long for shared memory (see patience and maxTries), the buffer is the
+// connection's reserve, and has at most 16 KiB (the constant reserve). acquire fails only
+// if ctx ends.
 func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error) {
 	w := &waiter{holder: h, n: minPiece << class(n)}
 	if err := m.wait(ctx, w); err != nil {
@@ -121,8 +122,8 @@ func (m *memory) tryAcquire(h *holder, n int) *buffer {
 	return m.buffer(h, n)
 }
 
-// buffer returns a buffer of n bytes. The caller has already counted its memory as used
-// (see charge).
+// buffer returns a buffer of n bytes. The caller has already counted the memory of the
+// buffer as used (see charge).
 func (m *memory) buffer(h *holder, n int) *buffer {
 	c := class(n)
 	b, _ := m.free[c].Get().(*buffer)
@@ -148,7 +149,7 @@ func (m *memory) release(b *buffer) {
 	m.grant()
 }
 
-// verdict says whether a waiter can get its memory.
+// verdict says whether a waiter can get the memory for its buffer.
 type verdict uint8
 
 const (
@@ -157,9 +158,9 @@ const (
 	peerFull                   // the peer holds its three quarters: waiters of other peers go first
 )
 
-// decide returns whether the waiter w can get its memory now. If earlierWaits is true,
-// memory is too short for an earlier waiter. In this case w gets memory only if its
-// connection holds none. The caller holds m.mu.
+// decide returns whether a waiter can get its memory now. If earlierWaits is true,
+// memory is too short for an earlier waiter. In this case a waiter gets memory only if
+// its connection holds no shared memory. The caller holds m.mu.
 func (m *memory) decide(w *waiter, earlierWaits bool) verdict {
 	switch {
 	case w.holder.peer.held+w.n > m.all-m.all/4:
@@ -198,7 +199,7 @@ func (m *memory) grant() {
 	m.waiting = still
 }
 
-// charge counts the memory for the waiter w as used. The caller holds m.mu.
+// charge records that a waiter now holds its memory. The caller holds m.mu.
 func (m *memory) charge(w *waiter) {
 	m.used += w.n
 	w.holder.held += w.n
@@ -206,7 +207,7 @@ func (m *memory) charge(w *waiter) {
 	w.holder.mayUseReserve = false
 }
 
-// refund counts n bytes of a holder as free. The caller holds m.mu.
+// refund records that n bytes of a holder are free again. The caller holds m.mu.
 func (m *memory) refund(h *holder, n int64) {
 	m.released++
 	m.used -= n
@@ -214,19 +215,20 @@ func (m *memory) refund(h *holder, n int64) {
 	h.peer.held -= n
 }
 
-// useReserve gives the waiter w the reserve of its connection, which is not a part of
-// the shared memory. The caller holds m.mu.
+// useReserve gives a waiter the reserve of its connection, which is not a part of the
+// shared memory. The caller holds m.mu.
 func (m *memory) useReserve(w *waiter) { w.reserve, w.holder.reserved = true, true }
 
-// holdsShared reports whether h holds shared memory.
+// holdsShared reports whether a connection holds shared memory.
 func (m *memory) holdsShared(h *holder) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return h.held > 0
 }
 
-// acquireOrQueue returns true if the waiter w can get shared memory or the reserve of
-// its connection at once. Otherwise it adds w to the waiters and returns false.
+// acquireOrQueue returns true if a waiter can get shared memory or the reserve of its
+// connection at once. Otherwise it adds the waiter to the queue m.waiting and returns
+// false.
 func (m *memory) acquireOrQueue(w *waiter) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -243,8 +245,8 @@ func (m *memory) acquireOrQueue(w *waiter) bool {
 	return false
 }
 
-// wait waits until the waiter w has got shared memory or the reserve of its connection.
-// It fails only if ctx ends.
+// wait waits until a waiter has got shared memory or the reserve of its connection. It
+// fails only if ctx ends.
 func (m *memory) wait(ctx context.Context, w *waiter) error {
 	if m.acquireOrQueue(w) {
 		return nil
@@ -281,8 +283,8 @@ func (m *memory) releases() uint64 {
 	return m.released
 }
 
-// allowReserve lets the waiter w get the reserve of its connection, now or as soon as
-// the reserve is free.
+// allowReserve lets a waiter get the reserve of its connection, now or as soon as the
+// reserve is free.
 func (m *memory) allowReserve(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -294,8 +296,8 @@ func (m *memory) allowReserve(w *waiter) {
 	}
 }
 
-// cancel removes w from the waiters. If w has got memory in the meantime, cancel
-// releases it.
+// cancel removes a waiter from the queue m.waiting. If the waiter has got memory in
+// the meantime, cancel releases this memory.
 func (m *memory) cancel(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

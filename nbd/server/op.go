@@ -90,12 +90,12 @@ func (o *op) drop() {
 	o.queueEnd()
 }
 
-// fail records an error of the disk. The client gets its error number and the failed
+// fail records an error of the disk. The client gets an error number and the failed
 // range. The log gets the whole error.
 //
 // A request that failed because the server is shutting down gets no reply. A guest
-// would take an error for a fault of its disk, but if the connection is closed instead,
-// its NBD client connects again.
+// would take an error for a fault of its disk. If the connection is closed instead, the
+// guest's NBD client connects again.
 func (o *op) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -119,29 +119,31 @@ func (o *op) fail(err error) {
 }
 
 // sendEnd sends the last message that answers the request, which reports success or an
-// error: see setEnd. It stores the message in r. It may wait until the client receives
-// the message.
+// error: see setEnd. The caller provides the reply in which sendEnd composes this
+// message. sendEnd may wait until the client receives the message.
 func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
 // queueEnd queues the last message that answers the request, which reports success or an
-// error: see setEnd. It stores the message in o.first. It does not wait for the client.
-// Only the goroutine that reads requests calls it.
+// error: see setEnd. It composes the message in the field o.first. It does not wait for
+// the client. Only the goroutine that reads requests calls it.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)
 }
 
-// addPiece increments o.pieces, for a piece that will be started after the current one.
+// addPiece counts a further piece of the request, which will be started after the current
+// piece.
 func (o *op) addPiece() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.pieces++
 }
 
-// pieceDone counts a piece as finished. It reports whether no other piece is left.
+// pieceDone counts a piece as finished. It reports whether all pieces of the request are
+// finished.
 func (o *op) pieceDone() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -149,8 +151,8 @@ func (o *op) pieceDone() bool {
 	return o.pieces == 0
 }
 
-// recoverPanic calls piece and turns a panic into an error of the request, so that one
-// broken image does not end the server.
+// recoverPanic processes a piece of a request. It turns a panic into an error of the
+// request, so that one broken image does not end the server.
 func (o *op) recoverPanic(piece func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -161,8 +163,8 @@ func (o *op) recoverPanic(piece func() error) (err error) {
 	return piece()
 }
 
-// callDisk runs a piece that calls the disk. If too many calls to disks are in
-// progress, it waits first: see acquireCall.
+// callDisk processes a piece of a request that calls the disk. If too many calls to
+// disks are in progress, it waits first: see acquireCall.
 func (o *op) callDisk(piece func() error) error {
 	release, err := o.c.acquireCall(o.c.s.disksCtx)
 	if err != nil {
@@ -172,9 +174,9 @@ func (o *op) callDisk(piece func() error) error {
 	return o.recoverPanic(piece)
 }
 
-// abandon ends a request because its next piece cannot be started. The reason is err,
-// an error of the connection. Pieces that are already running are finished, but no
-// reply is sent.
+// abandon ends a request because its next piece cannot be started. The reason for
+// this is an error of the connection. Pieces that are already running are finished,
+// but no reply is sent.
 func (o *op) abandon(err error) {
 	o.c.failUnlessEnding(err)
 	o.mu.Lock()
@@ -187,8 +189,8 @@ func (o *op) abandon(err error) {
 	}
 }
 
-// newOp returns an op for r as soon as fewer than maxRequests requests of the connection
-// are in progress. It returns ErrShutdown if the server shuts down first.
+// newOp returns the op of a request as soon as fewer than maxRequests requests of the
+// connection are in progress. It returns ErrShutdown if the server shuts down first.
 func (c *conn) newOp(r nbd.Request) (*op, error) {
 	select {
 	case c.slots <- struct{}{}:

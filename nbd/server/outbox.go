@@ -84,8 +84,8 @@ func (o *outbox) flushReplies() {
 	}
 }
 
-// send queues a reply and, unless another goroutine is sending, sends all queued replies.
-// It may wait until the client receives them.
+// send queues a reply. Unless another goroutine is sending, it then sends all queued
+// replies. It may wait until the client receives them.
 func (o *outbox) send(r *reply) {
 	if o.enqueue(r) {
 		o.drain()
@@ -138,8 +138,8 @@ func (o *outbox) stalled(limit time.Duration) bool {
 	return o.sending && !o.paused && time.Since(o.since) >= limit
 }
 
-// pause calls the function read, which reads from the disk. The method stalled does not
-// count the time that read takes, since the client is not responsible for a slow disk.
+// pause calls a function that reads from the disk. The method stalled does not count
+// the time that this takes, since the client is not responsible for a slow disk.
 func (o *outbox) pause(read func() error) error {
 	start := time.Now()
 	o.setPaused(true, 0)
@@ -148,9 +148,9 @@ func (o *outbox) pause(read func() error) error {
 	return err
 }
 
-// setPaused begins a pause if on is true, and otherwise ends it. At the end of a pause
-// it moves o.since, from which the method stalled counts the time, forward by the
-// length of the pause.
+// setPaused begins or ends a pause. o.since is the time from which the method stalled
+// counts. At the end of a pause, setPaused moves o.since forward by the length of the
+// pause.
 func (o *outbox) setPaused(on bool, length time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -195,9 +195,10 @@ func (o *outbox) write(batch []*reply) error {
 	return o.flush(0)
 }
 
-// writeStream writes the data that follow the head of r to the socket. It calls
-// writeFile for the data in r.file, and r.stream for the rest. The end of the reply
-// stays in o.vectors, so that it is sent together with the next reply.
+// writeStream writes the data that follow the head of a reply to the socket. It calls
+// writeFile for the data in the file of the reply (r.file), and the function r.stream
+// for the rest. The end of the reply stays in o.vectors, so that it is sent together
+// with the next reply.
 func (o *outbox) writeStream(r *reply) error {
 	if err := o.flush(unix.MSG_MORE); err != nil {
 		return err
@@ -228,8 +229,8 @@ func (d socketWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush writes o.vectors to the socket, with the given flags of sendmsg(2). It waits
-// until the kernel has taken all of them.
+// flush writes the slices in o.vectors to the socket, with the given flags of
+// sendmsg(2). It waits until the kernel has accepted all of them.
 func (o *outbox) flush(flags int) error {
 	v := o.vectors
 	if len(v) == 0 {
@@ -261,8 +262,8 @@ func (o *outbox) flush(flags int) error {
 	return err
 }
 
-// dropBytes removes from v the first n bytes, which the kernel has accepted, and
-// returns the rest.
+// dropBytes returns a list of byte slices without its first n bytes, which the kernel
+// has accepted. It changes the list.
 func dropBytes(v [][]byte, n int) [][]byte {
 	for len(v) > 0 && n >= len(v[0]) {
 		n -= len(v[0])
@@ -274,9 +275,9 @@ func dropBytes(v [][]byte, n int) [][]byte {
 	return v
 }
 
-// writeFile makes the kernel copy the data of r from its file to the socket. It returns
-// how many bytes were sent. They are fewer than r.length if the file cannot be read or
-// has become shorter. An error means that the connection is broken.
+// writeFile makes the kernel copy the data of a reply from a file to the socket. It
+// returns how many bytes were sent. They are fewer than r.length if the file cannot be
+// read or has become shorter. An error means that the connection is broken.
 func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	left, from, pos := r.length, int(r.file.Fd()), r.pos
 	var failed error

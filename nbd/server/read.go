@@ -47,10 +47,9 @@ func (o *op) read() error {
 }
 
 // sendFile queues a reply whose data the kernel copies from a file to the socket
-// (sendfile). It returns false and does nothing if that is not possible or not useful:
-// if the data are not contiguous in one file, if the connection is not a plain socket,
-// or if the read is short. It also returns false if the reply must not begin before the
-// data were read.
+// (sendfile). It does this only if the data are contiguous in one file, the connection
+// is a plain socket, the read is not short, and the reply may begin before all data
+// were read (see mayStream). Otherwise it does nothing and returns false.
 func (o *op) sendFile() bool {
 	c, off, n := o.c, int64(o.Off), int64(o.Len)
 	if c.out.raw == nil || c.export.files == nil || n < minFile || !o.mayStream() {
@@ -69,8 +68,8 @@ func (o *op) sendFile() bool {
 }
 
 // readPieces starts a read that is answered with one chunk for each hole and each piece
-// of data. The chunks may be sent in any order. Holes that the cache of extents knows
-// are not read from the disk.
+// of data. The chunks may be sent in any order. Long holes (see minHole) that are in
+// the cache of extents are not read from the disk.
 func (o *op) readPieces() error {
 	c := o.c
 	var few [4]source.Extent
@@ -106,8 +105,9 @@ func (o *op) readPieces() error {
 }
 
 // mayStream reports whether the reply may begin before all data were read. A structured
-// reply can report an error at its end. A simple reply cannot, so it begins early only
-// if the data may not fit in memory and no read of the range has failed before.
+// reply can report an error at its end, so it may always begin early. A simple reply
+// cannot. It begins early only if the data may not fit in memory and no read of the
+// range has failed before.
 func (o *op) mayStream() bool {
 	return o.c.structured || o.Len > maxPiece && !o.failedBefore()
 }
@@ -119,8 +119,8 @@ func (o *op) failedBefore() bool {
 }
 
 // readCached answers a short read from the page cache of the kernel, without starting a
-// goroutine. done is false if the data are not in a file, or are in a file but not in
-// the page cache.
+// goroutine. If the data are not in the page cache, or the disk is not a file, done is
+// false.
 func (o *op) readCached() (done bool, err error) {
 	c := o.c
 	if o.Len >= minFile || c.export.files == nil {
@@ -154,9 +154,10 @@ func (o *op) readCached() (done bool, err error) {
 	return true, nil
 }
 
-// plan divides the n bytes at offset off into extents and appends them to list. Holes
-// that the cache of extents knows become extents of kind Zero. The other extents have
-// the kind Data and at most maxPiece bytes, and must be read from the disk.
+// plan divides the n bytes at the given offset into extents and appends these to a
+// list. Long holes (see minHole) that are in the cache become extents of kind Zero.
+// The other extents have the kind Data and at most maxPiece bytes, and must be read
+// from the disk.
 func (f *facts) plan(list []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
@@ -178,10 +179,11 @@ func (f *facts) plan(list []source.Extent, off, n int64) []source.Extent {
 	return list
 }
 
-// queuePiece finishes a piece of a read that is answered with a structured reply. It
-// queues r as a chunk for the n bytes at offset off. The chunk is a hole, or its data
-// are in r.body. The last piece ends the reply. After an error no more data are queued.
-// If drain is true, the caller must call outbox.drain.
+// queuePiece finishes a piece of a read that is answered with a structured reply. The
+// piece has n bytes at the given offset of the disk. It is a hole, or its data are in
+// r.body. queuePiece queues the piece as a chunk, and the last piece ends the reply.
+// After an error no more data are queued. If drain is true, the caller must call
+// outbox.drain.
 func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
 	// The chunk is queued while o.mu is locked, so that the chunk that ends the
 	// reply is queued after all others.
@@ -202,7 +204,7 @@ func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
 	return o.c.out.enqueue(r)
 }
 
-// readAt reads len(p) bytes at offset off of the disk into p.
+// readAt fills p with the bytes of the disk that begin at the given offset.
 func (o *op) readAt(p []byte, off int64) error {
 	return o.callDisk(func() error {
 		n, err := o.c.export.disk.ReadAt(p, off)
@@ -213,7 +215,8 @@ func (o *op) readAt(p []byte, off int64) error {
 	})
 }
 
-// readPiece reads a piece into r.body and sends it. A piece of zeros is sent as a hole.
+// readPiece reads a piece of the disk, which begins at the given offset, into r.body and
+// sends it. If all its bytes are zeros, it is sent as a hole.
 func (o *op) readPiece(r *reply, off int64) {
 	n, hole := len(r.body), false
 	if err := o.readAt(r.body, off); err != nil {
@@ -231,8 +234,9 @@ func (o *op) readPiece(r *reply, off int64) {
 }
 
 // readWhole starts a read whose data must be sent in one message. The message is a
-// simple reply, or a single chunk because of the flag DF. If the data do not fit in the
-// buffer that the connection got, they are read while the reply is being sent.
+// simple reply, or a single chunk because of the flag DF. If the read is long or memory
+// is short, the data do not fit in one buffer. They are then read while the reply is
+// being sent.
 func (o *op) readWhole() error {
 	c := o.c
 	b, err := c.allocate(int(min(o.Len, maxPiece)))
@@ -264,8 +268,8 @@ func (o *op) readWhole() error {
 }
 
 // readAll reads the range of the request, to find out whether all of it can be read. If
-// the buffer b is shorter than the range, readAll reads each piece into the same
-// buffer, so that only the last piece remains there.
+// the buffer b is shorter than the range, readAll reads one piece after another into
+// the same buffer, so that only the last piece remains there.
 func (o *op) readAll(b []byte) error {
 	for off, end := int64(o.Off), o.end(); off < end; off += int64(len(b)) {
 		b = b[:min(int64(len(b)), end-off)]
@@ -276,14 +280,16 @@ func (o *op) readAll(b []byte) error {
 	return nil
 }
 
-// stream writes the data of a read to w. If the kernel has already copied the beginning
-// of the data from a file, copied is the length of this part, which stream does not
-// write again. stream returns the bytes with which the reply ends: see reply.stream.
+// stream writes the data of a read to w. The kernel may have copied the beginning of the
+// data from a file already. The parameter copied is the length of this part, which
+// stream does not write again. stream returns the bytes with which the reply ends: see
+// reply.stream.
 //
-// If the disk fails, a structured reply is filled with zeros and reports the error at
-// its end. A simple reply can no longer report an error, so stream returns the error and
-// the connection ends. In this case stream records the failed range in badRanges. The
-// next read of this range is then completed before its reply begins.
+// If the disk fails, stream writes zeros in place of the missing data of a structured
+// reply, which reports the error at its end. A simple reply can no longer report an
+// error, so stream returns the error and the connection ends. In this case stream
+// records the failed range in badRanges. The next read of this range then reads all its
+// data before its reply begins.
 func (o *op) stream(w io.Writer, copied int64) (tail []byte, err error) {
 	off, end := int64(o.Off)+copied, o.end()
 	var b []byte
@@ -332,8 +338,9 @@ func pad(w io.Writer, n int64) error {
 	return nil
 }
 
-// prefetch asks the kernel to load the n bytes at offset off into its page cache. It
-// does nothing for disks that are not files, since the server has no cache of its own.
+// prefetch asks the kernel to load the n bytes at the given offset into its page
+// cache. It does nothing for disks that are not files, since the server has no cache
+// of its own.
 func (o *op) prefetch(off, n int64) {
 	files := o.c.export.files
 	if files == nil || n == 0 {

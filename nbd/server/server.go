@@ -44,8 +44,8 @@ const (
 	// connection is closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
-	// stallCheck is the minimum time between two searches for clients that have
-	// stalled.
+	// stallCheck is a minimum time. When memory is short, the server searches for
+	// clients that have stalled, but waits at least this long between two searches.
 	stallCheck = time.Second
 	// lastWrites is how long a client has, after the grace period, to receive its
 	// last replies.
@@ -71,13 +71,13 @@ type Exports interface {
 	List(ctx context.Context) ([]Export, error)
 	// Find returns the export for the name that a client sent, without opening it.
 	// Find may return the same export for several names. Clients for which Find
-	// returns the same Name share one open disk. If the name is unknown, the error is
-	// ErrUnknownExport.
+	// returns an export with the same Name share one open disk. If the name is
+	// unknown, the error is ErrUnknownExport.
 	Find(ctx context.Context, name string) (Export, error)
-	// Open opens the disk of the export whose Name is name. The server calls it for
-	// the first client of an export, and closes the disk after the last client has
-	// disconnected. The disk may use ctx until it is closed, because ctx ends later
-	// than the context of Serve.
+	// Open opens the disk of an export. The given name is the Name of this export.
+	// The server calls Open for the first client of an export, and closes the disk
+	// after the last client has disconnected. The disk may use ctx until it is
+	// closed, because ctx ends later than the context of Serve.
 	Open(ctx context.Context, name string) (source.Disk, error)
 }
 
@@ -273,7 +273,8 @@ func (s *Server) Err() error {
 	return nil
 }
 
-// isTemporary reports whether Accept may succeed later, after it failed with err.
+// isTemporary reports whether a listener whose Accept failed with err may accept
+// connections later.
 func isTemporary(err error) bool {
 	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EAGAIN, unix.EINTR} {
 		if errors.Is(err, e) {
@@ -352,11 +353,11 @@ func (s *Server) unregister(c *conn) {
 	}
 }
 
-// evictOldest closes a connection to make room for a new one, whose peer is newcomer.
-// It chooses the oldest connection that is still in the handshake and whose peer has
-// more connections than newcomer has. One host that opens many idle connections
-// therefore cannot block all others. evictOldest reports whether it closed a
-// connection. The caller holds s.mu.
+// evictOldest closes a connection to make room for a new one. It considers the
+// connections that are still in the handshake and whose peer has more connections
+// than the peer of the new one, and closes the oldest of them. Therefore one host
+// that opens many idle connections cannot block all others. evictOldest reports
+// whether it closed a connection. The caller holds s.mu.
 func (s *Server) evictOldest(newcomer string) bool {
 	own := 1
 	if p := s.peers[newcomer]; p != nil {
@@ -442,7 +443,8 @@ func (s *Server) endGrace() {
 	}
 }
 
-// endedWith reports whether the shutdown of the server caused err, an error of a disk.
+// endedWith reports whether an error of a disk occurred because the server is shutting
+// down.
 func (s *Server) endedWith(err error) bool {
 	select {
 	case <-s.stopping:
@@ -468,8 +470,8 @@ func (s *Server) clientLeft() {
 }
 
 // dropStalled closes the connections that hold shared memory and whose clients have stalled.
-// It is called when memory is short. It does nothing if the last search for such clients was
-// less than stallCheck ago.
+// It is called when memory is short. It does nothing if it searched for such clients less
+// than a second ago (the constant stallCheck).
 func (s *Server) dropStalled() {
 	now, last := time.Now().UnixNano(), s.lastStallCheck.Load()
 	if now-last < int64(stallCheck) || !s.lastStallCheck.CompareAndSwap(last, now) {
