@@ -17,7 +17,8 @@ func (c *completionCommand) Run(app *kong.Application) error {
 	return completionScripts.ExecuteTemplate(textOutput, c.Shell, completionModel(app))
 }
 
-// completion is the data for a completion script.
+// completion is the data for the templates of the completion scripts: the commands and
+// flags that a script offers.
 type completion struct {
 	Commands []completedCommand
 	Flags    []completedFlag // flags of all commands
@@ -68,13 +69,14 @@ func completeFlag(f *kong.Flag) completedFlag {
 	return flag
 }
 
-// zshQuote escapes a text between single quotes in zsh, which is an argument of the zsh
-// function _arguments or _describe.
+// zshQuote escapes a text that a completion script for zsh contains between single quotes.
+// The script passes the text to the functions _arguments or _describe of zsh.
 func zshQuote(s string) string {
 	return strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`, "'", `'\''`).Replace(s)
 }
 
-// fishQuote escapes a text between single quotes in fish.
+// fishQuote escapes a text that a completion script for fish contains between single
+// quotes.
 func fishQuote(s string) string { return strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(s) }
 
 var completionScripts = template.Must(template.New("").Funcs(template.FuncMap{"join": strings.Join, "zsh": zshQuote, "fish": fishQuote}).Parse(`

@@ -51,9 +51,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return err
 	})
 	if c.Report != "" {
-		// The copy may have failed before it compared the outputs with the files that
-		// it had opened. The report must not overwrite one of those files. Therefore
-		// the outputs are checked again.
+		// A copy that failed may have opened files without comparing them with the outputs.
+		// The report is an output, and must not overwrite one of these files. Therefore the
+		// files are compared with the outputs here, too.
 		reported := spec.Opened()
 		if reported == nil {
 			err = errors.Join(err, writeReport(r, c.Report))
@@ -111,8 +111,8 @@ func (c *copyCommand) spec() job.Spec {
 	return s
 }
 
-// addresses returns a job.Spec that has only the addresses of the copy. Its method
-// Parse checks them.
+// addresses returns a job.Spec that contains nothing except the addresses of the copy. The
+// method Parse of job.Spec checks these addresses.
 func (c *copyCommand) addresses() job.Spec {
 	return job.Spec{Source: c.Src, Target: c.Dst, Backing: c.Backing}
 }

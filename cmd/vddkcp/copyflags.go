@@ -73,8 +73,8 @@ func (c *connections) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Limits of flags. A copy uses 2 * depth * request size bytes of memory for each
-// connection.
+// These are limits for the values of flags. For each connection, a copy uses 2 * --depth *
+// --request-size bytes of memory.
 const (
 	minRequest, maxRequest = 4 << 10, 64 << 20
 	maxDepth               = 256
@@ -98,7 +98,8 @@ func (c *copyFlags) Validate() error {
 	return nil
 }
 
-// reflinks maps the values of --reflink to the modes of a copy.
+// reflinks maps the values of --reflink to the constants of package transfer with the same
+// meaning.
 var reflinks = map[string]transfer.Reflink{
 	"auto": transfer.ReflinkAuto, "always": transfer.ReflinkAlways, "never": transfer.ReflinkNever,
 }

@@ -220,7 +220,7 @@ func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *output
 	return o
 }
 
-// options returns the options of package export for the flags.
+// options converts the flags of the command to options of package export.
 func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *slog.Logger) export.Options {
 	opener := c.opener()
 	opener.Writable = c.RW

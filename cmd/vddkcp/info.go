@@ -146,7 +146,8 @@ func (i *imageInfo) addDisks(disks []sourceopen.DiskEntry) {
 	}
 }
 
-// describeImage collects everything that is known of the disk at address.
+// describeImage collects everything that is known of the opened disk d. The parameter
+// address is the address of this disk.
 func describeImage(ctx context.Context, address string, d source.Disk) (*imageInfo, error) {
 	i := &imageInfo{Source: address, VirtualSize: d.Size()}
 	if identified, ok := source.Ability[source.Identified](d); ok {
@@ -181,8 +182,9 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 		i.Geometry = &diskGeometry{g[0], g[1], g[2]}
 	}
 	if i.VDDK != nil {
-		// VDDK reports the allocation only on request. Ranges that it cannot report
-		// count as allocated.
+		// Info does not tell how much of a disk is allocated if the disk was opened with
+		// VDDK. It has to be computed from the extents. Ranges whose allocation VDDK cannot
+		// report count as allocated.
 		for e, err := range d.Extents(ctx, 0, d.Size()) {
 			if err != nil {
 				return nil, err

@@ -32,8 +32,8 @@ var notJobFields = []string{"progress", "report", "resume", "dry-run"}
 // VDDK only decide how the disk is read.
 var decidingVDDK = []string{"server", "vm", "snapshot"}
 
-// jobParser turns jobs into the flags of a copy. It uses the parser of the command line,
-// so that a field accepts the same values as the flag.
+// jobParser turns the fields of a job into the flags of a copy. It uses the parser of the
+// command line, so that a field of a job accepts the same values as the flag that it sets.
 type jobParser struct {
 	parser      *kong.Kong
 	environment secretEnvironment // secrets for all jobs
@@ -62,7 +62,7 @@ func newJobParser() (*jobParser, error) {
 	return p, nil
 }
 
-// fieldName returns the name of the field for a flag.
+// fieldName returns the name of the field by which a job sets the given flag.
 func fieldName(flag *kong.Flag) string { return strings.ReplaceAll(flag.Name, "-", "_") }
 
 // spec describes the flags of vddkcp copy to package batch.
@@ -99,7 +99,7 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 	return s, nil
 }
 
-// jobField returns the field for a flag.
+// jobField describes the field by which a job sets the given flag.
 func jobField(flag *kong.Flag) (batch.Field, error) {
 	f := batch.Field{Name: fieldName(flag), Help: flag.Help}
 	switch value := flag.Target.Interface().(type) {
@@ -163,8 +163,9 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	return &c, nil
 }
 
-// set sets p.line to the flags of a job. It returns an error if a flag or an address of
-// the job is invalid. The caller holds p.mu.
+// set parses the fields of a job into p.line, where kong would store the flags of a command
+// line. It returns an error if a flag or an address of the job is invalid. The caller holds
+// p.mu.
 func (p *jobParser) set(j *batch.Job) error {
 	switch {
 	case j.Source == "-":
@@ -198,9 +199,9 @@ func (p *jobParser) set(j *batch.Job) error {
 	return nil
 }
 
-// setFlag sets a flag of p.line in the same way as kong does for --FLAG=TEXT. Parsing a
-// command line with kong would take a hundred times as long, because kong visits all
-// flags several times.
+// setFlag sets a flag in p.line to the value of a field, in the same way as kong does for
+// --FLAG=TEXT. Parsing a command line with kong would take a hundred times as long, because
+// kong visits all flags several times.
 func (p *jobParser) setFlag(v batch.Value) error {
 	flag := p.flags[v.Field.Name]
 	bare := v.Field.Type == batch.Boolean || v.Field.Type == batch.BoolOrText
@@ -226,7 +227,8 @@ func (p *jobParser) setFlag(v batch.Value) error {
 // fileNames computes keys that identify the file, device or export at an address. An
 // example is "path /a/b", for a path without symbolic links. Two paths that lead to the
 // same file, for example through a symbolic link, have at least one key in common. The
-// map is a cache: it maps the path of a folder to the same path without symbolic links.
+// entries of fileNames are a cache. Each entry maps the path of a folder to the path of the
+// same folder without symbolic links.
 type fileNames map[string]string
 
 func (n fileNames) of(text string) []string {

@@ -179,16 +179,17 @@ func signalName(s syscall.Signal) string {
 	return "SIGTERM"
 }
 
-// echo is the time within which the same signal counts only once. timeout(1) and other
-// programs send a signal twice: to the process and then to its process group.
+// echo is a duration. A signal that arrives twice within this duration counts only once.
+// timeout(1) and other programs send a signal twice: to the process and then to its process
+// group.
 const echo = 250 * time.Millisecond
 
 // withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a
-// *signalError as its cause. A second SIGINT or SIGTERM calls the function beforeExit
-// and ends the process at once. If the second signal repeats the first one within the
-// time echo, it is ignored. A second SIGHUP has no effect, because a terminal that
-// closes sends several, and systemd sends one after its SIGTERM. If SIGHUP is ignored
-// when the program starts, as under nohup(1), it stays ignored.
+// *signalError as its cause. A second SIGINT or SIGTERM calls the function beforeExit and
+// ends the process at once. However, a signal that only repeats the first one within a
+// quarter of a second (the constant echo) is ignored. A second SIGHUP has no effect,
+// because a terminal that closes sends several, and systemd sends one after its SIGTERM. If
+// SIGHUP is ignored when the program starts, as under nohup(1), it stays ignored.
 func withSignals(parent context.Context, beforeExit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
@@ -220,11 +221,12 @@ func withSignals(parent context.Context, beforeExit func()) (ctx context.Context
 	}
 }
 
-// fail writes err to w, as text or as JSON, and returns its exit status.
+// fail writes an error to w, as text or as JSON, and returns the exit status that belongs
+// to the error.
 func fail(w io.Writer, asJSON bool, err error) int { return failJob(w, asJSON, "", err) }
 
-// failJob is fail for an error of the named job of a batch. An empty name means
-// that there is no job.
+// failJob is like fail, but also writes the name of the job of a batch in which the error
+// occurred. An empty name means that the error belongs to no job.
 func failJob(w io.Writer, asJSON bool, job string, err error) int {
 	end := report.Of(err)
 	if asJSON {

@@ -13,8 +13,8 @@ import (
 )
 
 // nbdkitFilters are the filters of nbdkit whose function vddkcp has built in, with the
-// parameters that each filter accepts. Parameters without a corresponding flag are
-// accepted and ignored, because vddkcp tunes these things itself.
+// parameters that each filter accepts. If vddkcp has no flag for a parameter, the parameter
+// is accepted and ignored, because vddkcp chooses a suitable value itself.
 var nbdkitFilters = map[string][]string{
 	"blocksize":    {"minblock", "maxdata", "maxlen"},
 	"cacheextents": nil,
@@ -57,8 +57,9 @@ type nbdkitLine struct {
 	filters       map[string]bool
 }
 
-// parseWord interprets the first word, and also the second word if the second is the
-// value of the first. It returns the words after them.
+// parseWord interprets the first of the given words of a command line. If this word is an
+// option whose value is the second word, it interprets both. It returns the remaining
+// words.
 func (l *nbdkitLine) parseWord(words []string) (rest []string, err error) {
 	word, rest := words[0], words[1:]
 	switch {
@@ -110,8 +111,9 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// short interprets letters, which are the options after a single -. rest are the words
-// after them.
+// short interprets a word that consists of short options, such as -rf. The parameter
+// letters is this word without its hyphen. rest are the words that follow it, of which the
+// first may be the value of an option. short returns the words that it has not interpreted.
 func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 	for i, letter := range letters {
 		after := letters[i+len(string(letter)):]

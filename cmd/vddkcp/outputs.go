@@ -104,18 +104,18 @@ func (o *outputs) protectSecret(what string, s secretFlag) {
 	}
 }
 
-// withFile returns a new list of outputs: those of o, followed by the file at the given
-// path. flag is the name of the command line flag that sets the path. If path is empty, no
-// file is added.
+// withFile returns a new list of outputs: the outputs of o, followed by the file at the
+// given path. flag is the name of the command line flag that sets the path. If the path is
+// empty, no file is added.
 func (o *outputs) withFile(flag, path string) *outputs {
 	more := &outputs{list: slices.Clip(o.list)}
 	more.add(flag, path)
 	return more
 }
 
-// check returns an *outputError if an output is a protected file, is the same file
-// as another output, or contains something that vddkcp does not write as an output.
-// It opens nothing for writing.
+// check returns an *outputError in three cases. An output is a protected file, an output is
+// the same file as another output, or an output is an existing file that cannot be a
+// report, a log or another text. It opens nothing for writing.
 func (o *outputs) check() error {
 	places := newPlaces()
 	for _, out := range o.list {

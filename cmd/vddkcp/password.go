@@ -80,10 +80,11 @@ func (f *secretFlag) parse(s string) error {
 	return nil
 }
 
-// read returns the secret. label describes the secret in a prompt. pause hides the
-// progress display until resume is called; it may be nil. Errors do not contain the
-// value of the flag, because a user may have typed a password where the name of a file
-// is expected.
+// read returns the secret. label describes the secret when read asks the user for it.
+// Before that, read calls the function pause, which hides the progress display. After that,
+// it calls the function that pause returned, which shows the display again. pause may be
+// nil. Errors do not contain the value of the flag, because a user may have typed a
+// password where the name of a file is expected.
 func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), label string) (vddk.Secret, error) {
 	var text string
 	var err error

@@ -53,7 +53,8 @@ func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) e
 	return err
 }
 
-// byHost groups jobs by their host, in the order of the first job of each.
+// byHost groups jobs by their host. A host comes before another one if its first job comes
+// before the first job of the other host.
 func byHost(jobs []*batch.Job) (groups [][]*batch.Job) {
 	at := map[string]int{}
 	for _, j := range jobs {
@@ -161,9 +162,10 @@ const clearly = 0.8
 // shorter measurement is not used.
 const longEnough = 20 * time.Millisecond
 
-// probeSum returns the rate that jobs reach together, in bytes per second. It returns 0
-// if this rate is unknown, or is not clearly less than the sum of the rates of the
-// single jobs.
+// probeSum reads the disks of several jobs at the same time. It returns the rate that these
+// jobs reach together, in bytes per second. It returns 0 if this rate could not be
+// measured. It also returns 0 if this rate is not clearly less than the sum of the rates
+// that the jobs reach alone.
 func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, rates map[*batch.Job]float64) float64 {
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
@@ -190,9 +192,9 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 	return 0
 }
 
-// probe leaves out the given number of bytes at the start of the data of a source, and
-// reads the next --probe bytes of data. It returns the number of connections that the
-// source had at the end.
+// probe skips the given number of bytes at the start of the data of a source, and reads the
+// next --probe bytes of data. It returns the number of connections that the source had
+// after the last read.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	spec := b.spec(t)
 	spec.Log = b.log.With("job", t.Name)
@@ -216,7 +218,7 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 				if reading.Err() != nil {
 					return context.Cause(reading)
 				}
-				// The rate limit of the batch holds for the measurement too.
+				// The rate limit of the batch also applies to the measurement.
 				if err := b.limit.Wait(ctx, int(n)); err != nil {
 					return err
 				}

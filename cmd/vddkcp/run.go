@@ -224,9 +224,9 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, erro
 	return o, all.check()
 }
 
-// protectJob adds the files of a job to the files that no output may overwrite. Their
-// paths are absolute. protectJob does not resolve symbolic links, because this would
-// take long for many jobs. The method outputs.check finds files behind links anyway,
+// protectJob adds the files of a job to the files that no output may overwrite. The paths
+// of these files are absolute. protectJob does not resolve symbolic links, because this
+// would take long for many jobs. The method outputs.check finds files behind links anyway,
 // because it compares inodes as well as paths.
 func protectJob(o *outputs, j *batch.Job) {
 	of := fmt.Sprintf(" of jobs[%d]", j.Index)
@@ -359,8 +359,8 @@ type batchRun struct {
 	registry *vddk.Registry
 }
 
-// assignSecrets sets the secrets of the environment for all jobs. If the jobs use
-// several servers, it logs a warning and sets none.
+// assignSecrets lets all jobs use the secrets from environment variables. If the jobs use
+// several servers, no job gets these secrets, and a warning is logged.
 func (b *batchRun) assignSecrets(secrets *secretEnvironment) {
 	var servers []string
 	for _, j := range b.file.Jobs {

@@ -142,9 +142,9 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	return r
 }
 
-// printChecked prints a line for each job. bad is the number of jobs that are not
-// ready. wrong is the number of these jobs whose parameters in the job file are
-// invalid.
+// printChecked prints a line for each job. bad is the number of jobs that are not ready.
+// Some of them are not ready because their parameters in the job file are invalid, and
+// wrong is the number of these.
 func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")
@@ -160,7 +160,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			if end.Hint != "" {
 				ready += " (" + end.Hint + ")"
 			}
-			// The check may have failed before it knew the sizes. They are 0 then.
+			// A check that failed may not have determined the sizes. They are 0 then.
 			if c.data == 0 {
 				data = "-"
 			}

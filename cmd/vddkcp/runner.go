@@ -15,7 +15,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// diskJobs returns the options that all jobs of the batch share.
+// diskJobs returns what package diskjob needs to run jobs. It is the same for all jobs of
+// the batch.
 func (b *batchRun) diskJobs() *diskjob.Jobs {
 	return &diskjob.Jobs{Spec: b.spec, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
 }
@@ -29,8 +30,8 @@ func (b *batchRun) failed(t *batch.Task, err error) {
 	failJob(b.display, b.asJSON, t.Name, err)
 }
 
-// spec returns the options of the copy of a job, with the limits that it shares with the
-// other jobs.
+// spec returns the options of the copy that a job describes. They include the limits that
+// the job shares with other jobs.
 func (b *batchRun) spec(j *batch.Job) job.Spec {
 	s := b.command(j).spec()
 	o := &s.Opener.VDDK.Options
@@ -95,9 +96,9 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }
 
-// accesses records which jobs with --prepare-access have not ended. The migration of a
-// VM is prevented from the time when its first disk is opened until all jobs of the VM
-// have ended.
+// accesses contains the jobs with --prepare-access that have not ended. VDDK prevents the
+// migration of a VM while an access to the VM is prepared. This is the time from the
+// opening of the VM's first disk until all jobs of the VM have ended.
 type accesses struct {
 	registry *vddk.Registry
 	left     map[*batch.Job]*vddk.Params
@@ -129,8 +130,8 @@ func (a *accesses) done(j *batch.Job) {
 	}
 }
 
-// wait ends all accesses, including those of jobs that never started, and returns when
-// they have ended.
+// wait treats all jobs as ended, including jobs that never started. It returns when no
+// access to a VM is prepared any more.
 func (a *accesses) wait() {
 	for j := range a.left {
 		a.done(j)

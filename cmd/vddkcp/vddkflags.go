@@ -147,8 +147,9 @@ func (f *vddkFlags) AfterApply(environment *secretEnvironment) error {
 	return nil
 }
 
-// params returns the parameters for opening the disk at file. It asks for secrets
-// and reads them after all other parameters have been checked.
+// params returns the parameters with which VDDK opens a disk. file is the name of the disk
+// for VDDK. params asks for secrets and reads them after all other parameters have been
+// checked.
 func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, warn func(string)) (vddk.Params, error) {
 	p := vddk.Params{
 		File: file, Server: withoutBrackets(f.Server), User: f.User, VM: f.VM, Snapshot: f.Snapshot, Thumbprint: f.Thumbprint,

@@ -138,7 +138,8 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err == nil {
 		return nil
 	}
-	// The difference itself was printed on standard output.
+	// A difference was already printed on standard output. It is not printed again as an
+	// error message, but it is reported as JSON.
 	if asJSON || !errors.As(err, &different) {
 		fail(errorOutput, asJSON, err)
 	}
@@ -251,8 +252,9 @@ func openTarget(ctx context.Context, opener *sourceopen.Opener, a address.Addres
 	return d, nil
 }
 
-// isDevice reports whether d is the block device at path, read as a raw disk. Such a
-// device may be larger than the disk that was copied to it.
+// isDevice reports whether the disk d, which was opened from the given path, is a block
+// device that is read as a raw disk. Such a device may be larger than the disk that was
+// copied to it.
 func isDevice(path string, d source.Disk) bool {
 	fi, err := os.Stat(path)
 	if err != nil || fi.Mode()&os.ModeDevice == 0 {

@@ -222,8 +222,9 @@ func commandNamed(app *kong.Application, name string) *kong.Node {
 	return nil
 }
 
-// flag records the flags of the word arg. known is false if one of them does not exist.
-// next is true if the value of the last flag is the next word of the command line.
+// flag records the flags in a word of the command line: one flag in --NAME, several in
+// -abc. known is false if one of these flags does not exist. next is true if the value of
+// the last flag is the next word of the command line.
 func (l *commandLine) flag(arg string) (known, next bool) {
 	if name, ok := strings.CutPrefix(arg, "--"); ok {
 		name, _, valued := strings.Cut(name, "=")

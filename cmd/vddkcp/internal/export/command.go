@@ -41,7 +41,7 @@ func (s *sockets) script(uri, name string) string {
 	return script.String()
 }
 
-// shellQuote quotes s as a single word of a shell.
+// shellQuote quotes a text so that a shell reads it as a single word.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
 // runShell runs a script. It returns nil, a *CommandStatus, or the reason why the
@@ -89,9 +89,9 @@ func terminalSignals() bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// parentEnded waits for the end of the parent process or of ctx, and reports
-// whether the parent has ended. parent is the ID of the parent process at the
-// start.
+// parentEnded waits until the parent process or ctx has ended. It returns true if the
+// parent process has ended. The caller passes the process ID that the parent had when this
+// process started.
 func parentEnded(ctx context.Context, parent int) bool {
 	// PR_SET_PDEATHSIG is not used. It reports the end of the thread that started this
 	// process, and the parent process may outlive that thread.

@@ -113,7 +113,8 @@ func (e *exports) uriName() string {
 	return ""
 }
 
-// List implements server.Exports. Disks that only Pattern allows are not listed.
+// List implements server.Exports. It does not list the disks that only Options.Pattern
+// allows.
 func (e *exports) List(context.Context) ([]server.Export, error) {
 	var list []server.Export
 	for _, d := range e.list {
@@ -145,8 +146,8 @@ func (e *exports) find(name string) *exportedDisk {
 	return nil
 }
 
-// named returns the exported disk with the given name. If there is none, it returns a
-// new one; the caller has already checked that Pattern allows the name.
+// named returns the exported disk with the given name. If it does not exist yet, named
+// returns a new one. The caller has already checked that Options.Pattern allows the name.
 func (e *exports) named(name string) *exportedDisk {
 	if d := e.find(name); d != nil {
 		return d
@@ -159,9 +160,9 @@ func (e *exports) named(name string) *exportedDisk {
 	return &exportedDisk{Export: server.Export{Name: name}, src: address.ForVDDK(name)}
 }
 
-// remember records a disk that a client chose by Pattern and that stays open. Disks
-// that do not stay open are not recorded, so that clients cannot fill the memory with
-// names.
+// remember records a disk that stays open, so that later clients get the same disk. A
+// client has chosen this disk by its path, and Options.Pattern allows the path. Disks that
+// do not stay open are not recorded, so that clients cannot fill the memory with names.
 func (e *exports) remember(d *exportedDisk) {
 	if e.find(d.Name) != nil {
 		return

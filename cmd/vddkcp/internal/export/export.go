@@ -1,7 +1,7 @@
-// Package export serves disks over NBD. It does the work of the command "vddkcp
-// export" after the command line was parsed. [Run] opens the disks, listens, and
-// serves until a signal, the end of a command that it started, or the end of the
-// last client's connection.
+// Package export serves disks over NBD. It does the work of the command "vddkcp export"
+// after the command line was parsed. [Run] opens the disks, listens, and serves clients
+// until a signal arrives. Depending on the options, it also ends when the command that it
+// started ends, when its parent process ends, or when the last client disconnects.
 package export
 
 import (
@@ -43,20 +43,21 @@ type Options struct {
 	// Opened returns an error, Run fails. Opened may be nil.
 	Opened func() error
 	// Cow lets clients write without changing the disks. Their writes go to a temporary
-	// file or, for a single disk, to CowFile. A later run with the same CowFile sees
-	// the writes of earlier runs. If CowOnRead is set, the blocks that clients have
-	// read from a disk are also stored in the file that receives the writes.
+	// file. If CowFile is set, which is possible only for a single disk, they go to this
+	// file. A later run with the same CowFile sees the writes of earlier runs. If CowOnRead
+	// is set, the blocks that clients have read from a disk are stored in the same file as
+	// the writes.
 	Cow, CowOnRead bool
 	CowFile        string
 
-	// Listen has addresses that CheckListen accepts. If Listen is empty, the server
-	// uses the sockets from socket activation. If there are none either, it uses a
-	// private socket if Command is set, and otherwise 127.0.0.1 and the default port of
-	// NBD.
+	// Listen has addresses that CheckListen accepts. If Listen is empty, the server uses
+	// the sockets that its parent process passed to it by socket activation. If the parent
+	// passed no sockets, the server listens on a private socket if Command is set, and on
+	// 127.0.0.1 and the default port of NBD if Command is empty.
 	Listen []string
-	// TLS is the mode of TLS: off, on or require. "" means on if TLSCertificates is
-	// set, and off otherwise. TLSCertificates is a folder. "" means the folders in
-	// which nbdkit looks for certificates.
+	// TLS is the mode of TLS: off, on or require. "" means on if TLSCertificates is set,
+	// and off if it is not. TLSCertificates is the folder that contains the certificates.
+	// If it is "", the server searches the folders in which nbdkit looks for certificates.
 	TLS, TLSCertificates string
 	TLSVerifyPeer        bool // refuse clients without a valid certificate
 	MaxConnections       int  // maximum number of clients at the same time, at least 1
@@ -74,30 +75,32 @@ type Options struct {
 	Log    *slog.Logger
 }
 
-// Source is a disk that is served from the beginning.
+// Source is a disk that is known before the server starts, unlike the disks that clients
+// choose by Options.Pattern.
 type Source struct {
 	Name        string // name of the export
 	Description string // text that clients can show
 	Address     address.Address
-	// Eager opens the disk before the server starts, even if that takes a login.
-	// Otherwise a disk on a server is opened for its first client.
+	// If Eager is true, the disk is opened before the server starts, even if this requires
+	// a login. If Eager is false, a disk on a server is opened when its first client
+	// connects.
 	Eager bool
 }
 
 // grace is the time for requests in progress to complete after a signal.
 const grace = 5 * time.Second
 
-// Run serves disks until ctx ends or Options.Command ends. It also ends with the parent
-// process or with the last client, if Options.ExitWithParent or Options.ExitLast is
-// set. The error is a *[CommandStatus] if Options.Command ended with a status other
-// than 0, and a *usage.Error for invalid options.
+// Run serves disks until ctx ends or Options.Command ends. If Options.ExitWithParent is
+// set, Run also ends when the parent process ends. If Options.ExitLast is set, Run also
+// ends when the last client disconnects. The error is a *[CommandStatus] if Options.Command
+// ended with a status other than 0, and a *usage.Error for invalid options.
 //
-// When ctx ends, Options.Command gets a signal. If the cause of ctx has a method
-// Signal() syscall.Signal, it is the signal that this method returns. Otherwise it is
-// SIGTERM.
+// When ctx ends, Run sends a signal to Options.Command. If the cause of ctx has a method
+// Signal() syscall.Signal, Run sends the signal that this method returns. If the cause has
+// no such method, Run sends SIGTERM.
 func Run(ctx context.Context, o Options) error {
-	// Acquire the sockets first, so that the processes that open disks do not inherit
-	// them.
+	// Opening a disk may start other processes. They inherit only sockets that are not
+	// acquired yet. Therefore the sockets are acquired first.
 	sockets, err := activatedSockets()
 	if err != nil {
 		return err
@@ -122,12 +125,12 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(err, exports.close())
 }
 
-// serve serves the opened exports. kill aborts calls in progress to the disks that were
-// opened before the server was created.
+// serve serves the opened exports. The function kill aborts calls in progress to the disks
+// that were opened before the server was created.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
-	// A signal, the end of the parent process and a failure end the command or, if
-	// there is none, the server.
+	// The context ending ends after a signal, when the parent process ends, and when the
+	// server fails. Its end ends the command of --run or, without a command, the server.
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -205,9 +208,9 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	return errors.Join(served, ran, stats.write(o.Tables, log))
 }
 
-// writePidFile writes the process ID to a new file at path, which replaces a
-// symbolic link there. remove removes the file, unless another process has replaced
-// it meanwhile.
+// writePidFile writes the process ID to a new file at the given path. The new file replaces
+// an older file or a symbolic link. The function remove removes the new file, unless
+// another process has replaced it meanwhile.
 func writePidFile(path string) (remove func(), err error) {
 	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 		return nil, fmt.Errorf("cannot write the process ID: %w", err)

@@ -38,8 +38,10 @@ func activatedSockets() (*sockets, error) {
 	return s, nil
 }
 
-// listen opens the sockets at the addresses. captive is true if the server serves only
-// the command of --run. The default address is then a private socket.
+// listen opens the sockets at the given addresses. captive is true if the server serves
+// only the command of --run. If there are no addresses and no sockets from socket
+// activation, a captive server listens on a private socket, and any other server on
+// 127.0.0.1.
 func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
 	case s.activated && captive:

@@ -23,8 +23,8 @@ type statsFile struct {
 	path    string // "" without --stats
 }
 
-// openStats creates the file without any counts. If the file cannot be written, the
-// user gets the error before clients connect.
+// openStats creates the file of the statistics without any counts. If the file cannot be
+// written, the user gets the error before clients connect.
 func openStats(path string) (*statsFile, error) {
 	s := &statsFile{started: time.Now(), path: path}
 	if path == "" {
@@ -53,7 +53,8 @@ func (s *statsFile) write(tables io.Writer, log *slog.Logger) error {
 	return s.replace(operations)
 }
 
-// replace writes a new file, which also replaces a symbolic link at its path.
+// replace writes a new file of the statistics, which replaces the old file. If the path of
+// the old file is a symbolic link, the link is replaced.
 func (s *statsFile) replace(operations []server.Operation) error {
 	now := time.Now()
 	text, err := json.MarshalIndent(Stats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)}, "", "  ")

@@ -7,9 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// mayName reports whether a wildcard, the value of the parameter export=, lets clients
-// open the disk at path. If the wildcard begins with a [DATASTORE], these brackets do not
-// mean a set of characters.
+// mayName reports whether clients may open the disk at the given path. pattern is a
+// wildcard, the value of the word export= on the command line. A [DATASTORE] at the
+// beginning of the wildcard matches the same text in the path. Without this rule, its
+// brackets would only mean a set of characters.
 func mayName(pattern, path string) bool {
 	if path == "" || slices.Contains(strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == ' ' }), "..") {
 		return false // .. could lead out of the folder that the wildcard allows
@@ -22,8 +23,8 @@ func mayName(pattern, path string) bool {
 	return wildcard(pattern, path)
 }
 
-// wildcard reports whether s matches pattern. The patterns are those of fnmatch(3)
-// without flags: * and ? also match slashes.
+// wildcard reports whether the text s matches a pattern. The patterns are those of
+// fnmatch(3) without flags: * and ? also match slashes.
 func wildcard(pattern, s string) bool {
 	var expression strings.Builder
 	expression.WriteString(`(?s)^`)
