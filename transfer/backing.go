@@ -8,7 +8,8 @@ import (
 )
 
 // backing is the backing image of a target that is an overlay. The target holds only the
-// differences from the backing image. After a change of that image, the target would be wrong.
+// differences from the backing image. If that image changes after the copy began, the content of
+// the target is wrong.
 type backing struct {
 	disk     source.Disk // nil: the target has no backing
 	identity string      // of the disk when the target was planned
@@ -26,8 +27,9 @@ func newBacking(ctx context.Context, o Options) (b backing, err error) {
 }
 
 // unchanged returns an error if the backing image has changed since the copy began. It queries the
-// identity of the open image and, with b.reopen, the identity of the file that now has the name of
-// the image. Both must equal b.identity, the identity at the beginning.
+// identity of the open image. If b.reopen is set, it also opens the file that now has the name of
+// the image, and queries the identity of this file. Each of these identities must equal b.identity,
+// the identity at the beginning.
 func (b *backing) unchanged(ctx context.Context) error {
 	if b.disk == nil {
 		return nil

@@ -17,7 +17,8 @@ type buffer struct {
 	free func() // returns buf to its allocator; nil: buf need not be returned
 }
 
-// releaseBuffer returns the memory to its allocator, if the buffer has memory.
+// releaseBuffer returns the memory of the buffer to its allocator. It does nothing if the buffer
+// has no memory.
 func (b *buffer) releaseBuffer() {
 	if b.free != nil {
 		b.free()
@@ -25,10 +26,10 @@ func (b *buffer) releaseBuffer() {
 	}
 }
 
-// reserveBuffers provides buffers for reading the disk d, which may be nil. If d is a
-// source.Allocator, these are the buffers of d itself. Otherwise reserveBuffers allocates the
-// given number of buffers, of bufferSize bytes each. When no buffer is in use any more, the caller
-// frees them by calling the second result, the function release.
+// reserveBuffers provides buffers for reading the disk d. If d is a source.Allocator, these are the
+// buffers of d itself. If it is not, or if d is nil, reserveBuffers allocates the given number of
+// buffers, of bufferSize bytes each. When no buffer is in use any more, the caller frees them by
+// calling the second result, the function release.
 func reserveBuffers(d source.Disk, number, bufferSize int) (buffers source.Allocator, release func() error, err error) {
 	if own, ok := source.Ability[source.Allocator](d); ok {
 		return own, func() error { return nil }, nil

@@ -50,9 +50,9 @@ func zeroSum(n int64) uint32 {
 	return sum
 }
 
-// Proves reports whether the ranges in Tail, which were copied last, can identify the target.
-// They can if they contain a byte that is not zero. Ranges of zeros prove nothing, because
-// every new disk has zeros.
+// Proves reports whether the ranges in Tail, which were copied last, can prove that a target is the
+// one to which they were copied. They can if they contain a byte that is not zero. Ranges of zeros
+// prove nothing, because every new disk has zeros.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
 // proves reports whether the ranges of a tail contain a byte that is not zero.
@@ -63,9 +63,10 @@ func proves(tail []Stretch) bool {
 // castagnoli is the table of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sums returns the digests that a copy with the options o computes, in the states that the
-// checkpoint has saved. A copy computes up to two digests: the one that the user wants (o.Digest),
-// and with o.Verify a blksum, with which the target is compared at the end.
+// sums returns the digests that a copy with the options o computes. Their computation continues
+// from the states that the checkpoint has saved. A copy computes up to two digests: the one that
+// the user wants (o.Digest), and with o.Verify a blksum, with which the target is compared at the
+// end.
 //
 // Computing a digest from the beginning would need the content below Offset, which is not read
 // again. If the checkpoint has no state for o.Digest, sums therefore returns an error. If only the
@@ -101,9 +102,9 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 // ErrTail says that a disk does not have the content whose checksums are in Checkpoint.Tail.
 var ErrTail = errors.New("this is not the data that was copied just before the checkpoint")
 
-// CheckTail reads those ranges of d that Tail lists, and compares their checksums with the
-// checksums in Tail. d is the source or the target of the copy. The error is an ErrTail if a
-// checksum differs, or if Tail is not valid.
+// CheckTail reads the ranges of the disk d that Tail lists, and computes their checksums. d is the
+// source or the target of the copy. The error is an ErrTail if a checksum differs from the one in
+// Tail, or if Tail is not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {

@@ -23,11 +23,11 @@ type CompareOptions struct {
 	// Counters are updated during the comparison. They may be nil.
 	Counters *progress.Counters
 
-	// Strict also compares the allocation: a range that is data in one disk and a hole
-	// in the other is a difference even if both read as zeros. Sum ignores it.
+	// Strict also compares the allocation: a range that is data in one disk and a hole in the other
+	// is a difference even if it reads as zeros in both. Sum ignores the option Strict.
 	Strict bool
-	// TargetMayBeLonger ignores content of the target after the end of the source.
-	// It is for block devices and NBD exports, whose size the copy did not choose. Sum
+	// If TargetMayBeLonger is set, content of the target after the end of the source is ignored.
+	// The option is for block devices and NBD exports, whose size the copy did not choose. Sum
 	// ignores it.
 	TargetMayBeLonger bool
 }
@@ -110,7 +110,7 @@ func (p pair) end() int64 { return p.off + p.n }
 // equal reports whether both disks have only zeros in the range, so that it need not be read.
 func (p pair) equal() bool { return !p.data[0] && !p.data[1] }
 
-// differ reports whether one disk has data in the range and the other a hole.
+// differ reports whether, in the range, one disk has data and the other disk has a hole.
 func (p pair) differ() bool { return p.data[0] != p.data[1] }
 
 // pairs divides both disks at the borders of all their extents, and yields the resulting
@@ -239,7 +239,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 			}
 		}()
 	}
-	// With eight pieces for each worker, the other workers can continue while one read is slow.
+	// There are eight pieces for each worker, because the pieces are collected in their order.
+	// While one read is slow, the other workers can continue with later pieces.
 	err = runOrdered(ctx, nil, c.o.Requests, 8*c.o.Requests, stages[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,
@@ -252,7 +253,7 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	return found, err
 }
 
-// produce sends to the workers all pairs that must be read. It cuts them at multiples of the
+// produce sends to the workers all pairs that must be read. It cuts the pairs at multiples of the
 // request size, so that no grain or cluster of a disk is read by two requests.
 func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) error {
 	size := int64(c.o.RequestSize)

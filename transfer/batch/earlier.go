@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// plan decides from the state file which jobs are still to be run, and returns an attempt for
-// each of them.
+// plan decides from the state file which jobs must still be run. It returns the queue of these
+// jobs, with a value of the type attempt for each of them.
 func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	done, known := 0, 0
 	entries := make([]*entry, len(jobs))
@@ -80,8 +80,8 @@ func (e *entry) changed(j *Job, r Runner) string {
 }
 
 // Unfinished reads the state file at path and returns the jobs that Run would run with
-// Options.Resume. Another run may use the state file at the same time. runner is
-// Options.Runner.
+// Options.Resume. Another run may use the state file at the same time. The function runner returns
+// the Runner of a job, as Options.Runner does.
 func Unfinished(path string, jobs []*Job, runner func(*Job) Runner) ([]*Job, error) {
 	s := &Store{path: path, texts: map[string][]byte{}}
 	if err := s.load(); err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// ownRate is the value of Estimated.Binds if no limit slows the batch down. Estimated.Binds is a
-// text that says what limits the speed of the batch.
+// Estimated.Binds is a text that says what limits the speed of the batch. It is ownRate if no limit
+// slows the batch down.
 const ownRate = "each disk's own rate binds it"
 
 // Expected is what a forecast knows about a job before it runs.
@@ -19,10 +19,10 @@ type Expected struct {
 	Size  int64   // of the source, in bytes; Run starts the largest first; -1: unknown
 	Bytes int64   // bytes to copy
 	Rate  float64 // bytes per second if the job runs alone
-	// These fields are for a job on a host. Connections is the number of connections with which
-	// the job reaches Rate. If Fixed is set, the job runs only with exactly this number,
-	// otherwise also with fewer. Buffers is the memory, in bytes, that each connection reserves
-	// on the host.
+	// These fields are for a job on a host. Connections is the number of connections with which the
+	// job reaches Rate. If Fixed is true, the job runs only with exactly this number of
+	// connections. If Fixed is false, it also runs with fewer. Buffers is the memory, in bytes,
+	// that each connection reserves on the host.
 	Connections int
 	Fixed       bool
 	Buffers     int64
@@ -83,8 +83,9 @@ func Estimate(jobs []Expected, limits Limits, measured Reached) Estimated {
 	return result
 }
 
-// Opening returns the jobs that Run starts when a batch begins. The Rate of each job is the rate
-// that it reaches with its share of the connections. Jobs that have no connection yet are left out.
+// Opening returns the jobs that Run starts when a batch begins. In the result, the Rate of a job is
+// the rate that the job reaches with its share of the connections. Jobs that must wait for their
+// first connection are left out.
 func Opening(jobs []Expected, limits Limits) (at []Expected) {
 	f := newForecast(jobs, limits, Reached{})
 	f.start()
@@ -106,7 +107,8 @@ type forecast struct {
 	queue   []*attempt
 	active  []*copying         // in the order in which they started
 	left    map[string]float64 // bytes that are left to copy, by Job.HostKey
-	// bounds says why disks of a host are slower together than alone. The key is Job.HostKey.
+	// For each host, bounds has a text that says why several disks of this host are slower together
+	// than each disk alone. The key is Job.HostKey.
 	bounds map[string]string
 }
 

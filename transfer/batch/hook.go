@@ -50,15 +50,15 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 			return err
 		}
 		ended = true
-		// The signal goes to the process group, which includes the processes that the command
-		// started.
+		// The process group includes the processes that the command started. They get the signal
+		// too.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		return nil
 	}
 	lines := &lineWriter{handleLine: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
-	// If a background process keeps the output of the command open, the job waits no longer
-	// than WaitDelay.
+	// A background process may keep the output of the command open after the command has ended. The
+	// job waits at most this long for the end of the output.
 	cmd.WaitDelay = hookGrace
 	gone, err := r.spawn(func() (group int, err error) {
 		if err := cmd.Start(); err != nil {

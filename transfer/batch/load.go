@@ -86,7 +86,8 @@ func (l *loader) bad(at int, field fmt.Stringer, format string, args ...any) {
 	l.problems = append(l.problems, problem{offset: at, field: field.String(), message: fmt.Sprintf(format, args...)})
 }
 
-// want reports whether the value n has one of the kinds. If not, it records a problem.
+// want reports whether the value n has one of the given kinds. If not, it records a problem. The
+// message says what was expected, in the words of the parameter wanted.
 func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	if slices.Contains(kinds, n.kind) {
 		return true
@@ -95,9 +96,9 @@ func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	return false
 }
 
-// object passes each member of the object n to the function handleMember. A member whose name is
-// repeated, or is not in allowedNames, is not passed: object records a problem for this member. If
-// allowedNames is nil, all names are allowed.
+// object calls the function handleMember for each member of the object n. If the name of a member
+// is repeated or is not in allowedNames, object does not call the function for this member, but
+// records a problem. If allowedNames is nil, all names are allowed.
 func (l *loader) object(n *node, field place, allowedNames *nameSet, handleMember func(m member, field place)) {
 	if !l.want(n, field, "an object", kindObject) {
 		return
@@ -193,7 +194,8 @@ func (l *loader) file(root *node) *File {
 	return f
 }
 
-// draft is a parsed job that is not yet merged with the defaults, or the defaults themselves.
+// draft is a parsed job before it is merged with the defaults. The defaults of the file are a draft
+// as well.
 type draft struct {
 	node        *node
 	labels      map[string]string

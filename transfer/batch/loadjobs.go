@@ -18,8 +18,9 @@ type jobsLoader struct {
 	file     *File
 	ok       []bool // for each job: no problem was found so far
 	byName   map[string]int32
-	// targets has the files that jobs write. It maps a hash of a file's name to the index of
-	// the job. The names themselves would need more memory than everything else.
+	// targets knows the files that jobs write. The key is a hash of the name of a file, and the
+	// value is the index of the job. The names themselves would need more memory than everything
+	// else.
 	targets map[uint64]int32
 	seed    maphash.Seed
 }
@@ -53,8 +54,8 @@ func (l *jobsLoader) node(i int) *node { return expand(l.content, int(l.places[i
 
 func placeOfJob(i int) place { return place{base: "jobs", index: i} }
 
-// read parses job i, and records its name and the files of its target for comparing other jobs
-// with them.
+// read parses job i. It records the name of the job and the files of its target, so that other jobs
+// can be compared with them.
 func (l *jobsLoader) read(i int) {
 	d := l.draft(l.node(i), placeOfJob(i))
 	l.ok[i] = d.ok
@@ -86,11 +87,15 @@ func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
-// required records a problem if a required field, such as "source", has no value. If neither the
-// job nor the defaults have the field, the problem is always recorded. If the job has the field, a
-// value of a wrong type may be recorded for the field already. To report no field twice, required
-// then records a problem only if no other problem of the job is known. If only the defaults have the
-// field, an empty value there is left to Spec.Check.
+// required records a problem if a required field, such as "source", has no value in the merged job.
+// If neither the job nor the defaults have the field, the problem is always recorded.
+//
+// If the job has the field, the value is empty or has a wrong type. A wrong type is recorded
+// already. To report no field twice, required records a problem only if no other problem of the job
+// is known.
+//
+// If only the defaults have the field, required records nothing, because Spec.Check reports an
+// empty value there.
 func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	if value != "" {
 		return
@@ -205,7 +210,7 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 	}
 	j.Values = make([]Value, 0, len(d.flags)+len(defaults.flags))
 	// The flags of the draft and those of the defaults are both in the order of Spec.Fields, and
-	// are merged in that order. If both have a flag, the value in the draft counts.
+	// are merged in that order. If both have a flag, the merged job gets the value in the draft.
 	ours, theirs := d.flags, defaults.flags
 	for len(ours)+len(theirs) > 0 {
 		var v flagValue

@@ -239,8 +239,9 @@ func (r *Report) timeline() *timeline {
 	return t
 }
 
-// spread distributes amount over the bins between start and end, in proportion to the part of
-// each bin that lies between them. start and end are positions in bins, and may have fractions.
+// spread distributes the given amount over the bins. Each bin gets a share in proportion to the
+// part of the bin that lies between start and end. start and end are positions in the slice bins,
+// and may have fractions: 1.5 is the middle of bins[1].
 func spread(bins []float64, start, end, amount float64) {
 	end = max(end, start+1e-6)
 	for i := max(int(start), 0); i < len(bins) && float64(i) < end; i++ {

@@ -17,9 +17,10 @@ type problem struct {
 	offset  int    // in the file
 	field   string // "jobs[3].compress"; "": the file as a whole
 	message string
-	// If the job file has a field that does not exist, the string unknown is the name of that
-	// field, and the list known has the allowed names. The message gets a suggestion from this
-	// list only if the problem is shown, because finding a suggestion takes time.
+	// These fields are set if the job file has a field that does not exist: unknown is the name of
+	// that field, and known has the names that are allowed. When the problem is shown, the message
+	// gets a suggestion from the allowed names. The suggestion is not made earlier, because finding
+	// it takes time.
 	unknown string
 	known   []string
 }
@@ -63,8 +64,8 @@ func (e *FileError) Lines() []string {
 	return lines
 }
 
-// place names a part of the job file, such as jobs[3].source, in messages. String composes the
-// text, and is called only if a message needs it.
+// place names a part of the job file, such as jobs[3].source, in messages. The method String
+// composes the text of the name. It is called only if a message needs the text.
 type place struct {
 	base  string // "defaults", "jobs"
 	index int    // of an element of base; -1: base itself
@@ -87,7 +88,8 @@ func (p place) String() string {
 	return s + quoted(p.name)
 }
 
-// member returns the place of the member with this name in the object at p.
+// member returns the place of a member of an object. p is the place of the object, and name is the
+// name of the member.
 func (p place) member(name string) place {
 	if p.name != "" {
 		return place{p.String(), -1, name}
@@ -96,11 +98,11 @@ func (p place) member(name string) place {
 	return p
 }
 
-// element returns the place of the i-th element of the array at p.
+// element returns the place of element i of an array. p is the place of the array.
 func (p place) element(i int) place { return place{p.String(), i, ""} }
 
-// quoted returns the name of a field for a message: in quotes if it has other characters than
-// field names usually have.
+// quoted returns the name of a field for a message. If the name has other characters than field
+// names usually have, the result is in quotes.
 func quoted(name string) string {
 	if len(name) > maxName {
 		return strconv.Quote(name[:maxName])

@@ -49,8 +49,9 @@ type JobReport struct {
 	*report.Report
 }
 
-// end counts the jobs and sets the status and the exit status of the batch. If a signal ended
-// the batch, stopped is the exit status for this signal; otherwise it is 0.
+// The method end completes the report: it counts the jobs, and sets the status and the exit status
+// of the batch. If a signal stopped the batch, the parameter stopped is the exit status for this
+// signal; if not, it is 0.
 func (r *Report) end(stopped int) {
 	r.Counts = Counts{}
 	canResume, attention := true, 0
@@ -218,9 +219,9 @@ func listed(names []string) string {
 	return text
 }
 
-// better reports whether Merge prefers the report j to other, a report of the same job. A
-// report of an attempt is better than one that says that the job was skipped. Otherwise the
-// later report is better.
+// better reports whether Merge takes the report j instead of other, which is a report of the same
+// job. A report of an attempt is better than one that says that the job was skipped. If both or
+// neither say that, the later report is better.
 func (j *JobReport) better(other *JobReport) bool {
 	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b

@@ -27,19 +27,23 @@ type Options struct {
 	// JobLog opens the log of a job. The batch calls done when it no longer uses the log. If
 	// JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Spawn is called when a command of a job (its before or after command) must be started. Spawn
-	// must call the function start and return the error of start. start starts the command in a
-	// process group of its own, and returns the number of this group. Spawn also returns a
-	// function gone, which the batch calls when the process group has ended. A program that may
-	// exit at once can record in Spawn which process groups it must kill before it exits. If Spawn
-	// is nil, the batch calls start itself.
+	// Spawn is called when the batch must start a before or after command of a job. Spawn must call
+	// the function start, which starts the command in a process group of its own. The result group
+	// of start is the number of the process group. If start fails, Spawn must return the error.
+	//
+	// Spawn also returns a function gone, which the batch calls when the process group has ended.
+	// If the program may exit while a command runs, Spawn can record the process group, so that the
+	// program kills it before it exits.
+	//
+	// If Spawn is nil, the batch itself starts each command.
 	Spawn func(start func() (group int, err error)) (gone func(), err error)
 	// Ended is called for each job after its last attempt. At the beginning of the batch, it is
 	// also called for each job that an earlier run has done. It is not called for jobs that do not
 	// start. Calls do not overlap. Ended may be nil.
 	Ended func(*Job, *JobReport)
-	// Waiting is called when a pause begins, after which the given number of failed jobs is
-	// tried again. done is called when the pause ends. Waiting may be nil.
+	// Waiting is called when a pause before a round of retries begins. jobs is the number of failed
+	// jobs that are tried again after the pause, and wait is the length of the pause. The batch
+	// calls the result, the function done, when the pause ends. Waiting may be nil.
 	Waiting func(jobs int, wait time.Duration) (done func())
 }
 
@@ -79,10 +83,10 @@ type Task struct {
 	// Redo says that the job was done before, but must run again because of a change in its
 	// fields or its target. The file at the target may then be in use.
 	Redo bool
-	// Runner.Run must call Whole when the target is complete and durable, before it gets its
-	// final name. The mark identifies the file of the target (see package fileid); it is "" if
-	// the target is not a file. Whole records the mark durably. If the process is then killed,
-	// the next run takes a file with this mark, and no other file, for the finished copy.
+	// Runner.Run must call Whole when the target is complete and durable, before the target gets
+	// its final name. The mark identifies the file of the target (see package fileid). It is "" if
+	// the target is not a file. Whole records the mark durably. If the process is then killed, the
+	// next run takes a file with this mark, and no other file, for the finished copy.
 	Whole func(mark string)
 }
 

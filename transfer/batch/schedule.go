@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// schedule runs the jobs of queue as the limits allow. When all have ended, it tries the jobs
-// with a transient failure again, at most Limits.Rounds times.
+// schedule runs the jobs in the given queue as the limits allow. When all jobs have ended, it tries
+// those with a transient failure again. It does this at most Limits.Rounds times.
 func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	type end struct {
 		a      *attempt
@@ -69,9 +69,9 @@ func (r *run) ended(j *Job) {
 	}
 }
 
-// Before a round of retries the batch waits, so that the servers can recover:
-// firstPause before the first round, and three times as long before each further
-// round, up to longestPause.
+// Before a round of retries the batch pauses, so that the servers can recover. The pause before the
+// first round has the length firstPause. Each further pause is three times as long as the previous
+// one, but never longer than longestPause.
 const (
 	firstPause   = 3 * time.Second
 	longestPause = time.Minute

@@ -100,7 +100,8 @@ func Schema(spec *Spec) []byte {
 		"defaults": object(slices.DeleteFunc(slices.Clone(flags), func(f field) bool { return f.name == "name" })),
 		"limits":   object(limitFields),
 	}
-	// The source must be in each job or in the defaults, and so must the target.
+	// Each job must have a source, in the job itself or in the defaults. The same is true of the
+	// target.
 	var either []schema
 	for _, name := range []string{"source", "target"} {
 		either = append(either, schema{"anyOf": []schema{

@@ -81,8 +81,9 @@ type Store struct {
 	wrote   time.Duration // time spent on writing it
 }
 
-// After writing the state file, keepWritten pauses for stateRest times as long as the writing
-// took, but at most for longestRest, because people look at the file during the batch.
+// keepWritten pauses after each writing of the state file. The pause is longer than the writing by
+// the factor stateRest, but not longer than longestRest, because people look at the file during the
+// batch.
 const (
 	stateRest   = 100
 	longestRest = 2 * time.Second
@@ -344,8 +345,8 @@ func (s *Store) append(name string, text []byte) error {
 	case s.changed <- struct{}{}:
 	default:
 	}
-	// The newline is written before the entry and not after it, so that the entry is not joined
-	// to an incomplete one before it.
+	// The newline is written before the entry and not after it. If the previous entry in the file
+	// is incomplete, the newline separates it from the new entry.
 	_, err := s.changes.Write(append([]byte("\n"), text...))
 	return err
 }
@@ -375,8 +376,8 @@ func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	begun := time.Now()
-	// Jobs that change their state wait for mu, so it is held only while the slices are copied.
-	// The JSON texts themselves are never changed in place.
+	// Jobs that change their state wait for the lock s.mu. It is therefore held only while the list
+	// of the JSON texts is copied. The texts themselves are never changed in place.
 	s.mu.Lock()
 	have, texts, length := s.made, make([][]byte, len(s.order)), 0
 	for i, name := range s.order {
@@ -427,8 +428,9 @@ func (s *Store) Close() error {
 			err = errors.Join(err, os.Remove(s.changesPath()))
 		}
 	}
-	// The lock file is removed while it is still locked. A process that has opened the file before
-	// this and locks it afterwards notices that the file was removed (see lockFile).
+	// The lock file is removed while it is still locked. Another process may have opened the file
+	// before its removal and lock it afterwards. That process notices that the file was removed
+	// (see lockFile).
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 

@@ -50,8 +50,8 @@ type member struct {
 	value  *node
 }
 
-// find returns the member of an object with this name. If there are several, it returns the
-// last.
+// find returns the member with the given name of an object. If the object has several such members,
+// find returns the last of them.
 func (n *node) find(name string) (m member, ok bool) {
 	for _, m := range slices.Backward(n.members) {
 		if m.name == name {
@@ -111,8 +111,8 @@ func invalidUTF8(text []byte) int {
 	return -1
 }
 
-// explain turns a syntax error into a message about the mistake that usually causes it.
-// errorEnd is the offset of the byte after the wrong one.
+// explain turns a syntax error into a message about the mistake that usually causes the error.
+// errorEnd is the offset of the byte after the byte at which the error was found.
 func explain(text []byte, errorEnd int, err error) *problem {
 	at := min(max(errorEnd-1, 0), len(text))
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -155,8 +155,8 @@ type treeParser struct {
 	at   int
 }
 
-// expand parses the value that begins at offset into a tree. depth is the number of values that
-// enclose it.
+// expand parses a JSON value into a tree. The value begins at the given offset in the text. depth
+// is the number of JSON values that enclose it.
 func expand(text string, offset, depth int) *node {
 	p := &treeParser{text, offset}
 	n, bad := p.value(depth, false)
@@ -177,8 +177,9 @@ func (p *treeParser) space() {
 	}
 }
 
-// value parses the next value. depth is the number of values that enclose it. If unread is
-// true, the value must be an array, and only the offsets of its elements are recorded.
+// value parses the next JSON value. depth is the number of JSON values that enclose it. If the
+// parameter unread is true, the next value must be an array. Its elements are then not parsed: only
+// their offsets are recorded.
 func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	p.space()
 	n := &node{offset: p.at}
@@ -306,8 +307,8 @@ func (p *treeParser) string() string {
 }
 
 // lines translates offsets in a text to lines and columns, both counted from 1. A column is a
-// character, not a byte. Offsets must be passed in ascending order, because lines counts only
-// the text after the last offset.
+// character, not a byte. Offsets must be passed in ascending order, because lines counts on from
+// the offset that was passed last.
 type lines struct {
 	text         []byte
 	at           int // the last offset

@@ -12,9 +12,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// work makes one attempt at a job, including its before and after commands, and updates the
-// state file. It runs in a goroutine of its own, while the fields of r belong to the goroutine of
-// the scheduler. work therefore uses only r.o, the options, which do not change.
+// work makes one attempt at a job, including its before and after commands, and updates the state
+// file. It runs in a goroutine of its own. The fields of r belong to the goroutine of the
+// scheduler. work may therefore use only r.o, the options, which do not change.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
 	if r.o.JobLog != nil {
@@ -59,8 +59,9 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			copied := *ended
 			ended.Report = afterFailed(ended.Report, err)
 			if ok {
-				// The copy is complete, so the state file keeps its report as successful. With
-				// --resume only the after command runs again.
+				// The copy is complete, and only the after command failed. The state file therefore
+				// keeps the report of a successful copy. With --resume only the after command runs
+				// again.
 				e.Report = &copied
 				keep(phaseCopied)
 				return ended
@@ -98,8 +99,8 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 	return a.runner.Run(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
 }
 
-// afterFailed returns the report t of a copy, changed to say that the after command failed with
-// err.
+// afterFailed returns a copy of the report t, changed to say that the after command failed with the
+// error err.
 func afterFailed(t *report.Report, err error) *report.Report {
 	failed := *t
 	if failed.Status != report.StatusOK {
