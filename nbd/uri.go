@@ -35,7 +35,7 @@ var schemes = map[string]struct{ tls, unix, vsock bool }{
 }
 
 // IsURI reports whether s begins with the scheme of an NBD URI and "://". ParseURI may
-// still refuse it.
+// refuse such a text nevertheless, because it checks the rest as well.
 func IsURI(s string) bool {
 	scheme, _, ok := strings.Cut(s, "://")
 	_, known := schemes[strings.ToLower(scheme)]

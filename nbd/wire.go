@@ -8,8 +8,8 @@
 //
 // The protocol is described in doc/proto.md, and the URIs in doc/uri.md, of
 // https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big endian.
-// The functions of this package never allocate memory whose size is a length that the
-// peer sent.
+// A peer can send any length in a message. The functions of this package therefore
+// never allocate as much memory as a message says.
 package nbd
 
 import (
@@ -46,7 +46,7 @@ const (
 )
 
 // HandshakeFlags are the features of the handshake that a server offers in its
-// greeting, or that a client accepts in its answer.
+// greeting, or that a client accepts in the flags that it sends back.
 type HandshakeFlags uint16
 
 const (
@@ -249,14 +249,15 @@ const ChunkDone uint16 = 1
 // an export are allocated. Its values are StateHole and StateZero.
 const BaseAllocation = "base:allocation"
 
-// Flags of the metadata context BaseAllocation. A range with StateHole alone may read
-// as anything; only StateZero says that it reads as zeros.
+// Flags of the metadata context BaseAllocation. A range that has only the flag
+// StateHole may read as anything. A range with the flag StateZero reads as zeros.
 const (
 	StateHole uint32 = 1 << iota
 	StateZero
 )
 
-// Errno is an error number in a reply. The protocol defines only the constants below.
+// Errno is an error number in a reply. The protocol defines only the numbers that are
+// constants of this package.
 type Errno uint32
 
 const (
@@ -315,7 +316,7 @@ func Text(b []byte) string {
 	}, string(b))
 }
 
-// Request is the header of a request. The data of a write follow it.
+// Request is the header of a request. In a write request, the data follow it.
 type Request struct {
 	Flags  CommandFlags
 	Type   Command
@@ -352,8 +353,8 @@ func ParseRequest(b *[RequestSize]byte) (Request, error) {
 	}, nil
 }
 
-// SimpleReply is a reply without chunks. The data of a read that succeeded follow
-// it.
+// SimpleReply is a reply without chunks. If it answers a read that succeeded, the
+// data follow it.
 type SimpleReply struct {
 	Errno  Errno // 0: the request succeeded
 	Cookie uint64
@@ -376,7 +377,8 @@ func ParseSimpleReply(b *[SimpleReplySize - 4]byte) SimpleReply {
 	return SimpleReply{Errno(binary.BigEndian.Uint32(b[:])), binary.BigEndian.Uint64(b[4:])}
 }
 
-// Chunk is the header of a chunk of a structured reply. Len bytes follow it.
+// Chunk is the header of a chunk of a structured reply. The data of the chunk follow
+// it.
 type Chunk struct {
 	Flags  uint16 // ChunkDone; receivers ignore all other flags
 	Type   ChunkType
@@ -442,7 +444,7 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
-// OptionReply is the header of a reply to an option. Len bytes follow it.
+// OptionReply is the header of a reply to an option. The data of the reply follow it.
 type OptionReply struct {
 	Option Option
 	Type   OptionReplyType
@@ -481,7 +483,8 @@ type BlockSizes struct {
 	Max       uint32 // maximum length of the data in one request: a multiple of Min, or 2^32-1 for no limit
 }
 
-// BlockSizesSize is the length of encoded BlockSizes without the InfoType, in bytes.
+// BlockSizesSize is the length of encoded BlockSizes, in bytes. It does not include the
+// InfoType before them.
 const BlockSizesSize = 12
 
 // Append appends the encoded sizes to b.

@@ -8,7 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// operations is the number of NBD commands whose requests are counted.
+// operations is the length of the array Stats.operations. An index in this array is the
+// number of an NBD command. CmdBlockStatus is the highest of these numbers.
 const operations = int(nbd.CmdBlockStatus) + 1
 
 // sizeClasses is the number of classes in Operation.Sizes: up to 512 bytes, up to 1 KiB,
@@ -36,8 +37,9 @@ type Operation struct {
 	Sizes []SizeClass `json:"sizes"`
 }
 
-// SizeClass counts the requests of similar length: longer than half of UpTo and at most
-// UpTo. The class of 512 bytes includes all shorter requests.
+// SizeClass counts requests of similar length: they are longer than UpTo/2 bytes and
+// have at most UpTo bytes. The class with UpTo 512 also counts all shorter requests. In
+// the class of the longest requests UpTo is 0.
 type SizeClass struct {
 	UpTo  int64 `json:"up_to"` // bytes; 0: longer than 32 MiB
 	Count int64 `json:"count"` // requests
@@ -58,7 +60,8 @@ func (s *Stats) add(c nbd.Command, length uint32, took time.Duration, failed boo
 	o.sizes[sizeClass(length)].Add(1)
 }
 
-// sizeClass returns the index of the class of requests with length bytes.
+// sizeClass returns the index, in Operation.Sizes, of the class for requests of the
+// given length in bytes.
 func sizeClass(length uint32) int {
 	if length <= 512 {
 		return 0
@@ -66,8 +69,8 @@ func sizeClass(length uint32) int {
 	return min(bits.Len32(length-1)-9, sizeClasses-1)
 }
 
-// Snapshot returns the current counters of the kinds of requests that were received at
-// least once. They are sorted by the numbers of the NBD commands.
+// Snapshot returns the current counters. It leaves out kinds of requests that were
+// never received. The result is sorted by the numbers of the NBD commands.
 func (s *Stats) Snapshot() []Operation {
 	var all []Operation
 	for c := range s.operations {

@@ -16,8 +16,9 @@ const (
 	maxContexts = 2
 )
 
-// blockStatus starts a request BLOCK_STATUS, which is answered with a chunk of at most
-// maxStatus extents for each chosen metadata context. An error ends the connection.
+// blockStatus starts to answer a request BLOCK_STATUS. The reply has one chunk for
+// each metadata context that the client has chosen, with at most maxStatus extents. If
+// blockStatus returns an error, the connection ends.
 func (o *op) blockStatus() error {
 	c := o.c
 	limit := maxStatus
@@ -71,9 +72,9 @@ type metaContext struct {
 	flag func(source.Extent) uint32 // returns the value of the property
 }
 
-// status appends descriptors (length and value) of the extents in [off, end) to b. It
-// appends at most limit descriptors. Adjacent extents that have the same value get one
-// descriptor.
+// status appends the descriptors of the extents in [off, end) to b. A descriptor
+// consists of a length and a value. Adjacent extents with the same value get a common
+// descriptor. The parameter limit is the maximum number of descriptors.
 func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end int64, limit int) ([]byte, error) {
 	length, flags := uint32(0), uint32(0)
 	n := 0
@@ -98,9 +99,9 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, length), flags), nil
 }
 
-// matches reports whether one of the queries selects the context. For LIST_META_CONTEXT
-// (list is true), a query such as "base:" selects a whole namespace, and an empty list
-// of queries selects all contexts.
+// matches reports whether one of a client's queries selects the metadata context m. The
+// parameter list is true for the option LIST_META_CONTEXT. In that case a query such as
+// "base:" selects a whole namespace, and a client without queries selects all contexts.
 func (m *metaContext) matches(queries []string, list bool) bool {
 	namespace, _, _ := strings.Cut(m.name, ":")
 	for _, q := range queries {

@@ -8,9 +8,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// write receives the data of a write in one or more buffers, and starts a piece for
-// each buffer. If errno is not 0, write discards the data and refuses the request. An
-// error ends the connection.
+// write receives the data of a write request in one or more buffers. For each buffer
+// it starts a goroutine that writes this piece of the data to the disk. If the
+// parameter errno is not 0, write instead discards the data and sends this error as
+// the reply. If write returns an error, the connection ends.
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
@@ -44,8 +45,9 @@ func (o *op) write(errno nbd.Errno, why string) error {
 	return nil
 }
 
-// writePiece writes one piece to the disk and releases its buffer. The piece that
-// finishes last flushes the disk if the request has the flag FUA, and sends the reply.
+// writePiece writes one piece of a write request to the disk and releases the buffer
+// of the piece. The call for the piece that is finished last also flushes the disk if
+// the request has the flag FUA, and then sends the reply.
 func (o *op) writePiece(b *buffer, off int64) {
 	e := o.c.export
 	err := o.callDisk(func() error {
@@ -68,9 +70,10 @@ func (o *op) writePiece(b *buffer, off int64) {
 	o.sendEnd(&o.first)
 }
 
-// runCommand starts a request without data. It calls the function work unless the range
-// is empty, then flushes the disk if flush is set, and sends the reply. It always
-// returns nil.
+// runCommand carries out a request without data in a new goroutine. The goroutine calls
+// the parameter work, unless the range of the request is empty. Then it flushes the
+// disk if the parameter flush is true, and sends the reply. runCommand always returns
+// nil.
 func (o *op) runCommand(work func() error, flush bool) error {
 	e := o.c.export
 	go func() {
