@@ -1,7 +1,8 @@
-// Command scattered makes a monolithicSparse VMDK for benchmarks of readers of grain
-// tables. Each grain is allocated with the same probability. Grains that are neighbours
-// on the disk are not neighbours in the file. All grains are holes of the file.
-// Therefore terabytes take no space.
+// Command scattered makes a monolithicSparse VMDK for a disk of GIB GiB. It is for
+// benchmarks of programs that read grain tables. Each grain is allocated with a
+// probability of PERCENT percent. Grains that are neighbours on the disk are not
+// neighbours in the file. The content of all grains is a hole in the file, so that even
+// terabytes of grains take no space.
 //
 //	go run ./scripts/scattered FILE GIB PERCENT
 //
@@ -101,9 +102,10 @@ func scatter(path, size, data string) error {
 	return f.Close()
 }
 
-// write writes everything except the grains, for a disk of the given number of sectors,
-// and returns the size of the file in bytes. It ignores errors of w, because the call of
-// w.Flush after it returns them.
+// write writes the VMDK except for the content of its grains. capacity is the size of
+// the disk in sectors. The result is the size that the file should have, in bytes. write
+// ignores errors of w, because the caller calls w.Flush next, which returns the first of
+// them.
 func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	grains := capacity / grain
 	tables := (grains + entries - 1) / entries
@@ -132,9 +134,9 @@ func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	}
 	io.CopyN(w, zeros{}, firstTable*sector-directorySector*sector-tables*4)
 
-	// The loops below draw the same random numbers twice. The first loop counts the
-	// allocated grains. The second loop writes the tables with the place of each grain
-	// in the file, which depends on that count.
+	// Each of the two loops below draws the same random numbers. The first loop counts
+	// the allocated grains. The second loop writes the grain tables. They contain the
+	// place of each grain in the file, which depends on the count.
 	has := func() func() bool {
 		r := rand.New(rand.NewPCG(1, 2))
 		return func() bool { return r.IntN(100) < percent }
