@@ -8,7 +8,7 @@ import (
 )
 
 // parseCompress splits the text of a compression option, METHOD or METHOD:LEVEL,
-// into its parts. If the text has no level, level is 0.
+// into its parts. If the text has no level, the returned level is 0.
 func parseCompress(s string) (method string, level int, err error) {
 	method, text, leveled := strings.Cut(s, ":")
 	switch method {

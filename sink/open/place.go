@@ -51,12 +51,12 @@ func placeOfPath(path address.Path) Place {
 	return Place{Address: path, Kind: "file", Partial: partial}
 }
 
-// Path returns the path that a file will have after it is published.
+// Path returns the path that the target file will have after it is published.
 func (p Place) Path() string { return strings.TrimSuffix(p.Partial, ".partial") }
 
 // Format returns the format in which the target is written. If requested is not
-// empty, it is the requested format. Otherwise it is the format that the
-// extension of the file name stands for, or "raw" for other extensions.
+// empty, it is the requested format. Otherwise a file whose name ends in .qcow2
+// or .vmdk has that format, and all other targets have the format "raw".
 func (p Place) Format(requested string) string {
 	if requested != "" {
 		return requested

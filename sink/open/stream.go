@@ -33,8 +33,8 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 		return nil, errClosedStdout
 	}
 	return &Target{Place: p, Format: "raw", options: &o, create: func(ctx context.Context) (sink.Disk, error) {
-		// The disk gets a duplicate of the file descriptor, so that
-		// closing the disk leaves standard output open.
+		// The disk gets a duplicate of the file descriptor of standard output.
+		// Closing the disk then leaves standard output itself open.
 		fd, err := dup(stdout)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -43,9 +43,9 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 	}}, nil
 }
 
-// errClosedStdout is the error for the target "-" if the process was started
-// without standard output. Everything that is written to the target would be
-// lost.
+// errClosedStdout is the error for the target "-", which is standard output, if
+// the process was started with standard output closed. Without this error,
+// everything that is written to the target would be lost.
 var errClosedStdout = &closedError{}
 
 type closedError struct{}
@@ -58,10 +58,10 @@ func (*closedError) Hint() string {
 	return `to read the source without writing a target, use "null:" as DST`
 }
 
-// wasClosed reports whether the process was started with f closed. In that case
-// the Go runtime opens /dev/null instead, for reading and writing. If a shell has
-// redirected f to /dev/null, it is open for writing only, and wasClosed returns
-// false.
+// wasClosed reports whether the process was started with f, its standard output,
+// closed. In that case the Go runtime has opened /dev/null in place of f, for
+// reading and writing. If a shell has redirected standard output to /dev/null, f
+// is open for writing only, and wasClosed returns false.
 func wasClosed(f *os.File, info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(uint64(st.Rdev)) != 1 || unix.Minor(uint64(st.Rdev)) != 3 {
@@ -131,7 +131,7 @@ func openStream(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// stream returns a disk that writes to w. It closes w if it fails.
+// stream returns a disk that writes to w. If stream returns an error, it has closed w.
 func stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	d, err := raw.Stream(ctx, w, name, size)
 	if err != nil {

@@ -56,8 +56,8 @@ func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	}}, nil
 }
 
-// zlibLevel returns the compression level for a VMDK. The level 0 stands for the
-// default.
+// zlibLevel returns the requested compression level for a VMDK. It returns 0 if
+// no level is requested, which makes vmdk.Create use its default level.
 func zlibLevel(compress string) (int, error) {
 	if compress == "" {
 		return 0, nil
