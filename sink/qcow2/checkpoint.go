@@ -35,8 +35,8 @@ func parseState(b []byte) (s state, err error) {
 	return s, nil
 }
 
-// fits returns an error if the state s does not belong to an image with the
-// layout l and the options o.
+// fits returns an error if the state of a checkpoint is damaged, or if it
+// belongs to an image with another layout or other options than the given ones.
 func (s state) fits(l layout, o Options) error {
 	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
 		return fmt.Errorf("the checkpoint was made for a disk of %d bytes with clusters of %d bytes and compression %s; want a disk of %d bytes with clusters of %d bytes and compression %s",
@@ -84,21 +84,24 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes the tables and the data that are in memory to the file. A copy that
-// resumes at the offset off of the disk then reads them with restore.
+// save writes the tables and the data that are in memory to the file. A later
+// copy that resumes at the given offset of the disk reads the tables with
+// restore.
 //
 // An earlier checkpoint stays valid, because save changes only one of the entries
-// that the earlier checkpoint has written: the refcount of the cluster in which the
-// data ended at that time. More compressed data may since have been added to this
-// cluster. The state of the earlier checkpoint records the old refcount (headCount),
-// and restore sets it back. All other changes of save fill empty entries.
+// that the earlier checkpoint has written. This entry is the refcount of the cluster
+// in which the data ended at that time: compressed data may have been added to this
+// cluster since then. The state of the earlier checkpoint records the old refcount
+// in its field headCount, and restore sets the refcount back to it. All other
+// changes of save fill empty entries.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	// The L1 table is written up to the entry that maps off, because restore
-	// reads it up to that entry. Entries without an L2 table are written as
-	// zeros, because a device may have old content at these positions.
+	// The L1 table is written up to the entry for the offset of the checkpoint,
+	// because restore reads it up to this entry. Entries without an L2 table
+	// are written too, as zeros, because a device may have old content in their
+	// place.
 	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
@@ -110,11 +113,10 @@ func (t *tables) save(off int64) error {
 	if err := t.out.flush(); err != nil {
 		return err
 	}
-	// The file must be long enough for all allocated clusters.
+	// The file must be long enough to contain all allocated clusters.
 	if t.next == t.first {
-		// No cluster has been allocated after the L1 table, and the L1
-		// table is empty. Its last byte is written to extend the file to
-		// this length.
+		// The L1 table is empty, and no cluster after it is allocated. Writing
+		// the last byte of the table extends the file to the end of the table.
 		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
 		return err
 	}
@@ -125,9 +127,9 @@ func (t *tables) save(off int64) error {
 	return nil
 }
 
-// restore reads the tables as they were at the checkpoint with the state s, which
-// was made at the offset off of the disk. It clears all entries that were added
-// later.
+// restore reads the tables from the file, and clears in memory all entries that
+// were added after the checkpoint. The parameters are the state and the offset in
+// the disk of this checkpoint.
 func (d *disk) restore(s state, off int64) error {
 	t := d.tables
 	t.next, t.out.start = s.next, s.head
@@ -176,9 +178,10 @@ func (d *disk) restore(s state, off int64) error {
 	return t.checkCounts()
 }
 
-// checkCounts returns an error if a cluster before the first free cluster t.next
-// has the refcount 0. In that case the checkpoint belongs to another file or
-// device, even if the other checks have succeeded.
+// checkCounts checks the refcount block that is in memory. It returns an error
+// if one of the clusters before the first free cluster has the refcount 0. In
+// that case the checkpoint belongs to another file or device, or the file is
+// damaged, even if the other checks of restore have succeeded.
 func (t *tables) checkCounts() error {
 	for c := t.block * t.perBlock; c < t.next; c++ {
 		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {
@@ -189,14 +192,14 @@ func (t *tables) checkCounts() error {
 }
 
 // isTable reports whether an L1 entry points to a cluster of the file that was
-// allocated before the checkpoint.
+// already allocated when the checkpoint was made.
 func (t *tables) isTable(entry uint64) bool {
 	return t.isEntry(entry) && int64(entry&^copied) < t.next<<t.shift
 }
 
-// isEntry reports whether an L1 entry can be one that this package has written:
-// it points to the beginning of a cluster behind the L1 table. The cluster may
-// have been allocated after the checkpoint.
+// isEntry reports whether this package can have written a given L1 entry. Such
+// an entry points to the beginning of a cluster after the L1 table. The cluster
+// may have been allocated after the checkpoint was made.
 func (t *tables) isEntry(entry uint64) bool {
 	off := int64(entry &^ copied)
 	return entry&copied != 0 && off%t.cluster == 0 && off >= t.first<<t.shift

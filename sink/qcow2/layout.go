@@ -71,7 +71,8 @@ func newLayout(size, cluster int64) (layout, error) {
 		return layout{}, fmt.Errorf("a disk of %d bytes is too large: a qcow2 image holds at most %s", size, bytesize.Format(reachOf(maxClusterSize)))
 	}
 	l.l2Shift = l.shift - 3
-	// The L1 table has at least one entry, so that its offset is valid.
+	// The L1 table has at least one entry, even for a disk of 0 bytes, so that its
+	// offset in the file is valid.
 	l.l1Entries = max(1, l.ceil(size, l.shift+l.l2Shift))
 	l.perBlock = cluster * 8 >> refOrder
 	l1Clusters := l.ceil(l.l1Entries*entryBytes, l.shift)
@@ -100,7 +101,8 @@ func (l *layout) blockOffset(i int64) int64 {
 	return i * l.perBlock << l.shift
 }
 
-// header returns the first bytes of the image. Their number is a multiple of 512.
+// header returns the bytes with which the image begins. It pads them to a multiple of
+// 512 bytes.
 func (l *layout) header(o Options, refTable, refTableClusters int64) ([]byte, error) {
 	b := make([]byte, headerSize, l.cluster)
 	extension := func(kind uint32, data []byte) {

@@ -21,10 +21,11 @@ type overlay struct {
 	read    []byte // the bytes that were read last, with zeros behind the end of the backing
 }
 
-// compareSize is the minimum length of a read from the backing disk, in bytes.
+// compareSize is the minimum number of bytes that are read from the backing disk at
+// once.
 const compareSize = 64 << 10
 
-// has reports whether the backing disk contains the bytes p at offset off.
+// has reports whether the bytes of the backing disk at the given offset are equal to p.
 func (v *overlay) has(p []byte, off int64) (bool, error) {
 	if off < v.start || off+int64(len(p)) > v.start+int64(len(v.read)) {
 		if err := v.fill(off, max(len(p), compareSize)); err != nil {
@@ -34,7 +35,8 @@ func (v *overlay) has(p []byte, off int64) (bool, error) {
 	return bytes.Equal(p, v.read[off-v.start:][:len(p)]), nil
 }
 
-// fill reads n bytes at offset off of the backing disk into the buffer v.read.
+// fill reads n bytes of the backing disk, from the given offset on, into the buffer
+// v.read.
 func (v *overlay) fill(off int64, n int) error {
 	if cap(v.read) < n {
 		v.read = make([]byte, n)
@@ -56,9 +58,9 @@ func (v *overlay) fill(off int64, n int) error {
 	return nil
 }
 
-// hide makes [off, off+n) read as zeros although the image has a backing disk. It
-// stores zero clusters. It leaves out ranges that are zeros in the backing disk
-// according to its extents.
+// hide makes [off, off+n) read as zeros, whatever the backing disk contains
+// there. It does so by storing zero clusters. It stores none for ranges that the
+// backing disk reports as zeros in its extents.
 func (d *disk) hide(ctx context.Context, off, n int64) error {
 	end := off + n
 	has := min(end, d.o.Backing.Size())
@@ -88,14 +90,14 @@ func (d *disk) hide(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// job is the result of encoding a cluster.
+// job holds the results of the method Encode for one cluster.
 type job struct {
 	code  []byte
 	plain bool
 }
 
-// store encodes and writes clusters, for callers of WriteAt. If clusters need
-// encoding, it encodes several of them concurrently.
+// store writes clusters on behalf of WriteAt. If clusters must be encoded
+// before they are written, store encodes several of them concurrently.
 func (d *disk) store(p []byte, off int64) error {
 	if !d.o.encodes() {
 		return d.add(off>>d.shift, p)

@@ -2,13 +2,14 @@
 // with [Create]. Clusters have 512 bytes to 2 MiB. They can be compressed with
 // zlib or zstd. An image can be an overlay over a backing file.
 //
-// An image is written in ascending order, except the tables of checkpoints and
-// the refcount blocks. The header is written last: until then the file begins
-// with zeros and is not an image. Compressed clusters are stored without gaps,
-// across the boundaries of sectors and clusters of the file. The L1 table, one L2
-// table, one refcount block and 1 MiB of data are held in memory. With clusters
-// of 64 KiB that is at most 4 MiB, whatever the size of the disk; with other
-// cluster sizes it is at most 37 MiB.
+// The file of an image is written in ascending order. Exceptions are the refcount
+// blocks, and the tables that a checkpoint writes. The header is written last:
+// until then the file begins with zeros and is not an image. The compressed data
+// of a cluster directly follow those of the previous one. They may begin within a
+// sector of the file, and may reach from one cluster of the file into the next.
+// The L1 table, one L2 table, one refcount block and 1 MiB of data are held in
+// memory. With clusters of 64 KiB that is at most 4 MiB, whatever the size of the
+// disk; with other cluster sizes it is at most 37 MiB.
 package qcow2
 
 import (
@@ -107,8 +108,9 @@ func Check(address string, size int64, o Options) error {
 	return raw.CheckImage(address, fileOptions)
 }
 
-// resumed returns the state of the checkpoint from which the copy resumes, and
-// the options for the file of the image. The state is empty for a new image.
+// resumed returns the state of the checkpoint from which a resumed copy
+// continues, and the options for the file of the image. For a new image the
+// state is empty.
 func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	file = o.Options
 	if o.State == nil {
@@ -178,17 +180,18 @@ func (d *disk) begin(s state) error {
 	if d.o.State == nil && d.zeroed {
 		return d.tables.begin()
 	}
-	// This check comes before the first write, since the checkpoint may
-	// belong to another file or device.
+	// restore also checks that the checkpoint belongs to this file or device.
+	// It is therefore called before anything is written.
 	if d.o.State != nil {
 		d.at = d.o.Resume
 		if err := d.restore(s, d.o.Resume); err != nil {
 			return err
 		}
 	}
-	// The bytes of the header are cleared first. Otherwise a crash could
-	// leave the header of another image before new content. A resumed image
-	// also has a header if the earlier run finished it.
+	// The bytes of the header are cleared first. Otherwise the header of an
+	// image that was in the file or device before would stay in front of the
+	// new content, and a crash would leave both. A resumed image, too, has a
+	// header if the earlier run has finished the image.
 	if _, err := d.file.WriteAt(make([]byte, min(d.cluster, 4096)), 0); err != nil {
 		return err
 	}
@@ -201,8 +204,8 @@ func (d *disk) begin(s state) error {
 	return nil
 }
 
-// withAbilities returns the disk d as a type that implements the interfaces of
-// all abilities that d has, and no others.
+// withAbilities returns the disk d as another type. This type implements the
+// interface of an ability only if d has the ability.
 func (d *disk) withAbilities() sink.Disk {
 	cloner, ok := sink.Ability[sink.Cloner](d.file)
 	switch {
@@ -217,8 +220,8 @@ func (d *disk) withAbilities() sink.Disk {
 // zeroedDisk is a disk without a backing file.
 type zeroedDisk struct{ *disk }
 
-// ZeroedFrom returns true even after a resume, because restore has cleared the
-// entries of the tables from Options.Resume on.
+// ZeroedFrom returns true even for a resumed image, because restore has cleared
+// the entries of all clusters that the earlier run wrote after the checkpoint.
 func (zeroedDisk) ZeroedFrom(int64) bool { return true }
 
 func (d *disk) Unit() int64 { return d.cluster }
@@ -226,8 +229,8 @@ func (d *disk) Unit() int64 { return d.cluster }
 // Identity returns the identity of the file or device.
 func (d *disk) Identity() (string, error) { return sink.IdentityOf(d.file) }
 
-// beginCall starts a call on [off, off+n). It fails if the range lies before the
-// next offset to write.
+// beginCall does what every method that writes [off, off+n) must do first. It
+// fails if the range begins before the offset at which the last write ended.
 func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx, off, n); err != nil {
 		return err
@@ -239,7 +242,8 @@ func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// endCall ends a call that beginCall started. err is the result of the call.
+// endCall does what every method that has called beginCall must do last, and returns
+// the result of the method. The parameter err is the error of the write.
 func (d *disk) endCall(off, n int64, err error) error {
 	defer d.life.Done()
 	if err != nil {
@@ -309,7 +313,7 @@ func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 	return d.endCall(off, n, nil)
 }
 
-// syncFile makes everything that was written to the file durable.
+// syncFile makes everything that was written to the image's file durable.
 func (d *disk) syncFile(ctx context.Context) error {
 	_, sync, err := d.file.Checkpoint(0)
 	if err != nil {
@@ -362,8 +366,8 @@ func (d *disk) Reopen(ctx context.Context) (source.Disk, error) {
 	return d.openImage(ctx, f)
 }
 
-// openImage opens the image in the file f for reading. f is the file that d writes. The
-// backing disk stays open when the image is closed.
+// openImage opens the image that d writes, for reading. The parameter f is the file of
+// this image. If the image has a backing disk, it stays open when the image is closed.
 func (d *disk) openImage(ctx context.Context, f source.Disk) (*qcow2.Disk, error) {
 	backing := func(context.Context, string, string, string) (source.Disk, error) { return borrowed{d.o.Backing}, nil }
 	return qcow2.Open(ctx, d.address, f, backing, qcow2.Options{})
@@ -391,9 +395,10 @@ type cloning struct {
 // multiple of the size of the blocks that can be shared.
 func (d cloning) CloneUnit(f *os.File) int64 { return cloneUnit(d.cluster, d.file.CloneUnit(f)) }
 
-// CloneUnit tells whether a new image at address could share blocks with the file
-// f, and with which alignment. It returns what the method CloneUnit of
-// sink.Cloner would return after the image is created.
+// CloneUnit tells whether an image that is created at the given address could
+// share blocks with the file f, and with which alignment. The result is the one
+// that the method CloneUnit of sink.Cloner would return after the image is
+// created.
 func CloneUnit(address string, f *os.File, o Options) int64 {
 	if o.Backing != nil || cmp.Or(o.Compression, None) != None {
 		return 0

@@ -5,8 +5,8 @@ import "io"
 // runSize is the usual size of a write to the file, in bytes.
 const runSize = 1 << 20
 
-// run collects consecutive pieces of data and writes them to the file in large
-// writes.
+// run collects pieces of data that follow each other in the file, and writes
+// many of them to the file at once.
 type run struct {
 	file  io.WriterAt
 	size  int64  // size of a write, which ends at a multiple of size
@@ -19,8 +19,8 @@ var zeros [64 << 10]byte
 // end returns the offset in the file at which the next call of add will write.
 func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
 
-// add appends p to the data of earlier calls, at the offset that the method end
-// returns.
+// add appends p to the data of earlier calls. The offset of p in the file is
+// the one that the method end returns before the call.
 func (r *run) add(p []byte) error {
 	for len(p) > 0 {
 		// A long piece is written without copying it to the buffer, if it begins at
@@ -61,8 +61,8 @@ func (r *run) addZeros(end int64) error {
 	return nil
 }
 
-// patch overwrites a range of the file with p. off is the offset of the range,
-// which must have been appended before.
+// patch overwrites data that add has appended before. The bytes p replace those
+// from the given offset of the file on.
 func (r *run) patch(p []byte, off int64) error {
 	if n := min(int64(len(p)), r.start-off); n > 0 {
 		if _, err := r.file.WriteAt(p[:n], off); err != nil {

@@ -36,8 +36,9 @@ type tables struct {
 }
 
 // tail is the unused end of a cluster that contains compressed data. More
-// compressed data can be stored there, as long as the refcount block of the
-// cluster is in memory, since its refcount has to be incremented.
+// compressed data can be stored there, which increments the refcount of the
+// cluster. This is possible only as long as the refcount block that counts the
+// cluster is in memory.
 type tail struct{ off, end int64 }
 
 const maxTails = 32
@@ -67,9 +68,8 @@ func (t *tables) begin() error {
 	return nil
 }
 
-// count increments the refcount of cluster c of the file. The cluster must be
-// in the range of clusters that the current refcount block, which is held in
-// memory, counts.
+// count increments the refcount of cluster c of the file. The refcount must be
+// in the refcount block that is in memory.
 func (t *tables) count(c int64) error {
 	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
 	n := binary.BigEndian.Uint16(b)
@@ -82,7 +82,7 @@ func (t *tables) count(c int64) error {
 
 // openRange starts a new range of clusters if the next free cluster is the first
 // one of a range. A range consists of the clusters that one refcount block
-// counts. This block is its first cluster.
+// counts. The refcount block itself is the first cluster of its range.
 func (t *tables) openRange() error {
 	if t.next%t.perBlock != 0 {
 		return nil
@@ -111,8 +111,9 @@ func (t *tables) tooLarge() error {
 		bytesize.Format(t.next<<t.shift), t.cluster)
 }
 
-// pad writes zeros up to the next free cluster. If the last cluster ends with
-// unused bytes, pad adds them to t.tails.
+// pad writes zeros up to the next free cluster of the file. If these zeros
+// begin within a cluster, their range is the unused end of this cluster, and
+// pad adds it to t.tails.
 func (t *tables) pad() error {
 	to := t.next << t.shift
 	if end := t.out.end(); end%t.cluster != 0 {
@@ -124,8 +125,9 @@ func (t *tables) pad() error {
 	return t.out.addZeros(to)
 }
 
-// allocate allocates at least one and up to n consecutive clusters of the file,
-// and sets their refcounts. The caller must write their content next.
+// allocate allocates consecutive clusters of the file, at least one and at most
+// n. It sets their refcounts, and returns the offset of the first one and the
+// number of clusters. The caller must write the content of these clusters next.
 func (t *tables) allocate(n int64) (off, got int64, err error) {
 	if err := t.openRange(); err != nil {
 		return 0, 0, err
@@ -147,8 +149,9 @@ func (t *tables) allocate(n int64) (off, got int64, err error) {
 	return off, got, nil
 }
 
-// add stores p in new clusters of the file, as the content of the disk from
-// cluster g on. If p ends within a cluster, the rest is filled with zeros.
+// add stores p, which is the content of cluster g of the disk and of the
+// clusters after it, in new clusters of the file. If p ends within a cluster,
+// the rest of this cluster is filled with zeros.
 func (t *tables) add(g int64, p []byte) error {
 	for len(p) > 0 {
 		if err := t.enter(g); err != nil {
@@ -173,16 +176,16 @@ func (t *tables) add(g int64, p []byte) error {
 }
 
 // point sets n entries of the L2 table, beginning with the entry of cluster g of
-// the disk. They point to n consecutive clusters, beginning at the offset off of
-// the file.
+// the disk. The entries then point to n consecutive clusters of the file, the
+// first of which is at the given offset of the file.
 func (t *tables) point(g, n, off int64) {
 	for i := range n {
 		t.put(g+i, uint64(off+i<<t.shift)|copied)
 	}
 }
 
-// pack stores code, the compressed content of cluster g of the disk, directly
-// after other compressed data. code must be shorter than a cluster.
+// pack stores the compressed content of cluster g of the disk directly after
+// other compressed data. The compressed content must be shorter than a cluster.
 func (t *tables) pack(g int64, code []byte) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -209,8 +212,9 @@ func (t *tables) pack(g int64, code []byte) error {
 	return nil
 }
 
-// fit writes compressed data into the smallest tail that is large enough. If
-// there is none, it writes them at the end of the file. It returns their offset.
+// fit writes compressed data into the smallest of the tails that are large
+// enough. If no tail is large enough, it writes the data at the end of the file.
+// It returns the offset of the data in the file.
 func (t *tables) fit(code []byte) (off int64, err error) {
 	n := int64(len(code))
 	best := -1
@@ -244,9 +248,10 @@ func (t *tables) zero(g int64) error {
 	return nil
 }
 
-// enter makes sure that the L2 table in memory is the one that maps cluster g.
-// If it is not, enter saves it to the file and starts an empty one. The caller
-// must not go back to a cluster that an earlier table maps.
+// enter makes sure that the L2 table in memory is the one with the entry for
+// cluster g of the disk. If another table is in memory, enter saves that table
+// to the file and starts an empty one. The caller must not go back to a cluster
+// whose entry is in an earlier table.
 func (t *tables) enter(g int64) error {
 	index := g >> t.l2Shift
 	if index == t.l2Index {
@@ -298,11 +303,11 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 		return 0, 0, err
 	}
 	// Usually a refcount block is the first cluster of the range of clusters
-	// that it counts. The refcount table must be contiguous, so there can be
-	// no refcount block inside the table. If a range begins inside the table,
-	// its refcount block lies directly before the table instead. The size of
-	// the table depends on the number of these blocks, and this number
-	// depends on the size of the table. The loop finds both.
+	// that it counts. The refcount table must be contiguous, so there can be no
+	// refcount block inside the table. If a range begins inside the table, the
+	// refcount block of this range lies directly before the table instead. The
+	// size of the table depends on the number of refcount blocks before it, and
+	// this number depends on the size of the table. The loop finds both.
 	begun := t.block + 1
 	ranges := begun
 	for {
@@ -326,7 +331,7 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 			if t.block >= begun {
 				off = (blocks + t.block - begun) << t.shift
 			}
-			if err := t.savedCounts(off); err != nil {
+			if err := t.saveCounts(off); err != nil {
 				return 0, 0, err
 			}
 			t.block = c / t.perBlock
@@ -356,9 +361,9 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	return refTable, clusters, t.out.flush()
 }
 
-// savedCounts writes the refcount block that is held in memory to the offset
-// off of the file. Then it clears the block for the next range.
-func (t *tables) savedCounts(off int64) error {
+// saveCounts writes the refcount block that is in memory to the given offset of
+// the file. Then it clears the block in memory, for the next range of clusters.
+func (t *tables) saveCounts(off int64) error {
 	defer clear(t.counts)
 	if off == t.out.end() {
 		return t.out.add(t.counts)
@@ -366,8 +371,9 @@ func (t *tables) savedCounts(off int64) error {
 	return t.out.patch(t.counts, off)
 }
 
-// saveL1 writes the L1 table. If zeroed is true, unwritten parts of the file read
-// as zeros, and saveL1 skips parts of the table that are zeros.
+// saveL1 writes the L1 table to the file. The parameter zeroed says that
+// unwritten parts of the file read as zeros. In that case saveL1 does not write
+// parts of the table that are zeros.
 func (t *tables) saveL1(zeroed bool) error {
 	for off := 0; off < len(t.l1); off += len(zeros) {
 		p := t.l1[off:min(off+len(zeros), len(t.l1))]
@@ -381,10 +387,10 @@ func (t *tables) saveL1(zeroed bool) error {
 	return nil
 }
 
-// share makes n clusters of the disk share blocks with the file f. The first one
-// is cluster g of the disk, and pos is the offset of its content in f. done is
-// the number of clusters that share blocks now. It is valid even if share returns
-// an error.
+// share makes n clusters of the disk, beginning with cluster g, share blocks with
+// the file f. Their content begins at the offset pos of f. The result done is the
+// number of clusters that share blocks now. It is valid even if share returns an
+// error.
 func (t *tables) share(file sink.Cloner, f *os.File, pos, g, n int64) (done int64, err error) {
 	for done < n {
 		if err := t.enter(g); err != nil {
