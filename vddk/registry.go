@@ -17,7 +17,7 @@ import (
 // that repeated attempts do not lock the account. It also knows which VMs were prepared for
 // access, so that EndAccess is called after their last disk. It is safe for concurrent use.
 type Registry struct {
-	refusals int    // the largest number of refused logins of one account; see NewRegistry
+	refusals int    // refused logins of one account that are allowed
 	identity string // names this command to PrepareForAccess
 
 	mu       sync.Mutex
@@ -25,11 +25,10 @@ type Registry struct {
 	vms      map[vmKey]*preparedVM
 }
 
-// NewRegistry returns an empty registry. If a server refuses a login of an account, the registry
-// allows no further login of the account until AllowLogin is called. If the server has refused
-// the given number of logins without a successful login in between, AllowLogin has no effect on
-// the account any more. A number less than 1 counts as 1. Servers lock accounts after some
-// refused logins, ESXi after five.
+// NewRegistry returns an empty registry. refusals limits the logins that fail: if a server has
+// refused that many logins of one account without a successful login in between, the registry
+// allows no further login of the account. A number less than 1 counts as 1. Servers lock
+// accounts after some refused logins, ESXi after five.
 func NewRegistry(refusals int) *Registry {
 	var unique [4]byte
 	rand.Read(unique[:])
@@ -38,17 +37,6 @@ func NewRegistry(refusals int) *Registry {
 		refusals: max(refusals, 1),
 		identity: fmt.Sprintf("vddkcp-%.40s-%d-%s", host, os.Getpid(), hex.EncodeToString(unique[:])),
 		accounts: make(map[accountKey]*account), vms: make(map[vmKey]*preparedVM),
-	}
-}
-
-// AllowLogin allows one more login of each account whose last login was refused, unless the
-// server has refused as many logins as NewRegistry allows. A program that serves clients calls
-// AllowLogin when a new client connects. One client then causes at most one refused login.
-func (r *Registry) AllowLogin() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, a := range r.accounts {
-		a.allowed = min(a.refusals+1, r.refusals)
 	}
 }
 
@@ -100,7 +88,6 @@ const (
 // Registry.mu.
 type account struct {
 	refusals int           // refused logins since the last successful one
-	allowed  int           // no login is attempted if refusals has reached this number
 	refused  *Error        // the error of the last refused login
 	proven   time.Time     // time of the last successful login
 	doubts   int           // counts the events after which an earlier success proves nothing
@@ -122,11 +109,11 @@ func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err
 	key := p.account()
 	a := r.accounts[key]
 	if a == nil {
-		a = &account{allowed: 1}
+		a = new(account)
 		r.accounts[key] = a
 	}
 	for {
-		if a.refusals >= a.allowed {
+		if a.refusals >= r.refusals {
 			return nil, &LoginError{Disk: p.File, User: p.User, Server: p.Server, Refused: a.refused}
 		}
 		if !a.proven.IsZero() && time.Since(a.proven) < provenFor {
@@ -195,7 +182,7 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if e := asError(err); err == nil && a.doubts == doubts {
-		a.proven, a.refusals, a.allowed = time.Now(), 0, 1
+		a.proven, a.refusals = time.Now(), 0
 	} else if e != nil && e.loginRefused() {
 		a.doubt()
 		a.refusals++

@@ -178,9 +178,6 @@ func (e *exports) remember(d *exportedDisk) {
 // Open implements server.Exports. Data that clients have written to a temporary
 // file is visible to later clients.
 func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
-	if e.Opener.VDDK != nil && e.Opener.VDDK.Options.Registry != nil {
-		e.Opener.VDDK.Options.Registry.AllowLogin() // each client may try once, although others were refused
-	}
 	d := e.named(name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
