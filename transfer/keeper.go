@@ -195,11 +195,12 @@ func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 	return k.store(*k.last)
 }
 
-// restartUnproven returns the checkpoint at which the copy continues after the connection to
-// its target was lost. This is the last checkpoint, if its tail (the checksums of the data that
-// was copied last) can identify the target. Otherwise it is a new checkpoint at offset 0, which
-// replaces the last one. originState is the state of the sink before the first write. The new
-// checkpoint gets this state, or the state of the last checkpoint if originState is nil.
+// restartUnproven returns the checkpoint at which the copy continues after the connection to its
+// target was lost. The tail of a checkpoint has the checksums of the data that was copied last. If
+// the tail of the last checkpoint can identify the target, the result is the last checkpoint. If it
+// cannot, the result is a new checkpoint at offset 0, which replaces the last one. The parameter
+// originState is the state that the sink had before the first write. The new checkpoint gets this
+// state, or the state of the last checkpoint if originState is nil.
 func (k *keeper) restartUnproven(originState []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

@@ -131,7 +131,8 @@ func (j *job) drop(n int64) bool {
 	return n > int64(memory.Totalram)*int64(memory.Unit)/4
 }
 
-// readUncached makes the source bypass the page cache if the copy drops its data from there.
+// readUncached makes the source bypass the page cache if the copy must leave no data in the page
+// cache.
 func (j *job) readUncached() {
 	if !j.drop(j.plan.Data - j.shared) {
 		return

@@ -103,8 +103,8 @@ func (d *Display) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// maxHeld is how many bytes of output a paused Display keeps until the pause ends. When it keeps
-// that many, it writes all further output at once.
+// maxHeld is how many bytes of output a paused Display holds back until the pause ends. When it
+// holds that many, it writes all further output immediately.
 const maxHeld = 1 << 20
 
 // Pause clears the display, so that the caller can use the terminal, for example for a question.
