@@ -1,8 +1,9 @@
 // Package allocation remembers which parts of a disk are allocated. It is for protocols in which
-// a client asks for the allocated blocks of a limited range, a window of the disk.
+// a client asks for the allocated blocks of a limited range of the disk. Such a range is called a
+// window.
 //
-// [New] makes a [Map] from the answer for one window. The map describes the window in chunks of
-// equal size. [Windows] is a cache of maps. It keeps the maps that were used last.
+// [New] makes a [Map] from the allocated blocks of one window. The map describes the window in
+// chunks of equal size. [Windows] is a cache of maps. It keeps the maps that were used last.
 package allocation
 
 import (
@@ -33,7 +34,7 @@ type Map struct {
 // sectors. A chunk counts as allocated if any part of it lies in a block.
 //
 // The blocks must be in ascending order, lie in the window, have at least one sector and not
-// overlap. Otherwise New returns an error, because the answer that contains them cannot be
+// overlap. Otherwise New returns an error, because a list of blocks that violates this cannot be
 // trusted.
 func New(firstSector uint64, chunks uint32, chunkSectors uint64, blocks []Block) (*Map, error) {
 	a := &Map{chunks: chunks}
@@ -73,8 +74,9 @@ func (a *Map) setBits(from, to uint32) {
 // bytes returns roughly the number of bytes of memory that the map needs.
 func (a *Map) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
 
-// Run reports whether chunk c is allocated. end is the first chunk after c with another state,
-// or the number of chunks if there is none.
+// Run reports whether the chunk with the number c is allocated. end is the number of the next
+// chunk whose state is different. If there is no such chunk, end is the number of chunks of the
+// map.
 func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	if a.bits == nil {
 		i := sort.Search(len(a.borders), func(i int) bool { return a.borders[i] > c })
@@ -88,9 +90,9 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
 			w = ^w
-			// The shift filled the top of w with zeros, and the complement turned these into
-			// ones. They are cleared here. Otherwise TrailingZeros64 would take the first of
-			// them for the end of the run.
+			// The shift has filled the highest bits of w with zeros, and the complement has
+			// turned these zeros into ones. They do not stand for chunks. They are cleared here.
+			// Otherwise TrailingZeros64 would take the lowest of them for the end of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}
@@ -120,8 +122,8 @@ type knownWindow struct {
 	*Map
 }
 
-// NewWindows returns an empty cache. Its maps together take up to limit bytes of memory. The map
-// that was used last is kept even if it is larger.
+// NewWindows returns an empty cache. Its maps together take at most limit bytes of memory, with
+// one exception: the map that was used last is kept even if it is larger than the limit.
 func NewWindows(limit int) *Windows {
 	return &Windows{most: limit, known: make(map[int64]*list.Element)}
 }
@@ -139,8 +141,9 @@ func (w *Windows) Get(number int64) *Map {
 	return e.Value.(*knownWindow).Map
 }
 
-// Put adds the map of a window to the cache, and removes the maps that were not used for the
-// longest time. If the cache already has a map of the window, Put does nothing.
+// Put adds the map of a window to the cache. If the maps then take more memory than the cache may
+// use, Put removes the maps that were not used for the longest time. If the cache already has a
+// map of the window, Put does nothing.
 func (w *Windows) Put(number int64, a *Map) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -41,9 +41,9 @@ func Replace(path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// ReplaceBy is like Replace, but temp is the path of the temporary file. The temporary file must
-// be in the same folder as path. No other program may use it, because ReplaceBy removes a
-// temporary file that an earlier run has left.
+// ReplaceBy is like Replace, but the caller chooses the path of the temporary file, temp. The
+// temporary file must be in the same folder as the file that is replaced. No other program may
+// use the temporary file, because ReplaceBy removes one that an earlier run has left.
 func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

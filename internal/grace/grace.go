@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Prolong returns a context that ends when the delay has passed after the end of ctx. It has the
-// same cause as ctx. It ends at once when cancel is called.
+// Prolong returns a context that ends later than ctx: when the given delay has passed after the
+// end of ctx. It has the same cause as ctx. A call of cancel ends it at once.
 func Prolong(ctx context.Context, delay time.Duration) (prolonged context.Context, cancel context.CancelFunc) {
 	prolonged, end := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), originalKey{}, ctx))
 	stop := context.AfterFunc(ctx, func() {
@@ -26,8 +26,8 @@ func Prolong(ctx context.Context, delay time.Duration) (prolonged context.Contex
 	}
 }
 
-// originalKey is a key for a value of a prolonged context: the context that Prolong was called
-// with.
+// originalKey is the key under which a prolonged context stores the original context, the one
+// that was passed to Prolong.
 type originalKey struct{}
 
 // Original returns the context that was passed to Prolong, if ctx comes from Prolong. Otherwise

@@ -13,10 +13,10 @@ import (
 // errStop ends a scan when the caller of an iterator stops the iteration early.
 var errStop = errors.New("stop")
 
-// Extents implements the method Extents of a disk of size bytes. name is the name of the disk in
-// errors. The function scan adds the extents of [off, off+length) to out, in ascending order.
-// Extents merges adjacent extents of the same kind. If scan fails, the iteration ends with the
-// error of scan.
+// Extents implements the method Extents of a disk for the range [off, off+length). size is the
+// number of bytes of the disk, and name is its name in errors. The function scan must add the
+// extents of the range to its parameter out, in ascending order. Extents merges adjacent extents
+// of the same kind. If scan fails, the iteration ends with the error of scan.
 func Extents(name string, size, off, length int64, scan func(out *Merger) error) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -28,9 +28,10 @@ func Extents(name string, size, off, length int64, scan func(out *Merger) error)
 		case err == nil:
 			out.flush()
 		case err != errStop:
-			// The last extent, which out has not yielded yet, is dropped. The caller gets the error
-			// in place of the rest of the extents. If the caller asks again for the rest, it gets
-			// the dropped extent as well.
+			// The Merger has not yielded the last extent yet, because it could have been merged
+			// with the next one. This extent is dropped, and the caller gets the error in its
+			// place. If the caller later asks for the rest of the range, the dropped extent is
+			// included.
 			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", name, err))
 		}
 	}
@@ -64,8 +65,9 @@ func (m *Merger) flush() {
 	}
 }
 
-// AddParent is called for a range [off, off+n) that an image does not have itself. It adds the
-// extents that the parent, the image below it in the chain, has there.
+// AddParent is called for a range [off, off+n) that the image itself does not contain. The parent
+// is the image below it in the chain. AddParent adds the extents that the parent has in this
+// range.
 func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64) error {
 	has := max(0, min(n, parent.Size()-off))
 	if has > 0 {
@@ -89,8 +91,8 @@ func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64
 	return nil
 }
 
-// ReadParent fills p with the content that the parent has at off. The bytes past the end of the
-// parent are zeros. If parent is nil, all of p becomes zeros.
+// ReadParent fills p with the content of the parent that begins at the offset off. The bytes past
+// the end of the parent are zeros. If parent is nil, all of p becomes zeros.
 func ReadParent(parent source.Disk, p []byte, off int64) error {
 	n := int64(0)
 	if parent != nil {
@@ -109,8 +111,9 @@ func ReadParent(parent source.Disk, p []byte, off int64) error {
 // follow.
 type Visitor func(source.Mapping) error
 
-// Map implements the method Map of a disk of size bytes. name is the name of the disk in errors.
-// The function scan calls visit with the mappings of [off, off+length), in ascending order.
+// Map implements the method Map of a disk for the range [off, off+length). size is the number of
+// bytes of the disk, and name is its name in errors. The function scan must call its parameter
+// visit with the mappings of the range, in ascending order.
 func Map(name string, size, off, length int64, scan func(visit Visitor) error) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -129,13 +132,14 @@ func Map(name string, size, off, length int64, scan func(visit Visitor) error) i
 	}
 }
 
-// VisitParent is called for the range of the mapping m if an image does not have this range itself.
-// The image has the depth m.Depth in its chain. VisitParent visits the mappings that the parent
-// has for the range, and one mapping of zeros for the part past the end of the parent.
+// VisitParent is called for a range that an image itself does not contain. m is the mapping of
+// this range, and m.Depth is the depth of the image in its chain. VisitParent calls visit with
+// the mappings that the parent has in the range. If the parent ends inside or before the range,
+// VisitParent also calls visit with one mapping of zeros for the rest of the range.
 //
-// If the parent has the same format as the image, the caller passes the function own. The function
-// own must visit the mappings of the bytes [off, end) of the parent and set their Depth. If the
-// formats differ, own is nil.
+// If the parent has the same format as the image, the caller passes a function own, which visits
+// the mappings of the bytes [off, end) of the parent and sets their Depth. VisitParent then calls
+// own and does not read the mappings of the parent. If the formats differ, own is nil.
 func VisitParent(ctx context.Context, parent source.Disk, m source.Mapping, own func(off, end int64) error, visit Visitor) error {
 	end, depth := m.End(), m.Depth
 	stop := max(m.Off, min(end, parent.Size()))

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ReadFull fills p with the bytes of f at off. If f ends before p is full, the error is
-// io.ErrUnexpectedEOF.
+// ReadFull fills p with the bytes of f from the offset off on. If f ends before p is full, the
+// error is io.ErrUnexpectedEOF.
 func ReadFull(f source.Disk, p []byte, off int64) error {
 	n, err := f.ReadAt(p, off)
 	if n == len(p) {
@@ -37,9 +37,9 @@ func PathOf(f source.Disk, name string) string {
 	return name
 }
 
-// InFile finds the local file that holds the byte at offset off of f. pos is the offset of that
-// byte in the file. n is the number of bytes from there on, at most limit, that the file holds
-// without a gap. If no local file holds the byte, ok is false and n is limit.
+// InFile finds the local file that holds the byte of f at the offset off. pos is the offset of
+// this byte in the local file. n is the number of bytes, at most limit, that the local file holds
+// without a gap from this byte on. If no local file holds the byte, ok is false and n is limit.
 func InFile(f source.Disk, off, limit int64) (file *os.File, pos, n int64, ok bool) {
 	i, ok := source.Ability[source.InFile](f)
 	if !ok {

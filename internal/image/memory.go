@@ -17,11 +17,11 @@ const (
 	unitSlots = 4
 )
 
-// Memory caches the parts of a chain of images that are needed often: pages of tables, the
-// places of tables, and a few units, which are grains or clusters that were decompressed. The
-// pages and the places have a fixed largest size, whatever the images contain. There are at most
-// unitSlots units, and the image decides how large a unit is. The zero value is ready to use. It
-// is safe for concurrent use.
+// Memory caches the parts of a chain of images that are needed often: pages of tables, the places
+// of tables, and a few units. A unit is a grain or a cluster that was decompressed. The memory
+// for pages and places has a fixed limit, whatever the images contain. At most four units
+// (unitSlots) are cached, but the image decides how large a unit is. The zero value is ready to
+// use. It is safe for concurrent use.
 type Memory struct {
 	files atomic.Uint64 // number of files that share the memory
 	spans atomic.Int64  // number of ranges in the Places of these files
@@ -55,21 +55,21 @@ type unitSlot struct {
 	full bool // data has the unit
 }
 
-// NewFile returns a number for a file. A Memory caches parts of several files and identifies
-// them by these numbers. The other methods take the number as their parameter file.
+// NewFile returns a number that stands for a file. A Memory caches parts of several files and
+// identifies them by these numbers. In the other methods, the parameter file is such a number.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
-// Share limits the memory that the files of a chain need for the places of their tables. places
-// belongs to one more file. All files that share m may have at most MaxSpans ranges together. If
-// this limit would be exceeded, Share removes the last ranges from places.
+// Share is called for each file of a chain, with the places of the tables in this file. It limits
+// the memory for places: the files that use the same Memory may have at most MaxSpans ranges
+// together. If the file would exceed this limit, Share removes the last ranges from its places.
 func (m *Memory) Share(places *Places) {
 	places.keep(int(MaxSpans - m.spans.Load()))
 	m.spans.Add(int64(places.count()))
 }
 
-// Page returns a page of f, which has size bytes, and reads it if it is not cached. number is
-// the number of the page, and file the number of f from NewFile. The caller must not change the
-// page.
+// Page returns one page of the file f. It reads the page if it is not cached. The parameter file
+// is the number that NewFile returned for f, size is the size of f in bytes, and number is the
+// number of the page. The caller must not change the page.
 func (m *Memory) Page(f source.Disk, file uint64, size, number int64) ([]byte, error) {
 	if data := m.Cached(file, number); data != nil {
 		return data, nil
@@ -105,10 +105,10 @@ func (m *Memory) Put(file uint64, number int64, data []byte) {
 	set.ways[set.next.Add(1)%pageWays].Store(&page{file, number, data})
 }
 
-// Piece fills p with bytes of a decompressed unit, from the given offset in the unit on. If the
-// unit is not cached, Piece calls unpack, which must fill its parameter with the decompressed
-// unit. size is the number of bytes of the decompressed unit. Then Piece caches the unit, because
-// the next read probably needs it, too.
+// Piece fills p with bytes of a decompressed unit. offset is the place of the first of these
+// bytes in the unit, and size is the number of bytes of the whole unit. If the unit is not
+// cached, Piece calls the function unpack, which must fill its parameter with the decompressed
+// unit. Then Piece caches the unit, because the next read probably needs the same unit.
 func (m *Memory) Piece(p []byte, file uint64, unit, offset, size int64, unpack func(unit []byte) error) error {
 	slot := &m.slots[uint64(unit)%unitSlots]
 	slot.mu.Lock()

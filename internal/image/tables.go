@@ -7,12 +7,13 @@ import (
 )
 
 const (
-	// MaxTables is the largest number of tables of an image that are checked for overlaps. That
-	// many tables of 512 entries cover 128 TiB with grains of 64 KiB.
+	// MaxTables is the largest number of tables of an image that are checked for overlaps. For
+	// example, so many tables cover a disk of 128 TiB if each has 512 entries and each grain has
+	// 64 KiB.
 	MaxTables = 4 << 20
 
-	// MaxSpans limits the number of ranges in Places. The Places of all files that share a
-	// Memory may not have more ranges together, either.
+	// MaxSpans limits the number of ranges in the Places of one file. If several files share a
+	// Memory, it limits the number of ranges in all of their Places together.
 	MaxSpans = 32 << 10
 
 	maxOverlapping = 1 << 10

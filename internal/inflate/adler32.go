@@ -8,10 +8,10 @@ const (
 	adlerPart  = 5952 * adlerBlock // about 1 MiB, whose sums fit 64 bits easily
 )
 
-// adler32 returns the checksum of a zlib stream (RFC 1950, section 8.2). a is one more than the
-// sum of the bytes. b is the sum of the values that a has after each byte. Both are modulo
-// 65521. Unlike hash/adler32, which adds one byte at a time, this function adds the eight bytes
-// of a word at once.
+// adler32 returns the checksum of the data in a zlib stream (RFC 1950, section 8.2). The checksum
+// consists of two sums, a and b, modulo 65521. a is one more than the sum of the bytes. b is the
+// sum of the values that a has after each byte. Unlike hash/adler32, which adds one byte at a
+// time, this function adds the eight bytes of a word at once.
 func adler32(p []byte) uint32 {
 	const (
 		mod  = 65521
@@ -42,9 +42,10 @@ func adler32(p []byte) uint32 {
 	return uint32(b%mod<<16 | a%mod)
 }
 
-// sumWords adds the words of a block in four lanes of 16 bits. even is the sum of the bytes at
-// even places, and odd the sum of the bytes at odd places. evens and odds are the sums of the
-// values that even and odd had before each word.
+// sumWords sums the bytes of a block, one word of eight bytes at a time. even sums the bytes at
+// even places of the words, and odd the bytes at odd places. evens sums the values that even had
+// before each word, and odds those that odd had. Each of these results contains four separate
+// sums of 16 bits, called lanes, one for each even or odd place of a word.
 //
 // The function is not inlined, because its caller would need too many registers then.
 //

@@ -111,9 +111,9 @@ func (d *Decoder) decodeFast(s *stream) error {
 				continue
 			}
 		case out >= 8 && len(to) >= length+8:
-			// The match repeats the last dist bytes, which are fewer than 8. word contains these
-			// bytes, repeated to fill 8 bytes. step is the number of bytes of word that belong
-			// to complete repetitions.
+			// The match repeats the last bytes of the output. Their number dist is less than 8.
+			// word contains these bytes, repeated to fill 8 bytes. step is the number of bytes of
+			// word that belong to complete repetitions.
 			word, step := binary.LittleEndian.Uint64(dst[out-8:])>>(64-8*dist&63), 8
 			switch dist {
 			case 1:

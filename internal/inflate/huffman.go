@@ -53,7 +53,7 @@ func (e entry) value(bits uint64) uint {
 }
 
 // These tables have an entry for each symbol with its meaning (RFC 1951, section 3.2.5). The
-// number of bits of the symbol's code is missing in them; build adds it.
+// entries do not contain the number of bits of the symbol's code. The function build adds it.
 var (
 	litlenSymbols  = makeLitlenSymbols()
 	distSymbols    = makeDistSymbols()
@@ -206,7 +206,8 @@ func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint)
 	return true
 }
 
-// increment returns the code that follows code. Both codes have n bits in reversed order.
+// increment returns the code that follows the given code. Both codes have n bits in reversed
+// order.
 func increment(code, n uint) uint {
 	zeros := code ^ (1<<n - 1)
 	if zeros == 0 {
@@ -216,8 +217,8 @@ func increment(code, n uint) uint {
 	return code&(carry-1) | carry
 }
 
-// pairFrom is a number of bytes. pairLiterals is called only if at least so many bytes follow the
-// header of a block. The call makes decoding faster, but takes time itself. Streams of a few
+// pairFrom is the smallest number of bytes after the header of a block for which pairLiterals is
+// called. A call of pairLiterals makes decoding faster, but takes time itself. Streams of a few
 // hundred bytes were decoded 1.3 times as fast without the call.
 const pairFrom = 2048
 

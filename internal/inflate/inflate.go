@@ -240,8 +240,8 @@ func (s *stream) noDistance() error {
 	return s.corrupt("invalid distance code")
 }
 
-// repeat appends length bytes to the output. It copies them from the output itself, beginning
-// dist bytes before its end. The two ranges may overlap.
+// repeat copies earlier bytes of the output to the end of the output. It copies as many bytes as
+// length says, beginning dist bytes before the end. The two ranges may overlap.
 func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
 		return s.corrupt("a match has the distance %d, but only %d bytes come before it", dist, s.out)

@@ -18,9 +18,9 @@ var (
 	passed int
 )
 
-// At is the point with the given name. It kills the process if the environment variable
-// VDDKCP_KILL_AT has this name. If the variable has the form NAME:N, the process is killed when
-// it passes the point for the N-th time.
+// At is a point with the given name. If the environment variable VDDKCP_KILL_AT has this name as
+// its value, At kills the process. If the value has the form NAME:N, the N-th call of At with
+// this name kills the process.
 func At(name string) {
 	want, number, _ := strings.Cut(os.Getenv("VDDKCP_KILL_AT"), ":")
 	if name != want {

@@ -40,12 +40,13 @@ type Life struct {
 	drained chan struct{} // made by Close; gets a value when no call is in progress
 }
 
-// closing marks a disk as closed. Close adds this number to Life.calls, and the sum is then
-// negative for any number of calls in progress.
+// closing is the number that Close adds to Life.calls in order to mark the disk as closed. The
+// sum is negative for any number of calls in progress.
 const closing = math.MinInt64
 
-// Cause returns why the context of the disk or ctx has ended. It returns nil if neither has
-// ended. A call that takes long should check Cause from time to time.
+// Cause returns the cause for which a call must stop: the cause of the context of the disk or of
+// ctx, the context of the call. It returns nil if neither context has ended. A call that takes
+// long should check Cause from time to time.
 func (l *Life) Cause(ctx context.Context) error {
 	if err := context.Cause(l.Context); err != nil {
 		return err
@@ -64,9 +65,10 @@ func (l *Life) Check(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Begin starts a call with the context ctx. If it returns nil, the caller must call End at the
-// end of the call, and Close waits for that. If it returns an error, End must not be called. The
-// error is os.ErrClosed, or the cause for which the context of the disk or ctx has ended.
+// Begin starts a call with the context ctx. If Begin returns nil, the caller must call End at the
+// end of the call, and Close waits for that. If Begin returns an error, End must not be called.
+// The error is os.ErrClosed, or the cause of the context of the disk or of ctx, if one of these
+// contexts has ended.
 func (l *Life) Begin(ctx context.Context) error {
 	l.calls.Add(1)
 	if err := l.Check(ctx); err != nil {
@@ -100,9 +102,9 @@ func (l *Life) Close(release func() error) error {
 	return release()
 }
 
-// ReadAt implements the method ReadAt of a disk of size bytes. It calls the function read with the
-// part of p that lies in the disk. The function read returns how many bytes of that part it has
-// filled.
+// ReadAt implements the method ReadAt of a disk. size is the number of bytes of the disk. ReadAt
+// calls the function read with the part of p that lies in the disk. The function read returns how
+// many bytes of that part it has filled.
 func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error)) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", l.Name, off)
@@ -121,10 +123,11 @@ func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error
 	return len(p), atEnd
 }
 
-// Clip returns the part of p that lies in a disk of size bytes if p is read at offset off. The
-// offset must not be negative. After the caller, a method ReadAt, has read this part without an
-// error, it must return the error that Clip returned. This error is io.EOF if p extends past the
-// end of the disk or off is not in the disk. Otherwise it is nil.
+// Clip is for the method ReadAt of a disk, which reads p at the offset off. size is the number of
+// bytes of the disk, and off must not be negative. Clip returns the part of p that lies in the
+// disk, and an error. If ReadAt reads this part without an error of its own, it must return the
+// error of Clip. This error is io.EOF if p extends past the end of the disk or off is not in the
+// disk. Otherwise it is nil.
 func Clip(p []byte, off, size int64) ([]byte, error) {
 	switch {
 	case off >= size:
@@ -135,8 +138,8 @@ func Clip(p []byte, off, size int64) ([]byte, error) {
 	return p, nil
 }
 
-// InDisk reports whether the range [off, off+n) lies in a disk of size bytes. A range of 0 bytes
-// may lie at the end of the disk.
+// InDisk reports whether the range [off, off+n) lies in a disk that has size bytes. A range of 0
+// bytes may lie at the end of the disk.
 func InDisk(off, n, size int64) bool {
 	return off >= 0 && n >= 0 && off <= size && n <= size-off
 }

@@ -140,8 +140,8 @@ func (t *Target) ready(ctx context.Context, stage Stage) error {
 	return nil
 }
 
-// Stopped returns the cause for which the context of the disk or ctx has ended. It returns nil
-// if neither has ended.
+// Stopped returns the cause for which a call must stop: the cause of the context of the disk or
+// of ctx, the context of the call. It returns nil if neither context has ended.
 func (t *Target) Stopped(ctx context.Context) error {
 	if t.Context.Err() != nil {
 		return context.Cause(t.Context)
@@ -208,9 +208,9 @@ func (t *Target) Abort(work func() error) error {
 	return nil
 }
 
-// InAnyStage calls the function work, which must be the function that the method Checkpoint of the
-// disk returned. That function is allowed in every stage before Ended. Other calls are allowed
-// only in one stage.
+// InAnyStage implements the function that the method Checkpoint of a disk returns. It calls work,
+// which does the work of this function. Other calls are allowed only in one stage. This function
+// is allowed in every stage before Ended.
 func (t *Target) InAnyStage(ctx context.Context, work func() error) error {
 	t.calls.RLock()
 	defer t.calls.RUnlock()

@@ -53,8 +53,8 @@ type problem struct {
 	text string
 }
 
-// below reports whether a file is in one of the folders or below it. Without folders, the answer
-// is true.
+// below reports whether a file is in one of the folders or below it. If there are no folders, it
+// returns true.
 func below(file string, folders []string) bool {
 	for _, folder := range folders {
 		folder = path.Clean(folder)

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// phrases are expressions for phrases that readers of this repository misunderstood, or understood
-// only after they had read the code. The field advice says what to write instead of the phrase.
-// CONTRIBUTING.md has examples.
+// phrases contains regular expressions for phrases that readers of this repository misunderstood,
+// or understood only after they had read the code. The field advice says what to write instead of
+// the phrase. CONTRIBUTING.md has examples.
 var phrases = []struct {
 	pattern *regexp.Regexp
 	advice  string

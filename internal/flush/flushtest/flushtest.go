@@ -36,9 +36,9 @@ func (d Disk) await(n uint64) {
 	}
 }
 
-// testTogether starts many calls of Flush while a first flush is running, and checks that they
-// share one further flush. If ends is set, the context of these calls ends during the first
-// flush. Then it checks that no further flush begins.
+// testTogether starts many calls of Flush while a first flush is running. If ends is false, it
+// checks that these calls share one second flush. If ends is true, it ends the context of these
+// calls during the first flush, and checks that no second flush begins.
 func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
 	const calls = 50
 	first, going := make(chan struct{}), make(chan struct{})
