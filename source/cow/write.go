@@ -13,10 +13,10 @@ import (
 // maxLocked is the largest number of blocks that a write locks at the same time.
 const maxLocked = 256
 
-// change runs a function that changes the bytes [off, off+n). It returns an error
-// without running the function if the disk is closed or its context has ended, if the
-// range is not in the disk, or if an earlier write of the table failed. Errors name the
-// given operation.
+// change runs a function that changes the bytes [off, off+n) of the disk. It returns an
+// error without running the function if the disk is closed or its context has ended, if
+// the range is not in the disk, or if the table of the blocks' states could not be
+// written before. The text of an error begins with the given operation.
 func (d *Disk) change(ctx context.Context, operation string, off, n int64, call func() error) error {
 	err := d.life.Begin(ctx)
 	if err == nil {
@@ -29,8 +29,8 @@ func (d *Disk) change(ctx context.Context, operation string, off, n int64, call 
 	return err
 }
 
-// changeInCall does the work of change after the call was announced with life.Begin, so
-// that Close waits for it.
+// changeInCall does the work of change. Before the call, change has called
+// d.life.Begin, so that Close waits until changeInCall returns.
 func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	if !life.InDisk(off, n, d.size) {
 		return fmt.Errorf("the range is outside the disk of %d bytes", d.size)
@@ -57,8 +57,9 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return done, err
 }
 
-// writeSome writes the first blocks of p, or a part of a block, and returns the number
-// of bytes that it wrote.
+// writeSome writes the beginning of p, and returns the number of bytes that it wrote.
+// If p begins with a whole block of the disk, it writes up to maxLocked whole blocks.
+// Otherwise it writes only the bytes of p that lie in the first block.
 func (d *Disk) writeSome(p []byte, off int64) (int, error) {
 	b := off / d.block
 	if n := min(d.wholeBlocks(off, int64(len(p))), maxLocked); n > 0 {
@@ -85,8 +86,8 @@ func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	return err
 }
 
-// overwrite writes p if the n blocks that begin with block b are all present. It
-// reports whether it has written.
+// overwrite writes p if the layer already has all of the n blocks that begin with block
+// b. Otherwise it writes nothing. It reports whether it has written p.
 func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	d.locks.rLock(b, n)
 	defer d.locks.rUnlock(b, n)
@@ -97,15 +98,17 @@ func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	return true, d.store.write(p, off)
 }
 
-// writePart writes a part of block b. If the block is not present, the rest of it is
-// read from the base and the whole block is written.
+// writePart writes a part of block b. If the layer does not have the block, writePart
+// writes the whole block: p, and around it zeros if the block is zeroed, or the bytes
+// of the base if the block is absent.
 func (d *Disk) writePart(p []byte, off, b int64) error {
 	written, err := d.overwrite(p, off, b, 1)
 	if written || err != nil {
 		return err
 	}
-	// The buffer must be acquired before the lock. Otherwise a call with the lock could
-	// wait for a buffer while the call with the buffer waits for the lock.
+	// The buffer must be acquired before the block is locked. Otherwise a call that
+	// holds the lock could wait for a buffer, while the call that has the buffer waits
+	// for the lock.
 	buf, err := d.buffer()
 	if err != nil {
 		return err
@@ -136,10 +139,11 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	return err
 }
 
-// ZeroAt implements source.Writable. It only changes the state of whole blocks, and
-// writes zeros to the parts of blocks at both ends of the range. With MayTrim it frees
-// the space of whole blocks, otherwise it reserves the space, if the file system
-// supports that. With FastOnly it refuses a range that has no whole block.
+// ZeroAt implements source.Writable. It sets the state of whole blocks to zeroed
+// without writing to them. It writes zeros to the parts of blocks at both ends of the
+// range. With MayTrim it frees the space of the whole blocks in the layer. Without
+// MayTrim it reserves this space, if the file system supports that. With FastOnly it
+// returns an error if the range has no whole block.
 func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	return d.change(ctx, "zero", off, n, func() error {
 		first, whole := d.inner(off, n)
@@ -179,13 +183,13 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero makes [off, off+n) read as zeros. The parameter first is the number of the first
-// whole block in this range, and whole is the number of whole blocks. zero sets the
-// state of the whole blocks to zeroed. If free is true, it also deallocates their space.
+// zero makes [off, off+n) read as zeros. In this range, the first whole block has the
+// number first, and the parameter whole is the number of whole blocks. zero sets their
+// state to zeroed. If free is true, it also deallocates their space.
 //
 // The range may begin and end with a part of a block. For each of these two parts, zero
-// calls writeZeros. Its argument zeros has as many zero bytes as the part has bytes, pos
-// is the offset of the part in the disk, and b is the number of the block.
+// calls the function writeZeros. It passes a slice of zeros that is as long as the
+// part, the offset of the part in the disk, and the number of the block.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, writeZeros func(zeros []byte, pos, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
@@ -210,7 +214,8 @@ func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, 
 	return nil
 }
 
-// zeroBlocks sets the state of whole blocks to zeroed, and frees or reserves their space.
+// zeroBlocks sets the state of whole blocks to zeroed. If free is true, it frees their
+// space in the layer, and otherwise it reserves this space.
 func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
 	d.locks.lock(b, blocks)
 	defer d.locks.unlock(b, blocks)
@@ -226,8 +231,9 @@ func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
 	return err
 }
 
-// Flush implements source.Writable. Blocks become durable before the table that says
-// that they are present. A temporary file need not be durable.
+// Flush implements source.Writable. The content of the blocks becomes durable before
+// the table that says which blocks the layer has. A layer in a temporary file is not
+// made durable.
 func (d *Disk) Flush(ctx context.Context) error {
 	return d.change(ctx, "flush", 0, 0, func() error {
 		if err := d.flushes.Do(ctx, d.flush); err != nil {
@@ -237,7 +243,8 @@ func (d *Disk) Flush(ctx context.Context) error {
 	})
 }
 
-// flush writes the table and makes the layer durable, unless it is temporary.
+// flush writes the table and makes the layer durable. For a layer in a temporary file
+// it does neither.
 func (d *Disk) flush() error {
 	if d.store.temporary {
 		return d.table.failed()
