@@ -33,7 +33,8 @@ type Manifest interface {
 // such as a wrong size in the descriptor of an appliance, or an image that was not
 // closed cleanly.
 type Warned interface {
-	// Warnings returns sentences that begin with the name of a file.
+	// Warnings returns a sentence for each fault. It begins with the path of the file
+	// that the fault is in.
 	Warnings() []string
 }
 
@@ -41,8 +42,8 @@ type Warned interface {
 // appliance.
 type ManifestError = ova.ManifestError
 
-// ErrNoManifest means that an appliance has no manifest, or that its manifest lacks a
-// file.
+// ErrNoManifest means that an appliance has no manifest, or that its manifest has no
+// digest of a file that should be verified.
 var ErrNoManifest = ova.ErrNoManifest
 
 // DiskEntry describes a disk that the descriptor of an appliance lists.
@@ -69,9 +70,9 @@ func (e *DiskEntry) String() string {
 	return s + ")"
 }
 
-// ChoiceError reports an address of an appliance that does not select a disk. Either
-// the appliance has several disks and the address selects none, or the selected disk
-// does not exist.
+// ChoiceError reports an address that does not select one disk of an appliance. The
+// address selects no disk although the appliance has several, the selected disk does
+// not exist, or several disks have the selected name.
 type ChoiceError struct {
 	Path   string      // of the appliance
 	Choice string      // the text after #; "" if there is none
@@ -148,8 +149,8 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 		return nil, nil
 	}
 	path := at.Path
-	// This work uses a second Opener. Otherwise o.Files would also list these files,
-	// although they are only inspected.
+	// The appliance is opened through a second Opener. Otherwise o.Files would also
+	// list the files that are opened here only to inspect the appliance.
 	appliance, _, err := (&Opener{AllowPath: o.AllowPath}).appliance(ctx, path)
 	if err != nil {
 		return nil, err
@@ -269,9 +270,9 @@ func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (sourc
 	return d, nil
 }
 
-// openApplianceDisk opens the disk that choice selects in the appliance a, which is at
-// the given path. folder opens the files that an .ovf file names. It is nil for an .ova
-// archive.
+// openApplianceDisk opens a disk of the appliance a, which is at the given path. choice
+// is the number or the name of the disk. For an .ovf file, folder opens the files that
+// the .ovf file names. For an .ova archive, folder is nil.
 func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder source.Opener, path, choice string) (source.Disk, error) {
 	disks := entries(a)
 	i, err := pick(path, choice, disks)
@@ -324,8 +325,9 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 
 // inArchive returns the Opener for the files to which an image in an archive refers. It
 // opens files of the same archive only. member is the name of the image in the archive,
-// and shown is its name in errors. children are the images that lead to this image: its
-// child, the child of that, and so on.
+// and shown is its name in errors. children has the images of the chain that were
+// opened before this image, because this image is their parent, the parent of their
+// parent, and so on.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {
@@ -344,18 +346,19 @@ func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chai
 	}, nil
 }
 
-// applianceDisk is a disk of an appliance. It adds warnings and the ability Manifest to
-// the disk that the reader of the image format returned. It is a source.Wrapper, so
-// that callers also find the abilities of that disk. Closing it closes the appliance
-// too.
+// applianceDisk is a disk of an appliance. It wraps the disk that the reader of the
+// image format returned, and adds warnings and the ability Manifest. It is a
+// source.Wrapper, so that callers also find the abilities of the wrapped disk. Its
+// Close also closes the appliance.
 type applianceDisk struct {
 	source.Disk
 	appliance *ova.Appliance
 	warnings  []string
 	// named lists the extents and data files that the image names, with paths relative
 	// to the folder of the descriptor. unchecked is the path of the parent or backing
-	// file of the image, or "" if it has none. VerifyManifest fails for an image with a
-	// parent, because it does not know which files the parent names.
+	// file of the image, or "" if it has none. If the image has a parent,
+	// VerifyManifest returns an error, because it does not know which files the parent
+	// names.
 	named     []string
 	unchecked string
 }

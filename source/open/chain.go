@@ -9,8 +9,9 @@ import (
 const maxChain = 256
 
 // chain lists the images of a chain that are open so far: the image that the user
-// named, its parent or backing file, the parent of that, and so on. Only its method
-// extend detects that a chain loops. The readers of the image formats do not detect it.
+// named, its parent or backing file, the parent of that, and so on. A faulty chain may
+// loop, which only the method extend detects. The readers of the image formats do not
+// detect it.
 type chain []link
 
 // link identifies an image in a chain. The image is a local file or a file in an

@@ -15,9 +15,9 @@ import (
 )
 
 // ForeignError reports a file or a stream that vddkcp cannot read as a disk: an image
-// of another program, an archive, a compressed file or a text. It also reports an image
-// in a stream, where only a raw disk can be read. Reading such a file as a raw disk
-// would return bytes that are not those of a disk.
+// of another program, an archive, a compressed file or a text. It also reports a stream
+// that is an image, because only a raw disk can be read from a stream. If any of these
+// were read as a raw disk, the result would not be the content of a disk.
 type ForeignError struct {
 	Path  string // path of the file, or name of the stream
 	What  string // what the content is, such as "a VHD image"
@@ -125,8 +125,8 @@ func (s *signature) matches(head []byte) bool {
 }
 
 // signatures lists formats that this package cannot read, in any order. It must not
-// have file systems, partition tables, volume managers or boot loaders, because a file
-// that begins with one of these is a raw disk.
+// list file systems, partition tables, volume managers or boot loaders: a file that
+// begins with one of these is a raw disk.
 var signatures = []signature{
 	{what: "a VHD image", magic: "conectix", hint: imageHint("vpc")},
 	{what: "a VHDX image", magic: "vhdxfile", hint: imageHint("vhdx")},
@@ -180,7 +180,8 @@ var signatures = []signature{
 	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "a layer has only the changed blocks of a disk; to read all blocks, serve the disk SRC that it was created for, with this layer as FILE: vddkcp export SRC --cow=FILE"},
 }
 
-// vdiVersion reports whether the version of a VirtualBox image is 0 or 1.
+// vdiVersion reports whether head has the version 0 or 1 of a VirtualBox image. These
+// are the versions that exist.
 func vdiVersion(head []byte) bool {
 	return len(head) >= 72 && binary.LittleEndian.Uint32(head[68:])>>16 <= 1
 }
@@ -230,9 +231,8 @@ func (c content) hasPartitions() bool {
 	return used
 }
 
-// isTar reports whether head begins with the header of a member of a tar archive. All
-// tar formats have a checksum of the header in the same place, and isTar checks only
-// this checksum.
+// isTar reports whether head begins with the header of a member of a tar archive. It
+// checks only the checksum of the header, which all tar formats have in the same place.
 func isTar(head []byte) bool {
 	const size, sumAt, sumSize = 512, 148, 8
 	if len(head) < size || head[0] == 0 {
@@ -327,8 +327,8 @@ func (c content) mayBeJSON() bool {
 	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
 }
 
-// settings describes the text file of a VMware machine, such as a .vmx file, if head is
-// the beginning of one. Otherwise it returns "".
+// settings says which text file of a VMware machine begins with head, such as a .vmx
+// file. For anything else it returns "".
 func (c content) settings(head []byte) string {
 	if bytes.IndexByte(head, 0) >= 0 {
 		return ""
@@ -359,8 +359,8 @@ func (c content) settings(head []byte) string {
 	return ""
 }
 
-// fromUTF16 converts head, which begins with a byte order mark in UTF-16, to ASCII. ok is
-// false if there is no byte order mark, or a character that is not ASCII.
+// fromUTF16 converts head from UTF-16 to ASCII. ok is false if head does not begin with
+// a byte order mark of UTF-16, or if it has a character that is not ASCII.
 func fromUTF16(head []byte) (narrow []byte, ok bool) {
 	var order binary.ByteOrder = binary.LittleEndian
 	switch {

@@ -14,8 +14,9 @@ var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
 
 // FormatByName returns the format that the name of a local source suggests, such as "a
 // VMDK", or "" if the name fits a raw disk. If a file is read as a raw disk although
-// its name suggests another format, the user should be warned. For example, only the
-// name of a truncated VHD of fixed size shows that it is not a raw disk.
+// its name suggests another format, the user should be warned. For example, a VHD of
+// fixed size is recognized by its last bytes. If these are missing, only its name shows
+// that it is not a raw disk.
 func FormatByName(a address.Address) string {
 	path := a.String()
 	if address.IsRemote(a) || flatExtent.MatchString(path) {

@@ -1,10 +1,11 @@
-// Package open opens disks to read by their addresses. An [Opener] has the options;
-// its methods [Opener.Open] and [Opener.OpenAddress] return a [source.Disk].
+// Package open opens disks: it turns the address of a disk into a [source.Disk]. The
+// fields of an [Opener] are the options, and its methods [Opener.Open] and
+// [Opener.OpenAddress] open a disk.
 //
 // This package is the only one that knows the readers of all formats and protocols. It
 // recognizes the format of a local file, opens the disks of appliances, decides which
-// files an image may name, and detects chains of images that loop. [RawStream] checks
-// a raw disk that is read from a stream.
+// files an image may name, and detects chains of images that loop. [RawStream] checks a
+// raw disk that is read from a stream.
 package open
 
 import (
@@ -45,11 +46,12 @@ type Opener struct {
 	// AllowPath lists folders. An image may name files in these folders and below
 	// them, in addition to its own folder.
 	AllowPath []string
-	// SingleLink opens images without their parents. Ranges that an image does not
-	// have are [source.Inherited].
+	// If SingleLink is true, images are opened without their parents. Ranges that an
+	// image does not have are then [source.Inherited].
 	SingleLink bool
-	// Writable opens disks that are [source.Writable]. A disk that cannot be
-	// written to is a *UsageError.
+	// If Writable is true, disks are opened for reading and writing, and have the
+	// ability [source.Writable]. For a disk that cannot be written to, Open returns a
+	// *UsageError.
 	Writable bool
 	// NBD has the options of the connections to NBD servers.
 	NBD client.Options
@@ -80,13 +82,13 @@ type File struct {
 //   - "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK opens with the
 //     parameters that VDDK.Params returns. format is empty or "raw".
 //
-// When ctx ends, the calls of the disk fail with the cause of its end. A disk of an
-// appliance also has the abilities [Manifest] and [Warned].
+// When ctx ends, the calls of the disk fail with the error context.Cause(ctx). A disk
+// of an appliance also has the abilities [Manifest] and [Warned].
 //
-// Open returns a *ChoiceError if the address of an appliance does not select one of
-// its disks, a *ForeignError if the file has another format, a *UsageError if the
-// address or the format is wrong, and an error that wraps ErrNotRead if a format
-// cannot be read.
+// Open returns a *ChoiceError if the address of an appliance does not select one of its
+// disks, a *ForeignError if the content of the file is no disk that this package can
+// read, a *UsageError if the address or the format is wrong, and an error that wraps
+// ErrNotRead if this program cannot read disks at such an address or of such a format.
 func (o *Opener) Open(ctx context.Context, text, format string) (source.Disk, error) {
 	if err := checkFormat(format); err != nil {
 		return nil, err
@@ -207,10 +209,10 @@ func notWritable(format string, args ...any) error {
 	return usage.Errorf("%s: only raw files, block devices, writable NBD exports and disks that VDDK opens can be written to", fmt.Sprintf(format, args...))
 }
 
-// notEmpty is passed d and err, the result of opening the disk at the address a, and
-// normally returns them unchanged. If no format was given and the disk has 0 bytes, it
-// closes the disk and returns an error. The server or library most likely opened an
-// empty file that is not a disk.
+// notEmpty checks the result of opening the disk at the address a. The result is d, or
+// err. notEmpty normally returns both unchanged. If the disk has 0 bytes and the user
+// gave no format, it closes the disk and returns an error, because the server or
+// library most likely opened an empty file that is not a disk.
 func notEmpty(d source.Disk, a address.Address, format string, err error) (source.Disk, error) {
 	if err != nil || format != "" || d.Size() > 0 {
 		return d, err
@@ -272,16 +274,16 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 }
 
 // openFormat opens the image in the local file f, which was opened as path. It takes
-// over f and closes it on error. children are the images that lead to this image: its
-// child, the child of that, and so on.
+// over f and closes it on error. children has the images of the chain that were opened
+// before this image, because this image is their parent, the parent of their parent,
+// and so on.
 func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children chain) (source.Disk, error) {
 	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
 }
 
-// openImage does the work of openFormat. f is the file with the raw bytes of the image,
-// and may also be a file in an archive. The function references returns the Opener for
-// the files that the image names. It is called only if images of this format can name
-// files.
+// openImage does the work of openFormat. f has the raw bytes of the image. It may also
+// be a file in an archive. The function references returns the Opener for the files
+// that the image names. It is called only if images of this format can name files.
 func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
 	format, warnings, err := inspect(f, path, format)
 	if err != nil {
@@ -321,10 +323,10 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 	return nil, fmt.Errorf("%s is a %s image: %w", path, format, ErrNotRead)
 }
 
-// inspect returns the format of f, which was opened as path. If format is not empty, it
-// returns that format, otherwise it recognizes the format by the content. If the
-// content has a known format that this package cannot read, inspect returns a
-// *ForeignError, unless the given format is "raw".
+// inspect returns the format of f, which was opened as path, and warnings about its
+// content. If the given format is not empty, inspect returns that format. Otherwise it
+// recognizes the format by the content. It returns a *ForeignError if the content has a
+// known format that this package cannot read, unless the given format is "raw".
 func inspect(f source.Disk, path, format string) (_ string, warnings []string, err error) {
 	if format == "raw" {
 		return format, nil, nil
@@ -358,8 +360,8 @@ func (d *warnedDisk) Unwrap() source.Disk { return d.Disk }
 // Warnings implements [Warned].
 func (d *warnedDisk) Warnings() []string { return d.warnings }
 
-// Files returns the files that were opened so far. Each file is in the list once, also
-// if it was opened under several names.
+// Files returns the files that were opened so far. A file that was opened under several
+// names is in the list only once.
 func (o *Opener) Files() []File {
 	o.mu.Lock()
 	defer o.mu.Unlock()

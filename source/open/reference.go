@@ -34,8 +34,9 @@ func (e *OutsideError) Hint() string {
 }
 
 // references returns the Opener for the files that an image names. f is the file of the
-// image, which was opened as path. children are the images that lead to this image: its
-// child, the child of that, and so on.
+// image, which was opened as path. children has the images of the chain that were
+// opened before this image, because this image is their parent, the parent of their
+// parent, and so on.
 //
 // The Opener checks each path twice. Before it opens a file, it checks the path, so
 // that files outside of the permitted folders are normally not opened. Afterwards it
@@ -62,9 +63,9 @@ func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Op
 	}, nil
 }
 
-// openNamed opens the file to which an image refers by name. The parameter from is the
-// path of the image, and folder is its folder. openNamed also returns the path of the
-// opened file. It does not add the file to the list that Files returns.
+// openNamed opens the file with the given name, to which an image refers. The parameter
+// from is the path of the image, and folder is its folder. openNamed also returns the
+// path of the opened file. It does not add the file to the list that Files returns.
 func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *raw.Disk, target string, fi os.FileInfo, err error) {
 	target = name
 	if !filepath.IsAbs(name) {
@@ -100,9 +101,9 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	return f, target, fi, nil
 }
 
-// openError returns an error that says that path cannot be opened. It has the cause of
-// err, but not the path in err, which may be that of a symbolic link on the way to the
-// file.
+// openError returns an error that says that path cannot be opened, and why. The reason
+// is taken from err. The path in err is not used: it may be the path of a symbolic link
+// that leads to the file.
 func openError(path string, err error) error {
 	var cause *fs.PathError
 	if errors.As(err, &cause) { // it may name a link on the way
@@ -112,7 +113,8 @@ func openError(path string, err error) error {
 }
 
 // permits reports whether an image in folder may name the file at path. Both paths are
-// absolute and have no symbolic links.
+// absolute. permits compares them as they are, and does not follow symbolic links in
+// them.
 func (o *Opener) permits(folder, path string) bool {
 	if isBelow(folder, path) {
 		return true

@@ -45,8 +45,9 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	return &tailReader{r: b, name: name}, c.isLUKS(), nil
 }
 
-// inFileFirst changes the hint of a *ForeignError. The hint is written for a file. For
-// a stream, the user must first save the stream in a file.
+// inFileFirst changes the hint of a *ForeignError about a stream. The original hint
+// says what to do with a file. The new hint says that the user must first save the
+// stream in a file.
 func inFileFirst(err error) error {
 	if foreign := (*ForeignError)(nil); errors.As(err, &foreign) {
 		foreign.hint = "save the stream in a file, then do this with the file: " + foreign.hint

@@ -13,9 +13,9 @@ import (
 
 // VDDK has the options for opening disks through VMware's library.
 type VDDK struct {
-	// Params returns the parameters with which VDDK opens the disk at a path, normally
-	// a path in a datastore of the server. It is called only for disks that are opened,
-	// because it may ask the user for a password.
+	// Params returns the parameters with which VDDK opens the disk at the given path,
+	// normally a path in a datastore of the server. It may ask the user for a password.
+	// Therefore it is called only when a disk is opened through VDDK.
 	Params func(ctx context.Context, file string) (vddk.Params, error)
 	// Options are the options of the connection. Their fields Retry and Writable are
 	// ignored, and the fields of the same name in the Opener are used.
@@ -31,8 +31,9 @@ type ThroughVDDK interface {
 	Params() vddk.Params
 }
 
-// maxVDDKRequest is the largest size of a request in bytes. With larger requests, NFC,
-// the protocol in which VDDK reads from a host, fails under load.
+// maxVDDKRequest is the largest size of a read or write request in bytes. VDDK reads
+// from a host with the protocol NFC, in which larger requests fail when the host is
+// under load.
 const maxVDDKRequest = 2 << 20
 
 // openVDDK opens a disk through VDDK. It checks all parameters before it loads the
