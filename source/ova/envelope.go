@@ -29,7 +29,8 @@ const (
 )
 
 // envelope has the parts of a descriptor that describe disks (DSP0243 1.1, sections 7.1
-// and 9.1). In versions 0.9 and 2 only the namespaces of these parts differ.
+// and 9.1). Descriptors of the versions 0.9 and 2 have the same parts with other
+// namespaces. In version 0.9, some elements also have other names (see typeName).
 type envelope struct {
 	files    map[string]file // by id
 	disks    []disk
@@ -54,9 +55,11 @@ type disk struct {
 	odd            error // why the recorded capacity cannot be understood
 }
 
-// parseEnvelope parses a descriptor. It accepts elements of all versions: 0.9, 1 and 2
-// have different namespaces, and some writers leave them out. It refuses document
-// types, so that a descriptor can use only the five entities that XML predefines.
+// parseEnvelope parses a descriptor. It accepts elements of the versions 0.9, 1 and 2,
+// which have different namespaces. It also accepts elements without a namespace,
+// because some writers leave it out. It returns an error for a document type
+// declaration (<!DOCTYPE). A descriptor can therefore use only the five entities that
+// XML predefines.
 func parseEnvelope(text []byte) (*envelope, error) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	if bytes.HasPrefix(text, []byte{0xfe, 0xff}) || bytes.HasPrefix(text, []byte{0xff, 0xfe}) {
@@ -104,11 +107,13 @@ func parseEnvelope(text []byte) (*envelope, error) {
 	return p.envelope, nil
 }
 
-// checkTags returns an error if a tag is longer than maxTag, because the XML decoder
-// keeps all attributes of an element in memory. Texts, comments and CDATA sections may
-// be longer: they need no more memory than their bytes. checkTags looks for characters
-// such as < in the undecoded bytes. This is correct because all supported encodings
-// have these characters at their ASCII codes.
+// checkTags returns an error if a tag is longer than maxTag. This is necessary because
+// the XML decoder keeps all attributes of an element in memory. Texts, comments and
+// CDATA sections may be longer: the memory that they need is no more than their bytes.
+//
+// checkTags looks for characters such as < in the bytes as they are, before the
+// character encoding is decoded. This is correct because all supported encodings have
+// these characters at their ASCII codes.
 func checkTags(text []byte) error {
 	for rest := text; ; {
 		i := bytes.IndexByte(rest, '<')
@@ -141,8 +146,8 @@ func checkTags(text []byte) error {
 	}
 }
 
-// tagLength returns the length in bytes of the tag that text begins with. A > in a
-// quoted value does not end the tag.
+// tagLength returns the length in bytes of the tag at the beginning of text. A
+// character > in a quoted value of an attribute does not end the tag.
 func tagLength(text []byte) int {
 	quote := byte(0)
 	for i, c := range text {
@@ -183,16 +188,16 @@ func (p *parser) line() int {
 func (p *parser) token(t xml.Token) error {
 	switch t := t.(type) {
 	case xml.Directive:
-		// A document type could define entities that expand without bound or that
-		// include files of this host.
+		// A declaration of a document type could define entities that expand without
+		// bound, or that include files of this host.
 		word, _, _ := strings.Cut(string(t[:min(len(t), 20)]), " ")
 		return fmt.Errorf("a document type (<!%s) is not allowed in an OVF descriptor", word)
 	case xml.StartElement:
 		return p.start(t)
 	case xml.EndElement:
 		if p.host != nil && t.Name.Local == "HostResource" {
-			// If the resource is a disk, the text of the element HostResource is
-			// "ovf:/disk/ID", or "/disk/ID" in version 0.9.
+			// If the HostResource is a disk, its text is "ovf:/disk/ID", or "/disk/ID"
+			// in version 0.9.
 			if _, id, ok := strings.Cut(strings.TrimSpace(p.host.String()), "/disk/"); ok {
 				p.envelope.systems[id] = p.system
 			}
@@ -249,8 +254,9 @@ func (p *parser) start(t xml.StartElement) error {
 	return nil
 }
 
-// typeName returns the name of a Section or Content element of version 0.9. These
-// elements have their name in the attribute xsi:type ("ovf:DiskSection_Type").
+// typeName returns the name that an element Section or Content of version 0.9 has in
+// later versions. The element has this name in its attribute xsi:type
+// ("ovf:DiskSection_Type" means DiskSection).
 func typeName(t xml.StartElement, name string) string {
 	for _, a := range t.Attr {
 		if a.Name.Local == "type" {
@@ -278,17 +284,17 @@ func (p *parser) atPath(path ...string) bool {
 	return true
 }
 
-// isOVF reports whether elements and attributes of a namespace belong to OVF. They do
-// if they have the namespace of the root element, no namespace, or a namespace that
-// looks like one of OVF. If a prefix is not declared, the XML decoder returns the
-// prefix as the namespace.
+// isOVF reports whether the elements and attributes of a namespace belong to OVF. This
+// is so for the namespace of the root element, for no namespace, and for a namespace
+// that looks like one of OVF. It is also so for "ovf": if the document does not declare
+// this prefix, the XML decoder returns the prefix as the namespace.
 func (p *parser) isOVF(space string) bool {
 	return space == "" || space == p.namespace || space == "ovf" ||
 		strings.Contains(space, "/ovf/") && strings.Contains(space, "envelope")
 }
 
-// attributes returns those attributes of an element that belong to OVF. The keys of the
-// result are their names.
+// attributes returns the values of those attributes of an element that belong to OVF.
+// The keys of the result are the names of the attributes.
 func (p *parser) attributes(t xml.StartElement) (map[string]string, error) {
 	values := map[string]string{}
 	for _, a := range t.Attr {
@@ -370,8 +376,9 @@ var unitNames = map[string]int64{
 }
 
 // capacity returns a capacity and its unit, both in bytes. The returned capacity is 0
-// if the descriptor has none or 0, or if it names a property ("${size}") whose value
-// the user chooses when the appliance is deployed.
+// if the descriptor has no capacity or the capacity 0. It is also 0 if the descriptor
+// has the name of a property ("${size}") instead, because the user chooses the value of
+// the property later, when the appliance is deployed.
 func capacity(number, units string) (n, unit int64, err error) {
 	normal := strings.ToLower(strings.TrimSpace(units))
 	unit, ok := unitNames[normal]

@@ -11,17 +11,16 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// files gives access to the files of an appliance: those of an archive or of a folder.
-// Names are relative to the folder of the descriptor. The error for a file that does
-// not exist wraps fs.ErrNotExist. All methods except Close are safe for concurrent
-// use.
+// files gives access to the files of an appliance, which are in an archive or in a
+// folder. Names are relative to the folder of the descriptor. If a file does not exist,
+// the error wraps fs.ErrNotExist. All methods except Close are safe for concurrent use.
 type files interface {
 	// open returns the raw bytes of a file.
 	open(ctx context.Context, name string) (source.Disk, error)
-	// manifest returns the raw bytes of the manifest, and the path with which messages
-	// name it. name is the name that the manifest should have.
+	// manifest returns the raw bytes of the manifest, and the path that messages show
+	// for it. name is the name that the manifest should have.
 	manifest(ctx context.Context, name string) (f source.Disk, shown string, err error)
-	// shown returns the path with which messages name a file.
+	// shown returns the path that messages show for the file with the given name.
 	shown(name string) string
 	Close() error
 }
@@ -59,9 +58,9 @@ func (t *archive) manifest(ctx context.Context, name string) (source.Disk, strin
 	return f, t.shown(name), err
 }
 
-// named returns the names of the members that have the given extension, in upper or lower
-// case. It leaves out members whose names begin with "._", because macOS adds such files
-// to archives for its own attributes.
+// named returns the names of the members that have the given extension, in upper or
+// lower case. It leaves out names that begin with "._". macOS adds members with such
+// names to an archive, to store attributes of files that other systems do not have.
 func (t *archive) named(ext string) []string {
 	var names []string
 	for name := range t.members {

@@ -29,8 +29,8 @@ const maxManifest = 16 << 20
 // its manifest has no digest of the file.
 var ErrNoManifest = errors.New("there is no usable digest to compare the file with")
 
-// ManifestError reports a file whose content does not have the digest that the
-// manifest has for it.
+// ManifestError reports a file whose digest is not the one that the manifest has for
+// this file.
 type ManifestError struct {
 	File      string // name for messages
 	Algorithm string // "SHA1", "SHA256", "SHA384" or "SHA512"
@@ -50,9 +50,9 @@ type digest struct {
 	want      string // in lower-case hexadecimal
 }
 
-// algorithms are the digests of DSP0243 version 1 (SHA1) and version 2 (SHA256), and
-// the others that ovftool writes. SHA1 detects accidental damage only: it does not
-// protect against deliberate changes.
+// algorithms are the algorithms of the digests in manifests. DSP0243 has SHA1 in
+// version 1 and SHA256 in version 2, and ovftool also writes the two others. SHA1
+// detects accidental damage only: it does not protect against deliberate changes.
 var algorithms = map[string]algorithm{
 	"SHA1":   {sha1.Size, sha1.New},
 	"SHA256": {sha256.Size, always(sha256.New)},
@@ -97,18 +97,18 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 	return digests, nil
 }
 
-// Verify compares files with their digests in the manifest. It reads these files
-// completely. They are the descriptor and all files that were opened so far: the file of
-// a disk, or all of its chunks. In an archive, the opened files include the extents and
-// other files to which the image of a disk refers. The caller can pass the names of more
-// files to compare, relative to the folder of the descriptor.
+// Verify compares files with their digests in the manifest, and reads these files
+// completely. It compares the descriptor and all files that were opened so far: the
+// files of the disks with all of their chunks. In an archive, these are also the
+// extents and other files to which the image of a disk refers. more has the names of
+// more files to compare, relative to the folder of the descriptor.
 //
-// The manifest has the name of the descriptor, with the extension .mf instead of .ovf. In
-// an archive it may have another name if it is the only .mf file.
+// The manifest has the name of the descriptor, with the extension .mf instead of .ovf.
+// In an archive it may have another name if it is the only .mf file.
 //
-// Verify returns a *ManifestError for the first file that differs. It returns an error
-// that wraps ErrNoManifest if there is no manifest or if the manifest has no digest of
-// one of the files.
+// Verify returns a *ManifestError for the first file whose digest differs from the
+// manifest. It returns an error that wraps ErrNoManifest if there is no manifest or if
+// the manifest has no digest of one of the files.
 func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	digests, manifest, err := a.manifest(ctx)
 	if err != nil {
@@ -136,8 +136,8 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	return nil
 }
 
-// manifest reads the manifest. It returns the digests, with the names of the files as
-// keys, and the path with which errors name the manifest.
+// manifest reads the manifest. It returns the digests, whose keys are the names of the
+// files, and the path that errors show for the manifest.
 func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, shown string, err error) {
 	f, shown, err := a.files.manifest(ctx, strings.TrimSuffix(a.descriptor, path.Ext(a.descriptor))+".mf")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -157,8 +157,8 @@ func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, 
 	return digests, shown, nil
 }
 
-// verifyFile returns a *ManifestError if one of the given digests is not that of the
-// content of the file.
+// verifyFile computes the digests of the content of a file. It returns a *ManifestError
+// if one of them differs from the given digest of the same algorithm.
 func (a *Appliance) verifyFile(ctx context.Context, name string, digests []digest) error {
 	f, err := a.files.open(ctx, name)
 	if err != nil {

@@ -1,16 +1,15 @@
-// Package ova reads appliances in the Open Virtualization Format (DSP0243 of the
-// DMTF). An appliance is a descriptor (an .ovf file) in one folder with the files of
-// its disks, or a tar archive of all these files (an .ova file).
+// Package ova reads appliances in the Open Virtualization Format (DSP0243 of the DMTF).
+// An appliance is a descriptor (an .ovf file) in one folder with the files of its
+// disks, or a tar archive of all these files (an .ova file).
 //
-// [Open] opens an archive and [OpenDescriptor] a descriptor. Both return an
-// [Appliance] with the list of its disks. [Appliance.OpenDisk] returns the raw bytes
-// of the file of a disk without unpacking the archive. The formats of these files
-// are not interpreted here. [Appliance.Verify] compares the files with the digests
-// in the manifest.
+// [Open] opens an archive and [OpenDescriptor] a descriptor. Both return an [Appliance]
+// with the list of its disks. [Appliance.OpenDisk] returns the raw bytes of the file of
+// a disk without unpacking the archive. The formats of these files are not interpreted
+// here. [Appliance.Verify] compares the files with the digests in the manifest.
 //
 // If the descriptor and the file of a disk contradict each other, the file is believed,
-// see [Appliance.Warnings]. A file that is shorter than the descriptor says is an
-// error.
+// and [Appliance.Warnings] reports this. But a file that is shorter than the descriptor
+// says is an error.
 package ova
 
 import (
@@ -91,8 +90,8 @@ type Appliance struct {
 }
 
 // Open opens the appliance in the tar archive f, which was opened as path. It reads
-// only the headers of the archive and the descriptor. The Appliance takes over f, and
-// Open closes it if it returns an error. When ctx ends, the calls of the disks of the
+// only the headers of the archive and the descriptor. The Appliance takes over f. If
+// Open returns an error, it has closed f. When ctx ends, the calls of the disks of the
 // appliance fail.
 func Open(ctx context.Context, path string, f source.Disk) (*Appliance, error) {
 	a, err := open(ctx, path, f)
@@ -133,9 +132,9 @@ func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 }
 
 // OpenDescriptor opens the appliance whose descriptor is f, an .ovf file that was
-// opened as path. The parameter open opens the files of the disks. It is called with
-// the names in the descriptor and the format "raw". The Appliance takes over f, and
-// OpenDescriptor closes it if it returns an error.
+// opened as path. The function open opens the files of the disks: OpenDescriptor passes
+// it their names in the descriptor, and the format "raw". The Appliance takes over f.
+// If OpenDescriptor returns an error, it has closed f.
 func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance, error) {
 	a, err := read(path, filepath.Base(path), f, &folder{path: path, f: f, opens: open})
 	if err != nil {
@@ -178,12 +177,12 @@ func readAll(f source.Disk, max int64) ([]byte, error) {
 	return text, image.ReadFull(f, text, 0)
 }
 
-// remote matches an href that is a URI with a scheme, which does not name a file of the
-// appliance.
+// remote matches an href that is a URI with a scheme, such as http. A file with such an
+// href is not in the appliance.
 var remote = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 
-// newDisk returns the disk that x, an element of the descriptor, describes. If the disk
-// cannot be read, its field err has the reason.
+// newDisk returns the disk that the element x of the descriptor describes. If the disk
+// cannot be read, the field err of the returned Disk says why.
 func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	d := Disk{
 		Number: number, ID: x.id, System: e.systems[x.id], Format: x.format,
@@ -254,10 +253,10 @@ func (e *ShortError) Hint() string {
 	return "transfer the appliance again; if the file is complete and the descriptor is wrong, unpack the appliance and open the disk's file"
 }
 
-// CheckRaw checks the size of disk i, a raw disk of size bytes. It returns a
+// CheckRaw checks the size in bytes of disk i, which is a raw disk. It returns a
 // *ShortError if the disk is smaller than its capacity in the descriptor. A difference
 // of less than the Unit of the disk is no error, because writers round the capacity up
-// to a multiple of it.
+// to a multiple of the Unit.
 func (a *Appliance) CheckRaw(i int, size int64) error {
 	d := &a.Disks[i]
 	if d.Capacity > size && d.Capacity-size >= d.Unit {
@@ -266,10 +265,11 @@ func (a *Appliance) CheckRaw(i int, size int64) error {
 	return nil
 }
 
-// openHref opens the file of disk i. The name in the descriptor is a URI reference, but
-// not all writers escape special characters. Therefore openHref tries the name both as
-// it is and unescaped. If no such file exists, it looks for a file with the name of the
-// first chunk.
+// openHref opens the file of disk i. The href in the descriptor is a URI reference, but
+// not all writers escape special characters. Therefore openHref looks for a file with
+// the name as it is in the descriptor, and for one with the unescaped name. If it finds
+// neither, the file may have been split into chunks, and openHref looks for the first
+// chunk.
 func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	d := &a.Disks[i]
 	names := []string{d.File}
@@ -311,8 +311,8 @@ const (
 	secondChunk = ".000000001"
 )
 
-// openOnlyChunk opens the file NAME.000000000 of disk i. It is called if the file NAME
-// does not exist and the descriptor does not say that the file is split (no chunkSize).
+// openOnlyChunk opens the file NAME.000000000 of disk i. It is called if there is no
+// file NAME, and the descriptor does not say that the file is split into chunks.
 func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (source.Disk, error) {
 	first, second := name+onlyChunk, name+secondChunk
 	f, err := a.openFile(ctx, first)
@@ -340,8 +340,9 @@ func (a *Appliance) note(i int, warning string) {
 	a.notes[i] = append(a.notes[i], warning)
 }
 
-// openParts opens the file that x, an element of the descriptor, describes. The file
-// may be split into chunks. name is the name to look for.
+// openParts opens the file that the element x of the descriptor describes. The file may
+// be split into chunks. name is the name of the file, or of the chunks without their
+// numbers.
 func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
 	if x.chunkSize == 0 {
 		return a.openFile(ctx, name)
@@ -436,10 +437,10 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 }
 
 // OpenFile opens the raw bytes of a file to which an image of the appliance refers. The
-// parameter from is the name of the image. name is the name of the file to open,
-// relative to the folder of the image. OpenFile also returns the name of the opened
-// file relative to the folder of the descriptor. The name of the image is relative to
-// that folder too, like Disk.File.
+// parameter from is the name of the image, relative to the folder of the descriptor
+// (like Disk.File). name is the name of the file in the image, which is relative to the
+// folder of the image. The returned name of the file is relative to the folder of the
+// descriptor.
 func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
 	named = path.Join(path.Dir(from), name)
 	if path.IsAbs(name) {
@@ -449,9 +450,9 @@ func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.D
 	return f, named, err
 }
 
-// Size returns the size in bytes of the file of disk i, or of all its chunks. It is 0
-// for a disk without a file. If the disk cannot be read, Size returns the reason as an
-// error.
+// Size returns the size in bytes of the file of disk i. If the file is split, this is
+// the size of all its chunks together. For a disk without a file it is 0. If the disk
+// cannot be read, Size returns an error that says why.
 func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 	if a.Disks[i].File == "" {
 		return 0, a.Disks[i].err
@@ -464,9 +465,9 @@ func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 	return f.Size(), nil
 }
 
-// Warnings returns sentences about mistakes of the descriptor in the description of
-// disk i. fileSize is the size of the file of the disk, and size is the virtual size of
-// the disk, both in bytes.
+// Warnings returns sentences about mistakes in what the descriptor says about disk i.
+// fileSize is the size of the file of the disk, and size is the virtual size of the
+// disk, both in bytes.
 func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 	a.mu.Lock()
 	all := slices.Clone(a.notes[i])
@@ -484,5 +485,6 @@ func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 	return all
 }
 
-// Close closes the archive or the descriptor. All disks must be closed before.
+// Close closes the archive or the descriptor. The caller must close all disks of the
+// appliance before.
 func (a *Appliance) Close() error { return a.files.Close() }

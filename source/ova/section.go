@@ -49,7 +49,7 @@ func newSection(ctx context.Context, name string, parts ...part) *Section {
 	return s
 }
 
-// Size is the size of the file in bytes.
+// Size returns the size of the section in bytes.
 func (s *Section) Size() int64 { return s.size }
 
 // find returns the index of the part that has the byte at off.
@@ -102,8 +102,9 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	}
 }
 
-// Close waits for calls in progress. It closes the files of the chunks, but not the
-// file of an archive. Later calls return an error that wraps os.ErrClosed.
+// Close waits for calls in progress. If the file was split, Close closes the chunks. If
+// the section is a range of an archive, the archive stays open. Later calls return an
+// error that wraps os.ErrClosed.
 func (s *Section) Close() error {
 	return s.life.Close(func() error {
 		var errs []error
@@ -116,10 +117,10 @@ func (s *Section) Close() error {
 	})
 }
 
-// Identity implements [source.Identified]. It combines the identities of the files with
-// the ranges of these files that the section has. Each file returns an identity and a
-// proof, which says whether the identity changes with the content. The section returns
-// the weakest of these proofs.
+// Identity implements [source.Identified]. It combines the identities of the files from
+// which the section reads with the ranges that it reads. Each file returns an identity
+// and a proof, which says whether the identity changes with the content. The section
+// returns the weakest of these proofs.
 func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	proof = "snapshot"
 	ids := make([]string, len(s.parts))
@@ -143,9 +144,9 @@ func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	return fmt.Sprintf("chunks:%x", sha256.Sum256([]byte(strings.Join(ids, "+")))), proof, nil
 }
 
-// Info implements [source.Described]. It describes the section as a raw file. For a
-// file in an archive, Allocated is the size of the file. For a file that was split,
-// Allocated is the sum of the allocated sizes of the chunks.
+// Info implements [source.Described]. It describes the section as a raw file. If the
+// file was split, Allocated is the sum of the allocated sizes of the chunks. If the
+// section is a range of an archive, Allocated is the size of the range.
 func (s *Section) Info() source.Info {
 	info := source.Info{Format: "raw", LogicalSector: 512, Chain: []string{s.name}}
 	for _, p := range s.parts {

@@ -27,14 +27,14 @@ type member struct {
 }
 
 // readTar returns the regular files of the tar archive f. The keys of the result are
-// their names, which are relative paths without elements such as "..". It reads only
-// the headers (ustar, pax and GNU, as archive/tar supports them). An archive should end
-// with two blocks of zeros. readTar also accepts an archive without them, if its last
-// member is complete.
+// their names, which are relative paths without elements such as "..". readTar reads
+// only the headers (ustar, pax and GNU, as archive/tar supports them). An archive
+// should end with two blocks of zeros. readTar also accepts an archive without them, if
+// its last member is complete.
 //
 // Appliances consist of files and folders. readTar returns an error for members of any
 // other type, such as links, and for names that lead out of the archive. name is the
-// name of f for errors.
+// name that errors show for f.
 func readTar(ctx context.Context, name string, f source.Disk) (map[string]member, error) {
 	h := &headers{ctx: ctx, f: f}
 	t := tar.NewReader(h)
@@ -67,8 +67,8 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		case tar.TypeReg, tar.TypeDir:
 		case tar.TypeXGlobalHeader:
 			// Other readers apply a global header to all members, but archive/tar
-			// ignores it. The header is refused if its values would change which bytes
-			// are read.
+			// ignores it. A global header that sets the name or the size of members is
+			// refused: with it, other readers would read other bytes.
 			if header.PAXRecords["path"] != "" || header.PAXRecords["size"] != "" {
 				return nil, bad("a global header sets the name or the size of all members, which is not supported")
 			}
@@ -129,9 +129,9 @@ func checkName(name string) error {
 }
 
 // headers is the io.ReadSeeker through which package archive/tar reads the headers of
-// an archive. That package seeks past the content of the members. After each header,
-// the field pos is the offset where the content of the member begins. Reading fails
-// after maxHeaderBytes bytes.
+// an archive. That package seeks past the content of the members. After it has read a
+// header, the field pos is the offset where the content of the member begins. After
+// maxHeaderBytes bytes, Read returns an error.
 type headers struct {
 	ctx  context.Context
 	f    source.Disk // the archive
