@@ -8,19 +8,20 @@
 // backing file, which may have a backing file itself.
 //
 // Ranges that an image does not have are read from its backing file. The image records
-// the format of that file. If it records none, the file is read as raw. The format is
-// never derived from the content of the file. Otherwise a virtual machine could write
-// the header of an image to its raw disk, and this header could name files of the host.
+// the format of the backing file. If it records none, the backing file is read as raw.
+// The format is never derived from the content of that file. Otherwise a virtual
+// machine could write the header of an image to its raw disk, and this header could
+// name files of the host.
 //
-// The package refuses encrypted images, images that are marked as corrupt, images
-// with unknown incompatible features, and backing and data files that are not local
-// files. It ignores refcounts, and can therefore read images that were not closed
-// cleanly. It does not read internal snapshots.
+// The package refuses encrypted images, images that are marked as corrupt, images with
+// unknown incompatible features, and backing and data files that are not local files.
+// It ignores refcounts, and can therefore read images that were not closed cleanly. It
+// does not read internal snapshots.
 //
 // Damage is reported when a read reaches it; damaged ranges never read as zeros. An
-// image and all its qcow2 backing files keep at most 4 MiB of tables in memory, and
-// four unpacked clusters. Each concurrent reader of compressed clusters needs about
-// three clusters more.
+// image and all its qcow2 backing files together keep at most 4 MiB of tables and four
+// unpacked clusters in memory. Each concurrent reader of compressed clusters needs the
+// memory of about three more clusters.
 package qcow2
 
 import (
@@ -70,16 +71,17 @@ type Options struct {
 	SingleLink bool
 }
 
-// Open opens the image in f, which was opened as path, and all files that it
-// names. f has the raw bytes of the file. The Disk takes over f, and Open closes it
-// if it returns an error.
+// Open opens the image in f, which was opened as path, and all files that it names. f
+// has the raw bytes of the image file. The Disk takes over f. If Open returns an error,
+// it has closed f.
 //
-// The parameter open opens the other files. It is called with the names in the image,
-// without a leading "file:". The format is "raw" for a data file. For a backing file it
-// is the format that the image records, or "raw" if it records none. The Opener decides
-// which files may be opened, and must return an error for a chain of images that loops.
+// The function open opens the other files. Open passes it their names in the image,
+// without a leading "file:". The format that it passes is "raw" for a data file. For a
+// backing file it is the format that the image records, or "raw" if it records none.
+// The function open decides which files may be opened, and must return an error for a
+// chain of images that loops.
 //
-// When ctx ends, the calls of the disk return the cause of its end.
+// When ctx ends, the calls of the disk return the error context.Cause(ctx).
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{
 		ctx: ctx, path: path, file: f, fileSize: f.Size(), data: f, dataPath: path, dataSize: f.Size(),
@@ -179,9 +181,9 @@ func (d *Disk) openBacking(open source.Opener) error {
 	return nil
 }
 
-// share makes the image and its backing files use the cache of an overlay, an image
-// that has this image as its backing file. All images of a chain then have one cache of
-// a fixed size.
+// share makes the image and its backing files use the memory m, a cache of a fixed
+// size. If this image is the backing file of another image, m is the cache of that
+// image, so that all images of a chain have one cache together.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
 	m.Share(d.tables)
@@ -211,7 +213,8 @@ func localName(name string) (string, error) {
 	return name, nil
 }
 
-// Size implements [source.Disk]. It returns the size that the header has.
+// Size implements [source.Disk]. It returns the size of the disk that the header
+// records.
 func (d *Disk) Size() int64 { return d.size }
 
 // Close implements [source.Disk]. It closes the files of the image and its backing
@@ -244,7 +247,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // read fills p with the content of the stretch s, a range whose content is of one kind.
-// r has the table entries of this range.
+// The run r has the table entries of this range.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:
@@ -269,19 +272,21 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 }
 
 // Extents implements [source.Disk]. It reads the tables, but no data. Clusters that the
-// tables mark as zeros are reported as [source.Zero] and not as Absent. The same holds
-// for clusters whose place in the file is a hole, as in images with preallocated
-// metadata.
+// tables mark as zeros are reported as [source.Zero], with the field Absent set to
+// false. The same holds for clusters that the tables do not mark as zeros, but that lie
+// in a hole of the file. Images with preallocated metadata have such clusters.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, func(s stretch) error { return d.emit(ctx, out, s) })
 	})
 }
 
-// scan passes the allocation of the bytes [off, end) of the disk to the function emit,
-// in pieces whose content is of one kind. It does not look into the backing files. A
-// piece that is stored uncompressed may lie in a hole of the file. The kind of this
-// piece is zeros, and its field pos is nevertheless its offset in the file.
+// scan divides the bytes [off, end) of the disk into stretches, and passes each of them
+// to the function emit. The content of a stretch is of one kind: for example, it is
+// stored uncompressed, or absent. scan does not look into the backing files.
+//
+// If uncompressed clusters lie in a hole of the file, scan passes them as a stretch of
+// the kind zeros. The field pos of this stretch is nevertheless its offset in the file.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
 	if err := d.life.Check(ctx); err != nil {
 		return err
@@ -297,8 +302,8 @@ func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) er
 	})
 }
 
-// splitHoles passes s, a range that the file stores uncompressed, to the function emit.
-// It splits the range into pieces that are either data or a hole of the file.
+// splitHoles splits s, a range that the file stores uncompressed, into pieces that are
+// either data or a hole of the file. It passes each piece to the function emit.
 func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) error) error {
 	for e, err := range d.data.Extents(ctx, s.pos, s.n) {
 		if err != nil {
@@ -316,7 +321,7 @@ func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) e
 }
 
 // emit adds the range s to out, which collects the extents of the disk. If the image
-// does not have the range, emit adds the extents of the backing file.
+// does not have the range, emit adds the extents that the backing file has for it.
 func (d *Disk) emit(ctx context.Context, out *image.Merger, s stretch) error {
 	e := source.Extent{Off: s.off, Len: s.n}
 	switch {

@@ -147,9 +147,9 @@ func readHeader(f source.Disk) (*header, error) {
 	return h, h.checkTable(f.Size(), u64(24), u32(36), u64(40))
 }
 
-// checkTable checks the fields that describe the L1 table and sets them in h. size is
-// the size of the disk in bytes. entries and offset are the number of entries of the L1
-// table and its offset in the file.
+// checkTable checks those fields of the header that describe the L1 table, and stores
+// them in h. size is the size of the disk in bytes. entries is the number of entries of
+// the L1 table, and offset is its offset in the file.
 func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset uint64) error {
 	if size > math.MaxInt64 {
 		return fmt.Errorf("header: size %d at offset 24, want less than 8 EiB", size)
@@ -179,9 +179,10 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	return nil
 }
 
-// readBackingName reads the name of the backing file, which has n bytes at the given
-// offset. length is the size of the header in bytes. The returned offset is the end of
-// the space for header extensions, which lie between the header and the name.
+// readBackingName reads the name of the backing file and stores it in h. The name has n
+// bytes and begins at the given offset in the file. length is the size of the header in
+// bytes. The header extensions lie between the header and the name. readBackingName
+// returns the offset where the space for them ends.
 func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32) (end int64, err error) {
 	cluster := int64(1) << h.clusterShift
 	end = min(cluster, f.Size())
@@ -208,9 +209,9 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 	return min(end, int64(offset)), nil
 }
 
-// readExtensions reads the header extensions, which lie in [off, end) of f. It returns
-// the names that the image has for incompatible features. The keys of the result are
-// the numbers of the bits of the features.
+// readExtensions reads the header extensions, which lie in [off, end) of f. One of them
+// has names for incompatible features. readExtensions returns these names. The keys of
+// the result are the numbers of the features' bits.
 func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
 	var head [8]byte
 	for end-off >= 8 {
@@ -251,7 +252,8 @@ func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]
 }
 
 // featureNames parses the header extension "feature name table". It returns the names
-// of incompatible features. The keys of the result are the numbers of their bits.
+// of the incompatible features. The keys of the result are the numbers of the features'
+// bits.
 func featureNames(data []byte) map[uint8]string {
 	names := map[uint8]string{}
 	for ; len(data) >= 48; data = data[48:] {
@@ -264,8 +266,8 @@ func featureNames(data []byte) map[uint8]string {
 }
 
 // checkFeatures returns an error if the image has incompatible features that this
-// package does not support. names has the names of features for the error. Its keys are
-// the numbers of their bits.
+// package does not support. names has names of features for the text of the error. Its
+// keys are the numbers of the features' bits.
 func (h *header) checkFeatures(names map[uint8]string) error {
 	if unknown := h.features &^ featuresKnown; unknown != 0 {
 		var list []string

@@ -9,7 +9,7 @@ import (
 )
 
 // Map implements [source.Mapped]. A cluster can be marked as zeros although the file
-// has space for it. Map returns this cluster without a position in the file, because
+// has space for it. Map returns such a cluster without a position in the file, because
 // the bytes in that space need not be zeros.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return image.Map(d.path, d.size, off, length, func(visit image.Visitor) error {
@@ -17,8 +17,9 @@ func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapp
 	})
 }
 
-// mapRange visits the mappings of [off, end). depth is the number of images in front of
-// this one in the chain of backing files.
+// mapRange passes the mappings of [off, end) to the function visit. depth is the
+// position of this image in the chain: 0 for the image that the caller opened, 1 for
+// its backing file, and so on.
 func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit image.Visitor) error {
 	return d.scan(ctx, off, end, func(s stretch) error {
 		m := source.Mapping{Extent: source.Extent{Off: s.off, Len: s.n, Depth: depth}}
@@ -38,10 +39,10 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// locate visits the mapping m in parts. pos is the offset of the first byte of m in
-// d.data, the disk that holds the clusters. d.data may consist of several local files,
-// such as the chunks of a file of an appliance. Each part is contiguous in one of these
-// files.
+// locate adds positions in local files to the mapping m, and passes it to the function
+// visit in parts. pos is the offset of the first byte of m in d.data, the disk that
+// holds the clusters. d.data may consist of several local files, such as the chunks of
+// a file of an appliance. Each part is contiguous in one of these files.
 func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	for left := m.Len; left > 0; left -= m.Len {
 		f, at, n, ok := image.InFile(d.data, pos, left)
@@ -58,8 +59,8 @@ func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	return nil
 }
 
-// mapBacking visits the mappings of the backing file for the range of m. It is called
-// for ranges that this image does not have.
+// mapBacking passes the mappings that the backing file has for the range of m to the
+// function visit. It is called for ranges that this image does not have.
 func (d *Disk) mapBacking(ctx context.Context, m source.Mapping, visit image.Visitor) error {
 	var own func(off, end int64) error
 	if b, ok := source.Ability[*Disk](d.backing); ok {

@@ -27,8 +27,8 @@ type unpacker struct {
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// part returns the number of bytes of cluster c that are in the disk. It is less than a
-// cluster if the disk ends within its last cluster.
+// part returns the number of bytes of cluster c that belong to the disk. For the last
+// cluster this may be less than the size of a cluster.
 func (d *Disk) part(c int64) int64 { return min(d.cluster, d.size-c<<d.clusterShift) }
 
 // place returns the range [start, end) of the file, in bytes, that holds a compressed
@@ -41,8 +41,9 @@ func (d *Disk) place(entry uint64) (start, end int64) {
 	return start, start&^511 + (sectors+1)*512
 }
 
-// checkPacked returns an error if the bytes of the compressed cluster c cannot begin at
-// the given offset in the file.
+// checkPacked returns an error if the compressed bytes of cluster c cannot begin at the
+// given offset in the file, because it is past the end of the file, or in the header or
+// a table.
 func (d *Disk) checkPacked(c, offset int64) error {
 	switch {
 	case offset>>56 != 0:
@@ -55,8 +56,8 @@ func (d *Disk) checkPacked(c, offset int64) error {
 	return nil
 }
 
-// unpackAt fills p with the bytes from off on. All of them must lie in compressed
-// clusters whose table entries r has.
+// unpackAt fills p with the bytes of the disk from the offset off on. All of them must
+// lie in compressed clusters. The run r must have the table entries of these clusters.
 func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -77,9 +78,9 @@ func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	return nil
 }
 
-// unpackPiece fills p with a part of cluster c, beginning at the given offset in the
-// unpacked cluster. unpackPiece caches the unpacked cluster, because the next read is
-// likely to need another part of it.
+// unpackPiece fills p with a part of cluster c. The part begins at the given offset in
+// the unpacked cluster. unpackPiece caches the unpacked cluster, because the next read
+// is likely to need another part of the same cluster.
 func (d *Disk) unpackPiece(u *unpacker, p []byte, c, offset int64, r *run) error {
 	return d.mem.Piece(p, d.id, c, offset, d.part(c), func(cluster []byte) error {
 		_, err := d.unpackWhole(u, cluster, c, r)
@@ -119,8 +120,9 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 	for ; c <= last; c++ {
 		entry, _ := d.entry(r, c)
 		s, e := d.place(entry)
-		// The capacity of dst is larger than its length, so that the zstd decoder may
-		// write a few bytes after the cluster. The next cluster overwrites these bytes.
+		// The capacity of dst is larger than its length, because the zstd decoder may
+		// write a few bytes past the end of the cluster. These bytes are overwritten
+		// with the next cluster.
 		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
 			return 0, d.errorAt(c, "compressed bytes from offset %d to %d: %w", s, e, err)
@@ -168,8 +170,9 @@ func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	return nil
 }
 
-// maxWindow is the largest window of a zstd frame that is accepted, in bytes. A large
-// window costs no memory, because the decoder uses the decoded cluster as its window.
+// maxWindow is the largest window of a zstd frame that the decoder accepts, in bytes. A
+// large window costs no memory, because the decoder uses the decoded cluster as its
+// window.
 const maxWindow = 1 << 31
 
 // zstdSlack is the size of the space after the decoded data that a zstd decoder may
@@ -178,8 +181,8 @@ const maxWindow = 1 << 31
 const zstdSlack = 32
 
 // unzstd decodes zstd frames of src into dst, until dst is full or src has no more
-// frames. It returns the number of decoded bytes. It may overwrite up to zstdSlack
-// bytes after the end of dst, if its capacity allows that.
+// frames. It returns the number of decoded bytes. If the capacity of dst is larger than
+// its length, unzstd may overwrite up to zstdSlack bytes after its end.
 func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	if u.zstd == nil {
 		u.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -209,8 +212,8 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 		if n += len(got); n == len(dst) || len(got) == 0 {
 			return n, nil
 		}
-		// A cluster may consist of several frames. Any bytes may follow the last
-		// one.
+		// A cluster may consist of several frames. After the last frame, src may have
+		// any bytes.
 		src = src[size:]
 		if len(src) < 4 || binary.LittleEndian.Uint32(src) != zstdMagic {
 			return n, nil
@@ -218,8 +221,7 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	}
 }
 
-// zstdMagic is the number at the start of a zstd frame, where it is stored in
-// little-endian order.
+// zstdMagic is the number at the start of every zstd frame, in little-endian order.
 const zstdMagic = 0xfd2fb528
 
 // frameSize returns the size in bytes of the zstd frame at the start of src (RFC 8878,

@@ -50,8 +50,8 @@ type stretch struct {
 }
 
 // entry returns the L2 entry of cluster c, which must be in the run r. If the image has
-// subclusters, entry also returns the bitmap that says which of them are allocated or
-// zeros.
+// subclusters, entry also returns the bitmap of this cluster. It says which subclusters
+// are allocated, and which are zeros.
 func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	b := r.entries[(c-r.first)<<d.entryBits:]
 	entry = binary.BigEndian.Uint64(b)
@@ -66,9 +66,9 @@ func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterSh
 
 // run returns the L2 entries of consecutive clusters, beginning with cluster c. It
 // returns as many entries as one read of the L2 table yields, at least one. needed is
-// the number of clusters that the caller needs. The run may have fewer clusters, and the
-// caller then calls run again. It may also have more clusters, if they need no further
-// read.
+// the number of clusters that the caller needs. If the returned run has fewer clusters,
+// the caller calls the method again. The run has more clusters if their entries need no
+// further read.
 func (d *Disk) run(c, needed int64) (run, error) {
 	perTable := d.cluster >> d.entryBits
 	table, in := c/perTable, c%perTable
@@ -100,10 +100,11 @@ func (d *Disk) run(c, needed int64) (run, error) {
 	return r, nil
 }
 
-// indexTables reads the L1 table and records where the L2 tables are. If the entry of a
-// cluster points into one of these tables, the entry is damaged. indexTables ignores
-// damaged L1 entries, which are reported when a read reaches them. Several L1 entries
-// may point to the same L2 table, as in an image of a disk whose content repeats.
+// indexTables reads the L1 table and records where the L2 tables are. With these
+// places, damage is detected: an entry that says that a cluster is inside of an L2
+// table is damaged. indexTables ignores damaged L1 entries, because they are reported
+// when a read reaches them. Several L1 entries may point to the same L2 table, as in an
+// image of a disk whose content repeats.
 func (d *Disk) indexTables() error {
 	const step = 8 << 10 // entries
 	b := make([]byte, min(d.l1Entries, step)*8)
@@ -135,8 +136,8 @@ func (d *Disk) tableSize(i int64) int64 {
 	return min(perTable, d.clusters()-i*perTable) << d.entryBits
 }
 
-// table returns the offset of L2 table i in the file, in bytes, or 0 if the image does
-// not have it.
+// table returns the offset of L2 table i in the file, in bytes. It returns 0 if the
+// image does not have this table.
 func (d *Disk) table(i int64) (int64, error) {
 	off := d.l1Offset + i*8
 	data, err := d.mem.Page(d.file, d.id, d.fileSize, off/image.PageSize)
@@ -146,8 +147,9 @@ func (d *Disk) table(i int64) (int64, error) {
 	return d.tableFrom(i, binary.BigEndian.Uint64(data[off%image.PageSize:]))
 }
 
-// tableFrom returns what table returns, for a caller that has read the L1 entry
-// already. It returns an error if no L2 table can be at the offset in the entry.
+// tableFrom returns the offset of L2 table i in the file, which it takes from the given
+// L1 entry. It returns 0 if the image does not have this table, and an error if no L2
+// table can be at the offset.
 func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
@@ -175,7 +177,7 @@ func (d *Disk) inHeader(start, end int64) bool {
 }
 
 // inMetadata reports whether the bytes [start, end) of the file overlap the header, the
-// L1 table or an L2 table, where no cluster can be.
+// L1 table or an L2 table. No cluster of the disk can be there.
 func (d *Disk) inMetadata(start, end int64) bool {
 	if d.inHeader(start, end) {
 		return true
@@ -184,8 +186,8 @@ func (d *Disk) inMetadata(start, end int64) bool {
 	return ok
 }
 
-// metadataAt names the metadata at the bytes [start, end) of the file for an error. The
-// caller has checked with inMetadata that there is metadata.
+// metadataAt returns the name that errors show for the metadata at the bytes [start,
+// end) of the file. The caller has checked with inMetadata that there is metadata.
 func (d *Disk) metadataAt(start, end int64) string {
 	if d.inHeader(start, end) {
 		return "the header or the L1 table"
@@ -193,9 +195,10 @@ func (d *Disk) metadataAt(start, end int64) string {
 	return "an L2 table"
 }
 
-// unit returns the kind of the unit of allocation that has the byte at off. A unit is a
-// subcluster if the image has subclusters, and otherwise a cluster. If the file stores
-// the unit uncompressed (plain), unit also returns its offset in the file, in bytes.
+// unit returns the kind of the unit of allocation that has the byte at the offset off
+// of the disk. In an image with subclusters a unit is a subcluster, and otherwise a
+// cluster. If the file stores the unit uncompressed (plain), unit also returns the
+// offset of the unit in the file, in bytes.
 func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	entry, bitmap := d.entry(r, off>>d.clusterShift)
 	if entry&entryCompressed != 0 {
@@ -210,7 +213,8 @@ func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	pos := int64(entry & entryOffset)
 	allocated := pos != 0
 	if pos == 0 && entry&entryCopied != 0 {
-		// Only a data file can have a cluster at the offset 0.
+		// Here the entry says that the cluster is at the offset 0. This is possible
+		// only in an external data file. The image file itself has its header there.
 		if d.data == d.file {
 			return bad, 0
 		}
@@ -233,7 +237,7 @@ func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	return absent, 0
 }
 
-// canBeAt reports whether pos is a possible offset in the file for the cluster that
+// canBeAt reports whether a cluster can be at the offset pos in the file. The cluster
 // begins at the offset off of the disk.
 func (d *Disk) canBeAt(pos, off int64) bool {
 	if d.data != d.file {
@@ -242,9 +246,9 @@ func (d *Disk) canBeAt(pos, off int64) bool {
 	return pos&(d.cluster-1) == 0 && !d.inMetadata(pos, pos+d.cluster)
 }
 
-// subcluster does the work of unit for a cluster with subclusters that is not
-// compressed (section "Extended L2 Entries" of the specification). If allocated is set,
-// pos is the offset of the cluster in the file.
+// subcluster does the work of unit for a cluster that has subclusters and is not
+// compressed (section "Extended L2 Entries" of the specification). If allocated is
+// true, the file has space for the cluster, at the offset pos.
 func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) (kind, int64) {
 	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !allocated && uint32(bitmap) != 0 {
 		return bad, 0
@@ -260,8 +264,9 @@ func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) 
 }
 
 // stretch returns the longest range that begins at off, ends at or before end, and
-// whose units of allocation are of one kind. If the file stores the units uncompressed,
-// they must also follow each other in the file. r has the table entries of the range.
+// consists of units of allocation of the same kind. If the file stores the units
+// uncompressed, they must also follow each other in the file. The run r has the table
+// entries of the range.
 func (d *Disk) stretch(r *run, off, end int64) stretch {
 	s := stretch{off: off, n: end - off}
 	if r.entries == nil {
@@ -323,12 +328,12 @@ func (d *Disk) errorAt(c int64, format string, args ...any) error {
 }
 
 // scanStep is the number of missing clusters that walk passes over before it checks
-// again whether its context has ended.
+// again whether the context has ended.
 const scanStep = 1 << 28
 
 // walk divides [off, end) into stretches, ranges whose content is of one kind. It calls
-// visit for each stretch s in ascending order, together with a run r that has the table
-// entries of the stretch.
+// the function visit for each stretch s in ascending order. It also passes the run r,
+// which has the table entries of the stretch.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {
