@@ -38,17 +38,17 @@ type Disk struct {
 	uncached    atomic.Bool // ReadUncached was called
 	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
 
-	// life counts the calls that use fd, and Close waits for these calls. Extents is
-	// not counted while it yields an extent, because the body of the loop over the
-	// extents may call Close, which would otherwise wait forever.
+	// life counts the calls in progress that use fd, and Close waits for these calls. A
+	// call of Extents is not counted while it yields an extent: the body of the loop
+	// over the extents may call Close, which would otherwise wait forever.
 	life life.Life
 	file *os.File
 	fd   int // of file
 }
 
 // Open opens the regular file or block device at path for reading. It follows symbolic
-// links. Anything else, such as a directory, a FIFO or a terminal, is an error, and
-// Open neither reads it nor waits for it.
+// links. If the path leads to anything else, such as a directory, a FIFO or a terminal,
+// Open returns an error, and neither reads it nor waits for it.
 func Open(ctx context.Context, path string) (*Disk, error) { return open(ctx, path, unix.O_RDONLY) }
 
 // open opens path with the given access: O_RDONLY for reading, or O_RDWR for reading
@@ -58,7 +58,8 @@ func open(ctx context.Context, path string, access int) (*Disk, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	// Opening a device can have effects (a tape rewinds, a watchdog starts). Therefore
-	// the kind of file is checked before it is opened, and again on the open file.
+	// the kind of the file is checked before the file is opened. It is checked again on
+	// the open file.
 	var st unix.Stat_t
 	if err := eintr.Retry(func() error { return unix.Stat(path, &st) }); err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -153,11 +154,12 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return d.file, off, d.size - off, true
 }
 
-// Identity returns the identity of the file from package fileid, with its present size
-// and modification time. It changes when the file is changed, and stays the same when
-// the file system is mounted again, for example after a reboot. For a block device the
-// identity consists of the device number and the size, which stay the same when the
-// content changes. The proof is therefore "none".
+// Identity returns an identity that has the file's identity from package fileid, its
+// present size and its modification time. It changes when the file is changed, and
+// stays the same when the file system is mounted again, for example after a reboot.
+//
+// For a block device the identity consists of the device number and the size. These
+// stay the same when the content changes, and the proof is therefore "none".
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
@@ -189,8 +191,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) { return d.readAll(p, off) })
 }
 
-// readAll fills p with the bytes from off on. The range must lie in the disk. The
-// caller has called life.Begin.
+// readAll fills p with the bytes of the file from the offset off on. This range must
+// lie in the disk. The caller has called d.life.Begin.
 func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -210,9 +212,9 @@ func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// read reads some bytes into p with one system call: with RWF_DONTCACHE if that is
-// wanted and supported, and otherwise with pread. Like pread, it returns 0 bytes and no
-// error at the end of the file.
+// read reads some bytes into p with one system call. If reads should leave nothing in
+// the page cache, and RWF_DONTCACHE is supported, read calls preadv2 with this flag.
+// Otherwise it calls pread. At the end of the file it returns 0 bytes and no error.
 func (d *Disk) read(p []byte, off int64) (n int, err error) {
 	uncached := d.uncached.Load()
 	if uncached && !d.noDontcache.Load() {
@@ -230,8 +232,8 @@ func (d *Disk) read(p []byte, off int64) (n int, err error) {
 		return err
 	})
 	if uncached && n > 0 {
-		// The call is only a hint and drops only clean pages. Its error does not
-		// matter.
+		// This drops the bytes from the page cache. It is only a hint to the kernel,
+		// and has an effect on clean pages only. Its error does not matter.
 		_ = unix.Fadvise(d.fd, off, int64(n), unix.FADV_DONTNEED)
 	}
 	return max(n, 0), err
@@ -253,7 +255,8 @@ func (d *Disk) shrunk() error {
 	return nil
 }
 
-// stat returns the current state of the file and its current size in bytes.
+// stat returns what fstat returns for the open file, and the current size of the file
+// in bytes.
 func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if err := eintr.Retry(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
 		return st, 0, err
@@ -267,9 +270,10 @@ func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	return st, size, err
 }
 
-// Extents finds holes with SEEK_DATA and SEEK_HOLE. Holes are Zero and not Absent, as
-// in the output of qemu-img map for a raw file. A block device is one Data extent, and
-// so is a file on a file system that does not report holes.
+// Extents finds holes with SEEK_DATA and SEEK_HOLE. Holes are extents of the kind Zero
+// with the field Absent set to false, as in the output of qemu-img map for a raw file.
+// A block device is one Data extent. So is a file on a file system that does not report
+// holes.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
@@ -308,15 +312,16 @@ func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error
 	}
 	hole, data = holeAndData(pos, d.size, d.seek)
 	if data == 0 {
-		// If the file was truncated after it was opened, its missing end is an error
-		// and not a hole.
+		// If the file was truncated after it was opened, the part that it has lost is
+		// an error and not a hole.
 		return hole, 0, d.shrunk()
 	}
 	return hole, data, nil
 }
 
-// holeAndData returns the lengths of the hole at pos and of the data after the hole, in
-// a file of size bytes. seek calls lseek.
+// holeAndData returns the length of the hole at the offset pos of a file, and the
+// length of the data after the hole. size is the size of the file. All are in bytes.
+// The function seek calls lseek.
 func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error)) (hole, data int64) {
 	start, err := seek(pos, unix.SEEK_DATA)
 	switch {
@@ -334,7 +339,8 @@ func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error
 	return start - pos, stop - start
 }
 
-// seek calls lseek. No other call depends on the offset of the open file.
+// seek calls lseek, which changes the offset of the open file. This is harmless,
+// because no other call depends on that offset.
 func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 	err = eintr.Retry(func() (err error) {
 		pos, err = unix.Seek(d.fd, off, whence)

@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream returns a reader of f, which may be a pipe, a terminal or a file. After ctx
-// ends, a blocked Read returns the cause within a second, whereas a plain read of
-// standard input cannot be interrupted. Only one goroutine may use the reader.
+// Stream returns a reader of f, which may be a pipe, a terminal or a file. When ctx
+// ends, a blocked Read returns the error context.Cause(ctx) within a second. By
+// contrast, os.Stdin itself is a reader whose blocked Read cannot be interrupted. Only
+// one goroutine may use the reader that Stream returns.
 func Stream(ctx context.Context, f *os.File) io.Reader { return &stream{ctx, f} }
 
 type stream struct {
@@ -30,8 +31,8 @@ func (s *stream) Read(p []byte) (int, error) {
 		if err != nil && err != unix.EINTR {
 			return 0, fmt.Errorf("poll %s: %w", s.f.Name(), err)
 		}
-		// Poll also returns when f has an error or its writer is gone. The read that
-		// follows reports that.
+		// Poll also returns when f has an error, or when the program that writes to it
+		// has ended. In this case Read reports that.
 		if n > 0 {
 			return s.f.Read(p)
 		}

@@ -26,8 +26,10 @@ const devicePiece = 128 << 20
 
 // WritableDisk is a raw disk that can be written. It has the ability source.Writable
 // and the abilities of Disk. Its size never changes, and a write past the end is an
-// error. After a failed Flush, every later Flush returns the same error, because the
-// kernel reports only once that it could not write data to the disk.
+// error.
+//
+// The kernel reports only once that it could not write data to the disk. Therefore,
+// after a failed Flush, every later Flush returns the same error.
 type WritableDisk struct {
 	*Disk
 	sector      int64       // unit in which a block device zeroes and discards, in bytes; 1 for a file
@@ -40,11 +42,11 @@ type WritableDisk struct {
 	flushes flush.Group
 }
 
-// OpenWritable opens path for reading and writing. The path may name the same kinds of
-// files as that of Open. A regular file is locked with flock against other processes
-// that write it with this package or package sink/raw. A block device is opened
-// exclusively (O_EXCL). This fails if the device is mounted or part of an array, and
-// prevents both while the device is open.
+// OpenWritable opens path for reading and writing. Like Open, it opens a regular file
+// or a block device. A regular file is locked with flock, so that other processes
+// cannot open it for writing with this package or package sink/raw. A block device is
+// opened exclusively (O_EXCL). This fails if the device is mounted or part of an array,
+// and prevents both while the device is open.
 func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	d, err := open(ctx, path, unix.O_RDWR)
 	if errors.Is(err, unix.EBUSY) {
@@ -93,7 +95,8 @@ func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// explain adds the operation, the path of the disk and the range to err.
+// explain returns err with a text that begins with the given operation, the path of the
+// disk and the range.
 func (d *WritableDisk) explain(what string, off, n int64, err error) error {
 	return fmt.Errorf("%s %s [%d, %d): %w", what, d.path, off, off+n, err)
 }
@@ -111,7 +114,8 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// write writes p at off, a range that lies in the disk. The caller has called begin.
+// write writes p at the offset off. This range must lie in the disk. The caller has
+// called begin.
 func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -133,9 +137,10 @@ func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// ZeroAt implements source.Writable. With MayTrim it first tries to punch a hole. If
-// that is not possible, the file system or the device zeroes the range. If they do not
-// support that, ZeroAt writes zeros.
+// ZeroAt implements source.Writable. With MayTrim it first tries to punch a hole.
+// Without MayTrim, or if a hole cannot be punched, it lets the file system or the
+// device zero the range. If they do not support that, ZeroAt writes zeros. With
+// FastOnly it returns an error instead of writing zeros to the whole range.
 func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("zero", off, n, err)
@@ -162,8 +167,8 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	return nil
 }
 
-// inner divides the n bytes from off on. It returns the number of bytes before the
-// first whole sector, and the number of bytes in whole sectors.
+// inner returns how many of the n bytes from the offset off on come before the first
+// whole sector, and how many bytes the whole sectors have together.
 func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 	head = min((d.sector-off%d.sector)%d.sector, n)
 	return head, (n - head) / d.sector * d.sector
@@ -216,10 +221,10 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// inPieces calls the ioctl request for [off, off+n) of a block device, piece by piece,
-// until ctx or the context of the disk ends. Pieces end at multiples of devicePiece.
-// Otherwise a boundary between two pieces could split a unit of the device, and the
-// device discards only whole units.
+// inPieces calls the given ioctl for the range [off, off+n) of a block device, piece by
+// piece. It stops when ctx or the context of the disk ends. Pieces end at multiples of
+// devicePiece. Otherwise the boundary between two pieces could split a unit in which
+// the device discards, and this unit would not be discarded.
 func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
