@@ -118,7 +118,8 @@ func testExtentsBreak(t *testing.T, c Config) {
 			}
 		}
 	}
-	// Close must not wait for a lock that an iteration still holds.
+	// The loops over extents have ended with break. Close must not wait for a lock that
+	// such an iteration may have left locked.
 	within(t, "Close after iterations that were left", func() {
 		if err := d.Close(); err != nil {
 			t.Errorf("Close: %v", err)
@@ -126,8 +127,8 @@ func testExtentsBreak(t *testing.T, c Config) {
 	})
 }
 
-// testExtentsClose tests that Close does not wait for an iteration over extents while
-// the body of the loop runs. Otherwise the body of the loop could not close the disk.
+// testExtentsClose tests that Close can be called in the body of a loop over extents,
+// and returns although the iteration has not ended.
 func testExtentsClose(t *testing.T, c Config) {
 	d := c.open(t)
 	next, failed := int64(0), false

@@ -20,8 +20,8 @@ func testContext(t *testing.T, c Config) {
 			t.Fatal(err)
 		}
 	}
-	// These readers read until a read fails. The error must be the cause of the end of
-	// the context.
+	// Each of these readers reads until a read fails. The error of this read must be
+	// why, the cause with which the context is canceled below.
 	why := errors.New("the operator said stop")
 	var readers, running sync.WaitGroup
 	for g := range 4 {
@@ -83,8 +83,9 @@ func testContextOfExtents(t *testing.T, c Config) {
 	why := errors.New("only this iteration")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	// After the end of the context, the iteration may yield more extents, and these
-	// must be correct. It may also yield an error, which must be the cause of the end.
+	// The context is canceled after the first extent. The iteration may yield more
+	// extents nevertheless, and these must be correct. It may also yield an error,
+	// which must be the cause with which the context was canceled.
 	next, ended := int64(0), error(nil)
 	for e, err := range d.Extents(ctx, 0, c.size()) {
 		if ended != nil {

@@ -15,29 +15,31 @@ import (
 
 // Memory is a disk in memory, for tests of code that reads from a Disk. The fields are
 // set before the first call. The zero value is an empty disk. Memory has the abilities
-// source.Identified and Described. A test that needs a disk without them embeds the
-// Memory as a source.Disk in a struct.
+// source.Identified and Described. A test that needs a disk without these abilities
+// embeds the Memory in a struct as a field of the type source.Disk.
 type Memory struct {
 	// Context is the context that the disk was opened with. If it is nil, the disk has
 	// a context that never ends.
 	Context context.Context
 	// Bytes is the content.
 	Bytes []byte
-	// Content, if it is not nil, is used instead of Bytes and has Length bytes. The
-	// bytes that its ReadAt returns must not depend on the previous content of the
-	// buffer.
+	// Content, if it is not nil, is the content instead of Bytes. The size of the disk
+	// is then Length. The bytes that Content.ReadAt returns must not depend on what its
+	// buffer had before.
 	Content io.ReaderAt
 	Length  int64
 	// ExtentList are the extents of the disk. If it is nil, the disk is one Data
 	// extent. The list is not checked, because some tests need a disk that reports
 	// wrong extents.
 	ExtentList []source.Extent
-	// OnRead is called before each read that is not empty and lies in the disk. Calls
-	// may be concurrent. If it returns an error, the read returns this error. If it
-	// blocks, it must return when Context ends.
+	// OnRead, if it is not nil, is called before each read that is not empty and lies
+	// in the disk. Several calls of OnRead may run at the same time. If OnRead returns
+	// an error, the read returns this error. If OnRead blocks, it must return when
+	// Context ends.
 	OnRead func(off int64, n int) error
-	// OnExtent is called before each extent is yielded. Calls may be concurrent. If it
-	// returns an error, the error is yielded instead.
+	// OnExtent, if it is not nil, is called before each extent is yielded. Several
+	// calls of OnExtent may run at the same time. If it returns an error, the error is
+	// yielded instead of the extent.
 	OnExtent func(source.Extent) error
 	// ID and Proof are the result of Identity. An empty Proof stands for "snapshot".
 	ID, Proof string
@@ -188,11 +190,11 @@ func (m *Memory) ended() error {
 	return nil
 }
 
-// Pattern returns a Memory of any size that uses no memory for its content. The disk
-// has data in the given extents, which must be ascending and must not overlap. Each 8
-// bytes of data are computed from their offset. The rest of the disk is zeros, and
-// ExtentList reports it as zeros. Reading is about as fast as copying memory, so that
-// benchmarks can use the disk.
+// Pattern returns a disk of any size that uses no memory for its content. The disk has
+// data in the given extents, which must be ascending and must not overlap. The data
+// consist of words of 8 bytes, each of which is computed from its offset. The rest of
+// the disk is zeros, and ExtentList reports it as zeros. Reading is about as fast as
+// copying memory, so that benchmarks can use the disk.
 func Pattern(size int64, data ...source.Extent) *Memory {
 	var list []source.Extent
 	next := int64(0)
@@ -209,8 +211,8 @@ func Pattern(size int64, data ...source.Extent) *Memory {
 	return &Memory{Content: pattern(list), Length: size, ExtentList: list}
 }
 
-// pattern is the content of a disk that Pattern returned. Its extents cover the whole
-// disk.
+// pattern is the content of a disk that Pattern returned. It lists the extents of the
+// whole disk, those with data and those with zeros.
 type pattern []source.Extent
 
 func (list pattern) ReadAt(p []byte, off int64) (int, error) {
@@ -231,9 +233,9 @@ func (list pattern) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// fillPattern fills p with the bytes of the pattern from off on.
+// fillPattern fills p with the data that the disk has from the offset off on.
 func fillPattern(p []byte, off int64) {
-	// The pattern consists of words of 8 bytes. Word i is computed from
+	// The data consist of words of 8 bytes. The word with the number i is computed from
 	// i*factor + addend. Because factor is odd, no two words are equal. Without addend,
 	// the first word of the disk would be zero.
 	const factor, addend = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
