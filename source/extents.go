@@ -19,9 +19,10 @@ func WholeData(off, length int64) iter.Seq2[Extent, error] {
 // Covered yields the extents of [off, off+length) of d and checks them. It yields an
 // error if an extent is empty, leaves a gap, overlaps another one or passes the end of
 // the range, or if the iteration ends before the end of the range. Adjacent extents
-// that differ only in Off and Len are merged. Every caller that acts on extents must
-// use Covered. Otherwise, if a faulty disk left out a range, the data of that range
-// would be lost without an error.
+// that differ only in Off and Len are merged.
+//
+// Every caller that relies on extents must use Covered. Otherwise, if a faulty disk
+// left out a range, the data of that range would be lost without an error.
 func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length

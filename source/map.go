@@ -25,11 +25,11 @@ type Mapped interface {
 	Map(ctx context.Context, off, length int64) iter.Seq2[Mapping, error]
 }
 
-// Map yields the allocation of [off, off+length) of d together with the positions of
-// the bytes. It uses d.Map if d is Mapped, and otherwise Extents and InFile. The
-// mappings are checked in the same way as Covered checks extents. Adjacent mappings are
-// merged if their bytes are also adjacent in the same file and the mappings are equal
-// in all other respects.
+// Map yields the extents of [off, off+length) of d, each with the position of its bytes
+// in a local file. If d has the ability Mapped, Map calls its method Map, and otherwise
+// its methods Extents and InFile. Map checks the mappings in the same way as Covered
+// checks extents. Two adjacent mappings are merged if their bytes are also adjacent in
+// the same file, and their extents differ only in Off and Len.
 func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		all := located(ctx, d, off, length)
@@ -67,10 +67,10 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 	}
 }
 
-// MapAll is Map for the whole disk. From time to time it calls progress with the number
-// of bytes that it has examined so far. This is needed because a small image can
-// describe an empty disk of many terabytes, and minutes can pass before the first
-// mapping is yielded.
+// MapAll is Map for the whole disk. From time to time it calls the function progress
+// with the number of bytes of the disk that it has examined so far. A small image can
+// describe an empty disk of many terabytes. Without these calls, the caller would learn
+// nothing for minutes, until the first mapping is yielded.
 func MapAll(ctx context.Context, d Disk, progress func(off int64)) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		var held Mapping // the last mapping, not yet yielded; none if held.Len is 0
@@ -97,9 +97,9 @@ func MapAll(ctx context.Context, d Disk, progress func(off int64)) iter.Seq2[Map
 	}
 }
 
-// Windows divides a disk of size bytes into consecutive ranges (windows), and yields
-// the offset and the length of each window in bytes. Windows are so large that the
-// division adds no noticeable cost, and small enough that a caller can show its
+// Windows divides a disk of the given size into consecutive ranges (windows), and
+// yields the offset and the length of each window in bytes. Windows are so large that
+// the division adds no noticeable cost, and small enough that a caller can show its
 // progress after each window.
 func Windows(size int64) iter.Seq2[int64, int64] {
 	const least, most = 64 << 30, 1024 // bytes of a window; number of windows

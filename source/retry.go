@@ -16,8 +16,8 @@ type RetryOptions struct {
 	// Retries is the number of times that a failed call is tried again before its error
 	// is returned. A negative number means no limit.
 	Retries int
-	// Timeout ends the retries of a call when no call of the disk has succeeded for
-	// this long. 0 means 15 minutes.
+	// Timeout limits the time without progress: a failed call is no longer tried again
+	// when no call of the disk has succeeded for this long. 0 means 15 minutes.
 	Timeout time.Duration
 	// Permanent reports whether an error makes a retry useless. It is called only for
 	// errors that IsPermanent does not recognise. If Permanent is nil, a call is
@@ -27,19 +27,21 @@ type RetryOptions struct {
 	// is 1 s, doubles with each retry up to 60 s, and is then shortened by a random
 	// amount of up to half.
 	Backoff func(n int) time.Duration
-	// OnRetry is called before each wait, with the error that caused it. Calls may be
-	// concurrent. It may be nil.
+	// OnRetry, if it is not nil, is called before each wait, with the error that made
+	// the retry necessary. Several calls of OnRetry may run at the same time.
 	OnRetry func(err error, wait time.Duration)
 	// Revive is for programs that serve the disk to clients which come and go. A disk
 	// can end while it is open, for example because another disk has taken its place
-	// (see Ender). Opening a disk again can also fail with a permanent error. In both
-	// cases, with Revive only the calls in progress fail, and the next call opens the
-	// disk again. Without Revive all later calls fail too.
+	// (see Ender), and an attempt to open it again can fail with a permanent error. In
+	// both cases the calls in progress fail. With Revive, the next call opens the disk
+	// again. Without Revive, all later calls fail too.
 	Revive bool
 	// Mutable says that other programs may change the disk while it is read, and that
-	// each read should return the content at that time. If Mutable is false and the
-	// disk cannot prove that its content is unchanged, some ranges that were read are
-	// read again and compared when the disk is opened again.
+	// each read should return the content at that time.
+	//
+	// Without Mutable, the content of the disk should stay the same. If a disk cannot
+	// prove this, some ranges that were read are read again and compared when the disk
+	// is opened again. They are not compared with Revive, or if the disk is Writable.
 	Mutable bool
 }
 
@@ -77,17 +79,19 @@ func (e *changedError) Unwrap() []error { return []error{e.error, ErrChanged} }
 // because its snapshot was removed. Opening the same address again never succeeds.
 var ErrGone = errors.New("the requested state of the disk (such as a snapshot) no longer exists")
 
-// ErrReopen says that a disk which was open before could not be opened again. A later
-// attempt may succeed even if the error is permanent, because an administrator can
-// correct a password, a certificate or a server.
+// ErrReopen says that a disk which was open before could not be opened again. Even if
+// the error is marked as permanent, a later attempt may succeed, because an
+// administrator can correct a password, a certificate or a server.
 var ErrReopen = errors.New("cannot open the source again")
 
-// Retry opens a disk and returns a Disk that repeats failed calls. The first retry of a
-// call uses the same disk. Before later retries the disk is closed and opened again,
-// once for all calls that failed in the meantime. If the identity or the size of the
-// disk then differs, the call fails with a permanent error. It also fails if the
-// content was compared (see RetryOptions.Mutable) and differs. If the first opening
-// fails, Retry returns its error.
+// Retry opens a disk and returns a Disk that repeats failed calls. If the disk cannot
+// be opened at first, Retry returns the error. The first retry of a call uses the same
+// opened disk. Before later retries the disk is closed and opened again, once for all
+// calls that failed in the meantime.
+//
+// If the identity or the size differs after the disk was opened again, the failed calls
+// return a permanent error. They also do so if the content was compared (see
+// RetryOptions.Mutable) and differs.
 //
 // The returned Disk has the ability Counted. It has Allocator, Described, Identified,
 // Uncached and Writable if the opened disk has them. It has InFile only until the disk
@@ -112,8 +116,8 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 	return r.withAbilities(), nil
 }
 
-// withAbilities returns r with the abilities Allocator and Described, each only if the
-// opened disk has it.
+// withAbilities returns r. It adds the abilities Allocator and Described if the opened
+// disk has them.
 func (r *retrying) withAbilities() Disk {
 	_, allocates := Ability[Allocator](r.first.Disk)
 	described, describes := Ability[Described](r.first.Disk)
@@ -152,9 +156,9 @@ type retrying struct {
 	retries, reopenings atomic.Int64
 	samples             *Samples // nil if the content of the disk needs no comparison
 
-	// work counts the calls in progress, and the goroutine that opens the disk again.
-	// Close waits for all of them. Its method Add is called with mu locked, and not
-	// after Close was called.
+	// work counts the calls in progress, and also the goroutine that opens the disk
+	// again, if it runs. Close waits for all of them. Its method Add is called with mu
+	// locked, and not after Close was called.
 	work sync.WaitGroup
 
 	mu         sync.Mutex
@@ -167,8 +171,8 @@ type retrying struct {
 	outage     outage
 }
 
-// outage describes the time since the opened disk was last lost, that is, closed or
-// given up after an error.
+// outage describes the time since the last opened disk was lost. A disk is lost when it
+// is closed or given up after an error.
 type outage struct {
 	reopening *reopening  // in progress, or nil
 	abandoned *openedDisk // must be closed before the disk is opened again, or nil

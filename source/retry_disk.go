@@ -16,8 +16,9 @@ func (r *retrying) Ended() error {
 	return r.dead
 }
 
-// endedLocked returns an error if the disk was closed or given up, or if ctx has ended.
-// If it returns nil, the disk can be called. The caller holds mu.
+// endedLocked returns an error if no call can succeed any more: the disk was closed, it
+// cannot be opened again, or its context or ctx has ended. If endedLocked returns nil,
+// the disk can be called. The caller holds mu.
 func (r *retrying) endedLocked(ctx context.Context) error {
 	switch {
 	case r.ctx.Err() != nil:
@@ -30,7 +31,8 @@ func (r *retrying) endedLocked(ctx context.Context) error {
 	return r.dead
 }
 
-// begin starts a call. If it succeeds, Close waits until the caller calls work.Done.
+// begin must be called at the start of a call of the disk. If it returns nil, the
+// caller must call work.Done at the end of that call, for which Close waits.
 func (r *retrying) begin() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -75,8 +77,8 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 	}
 }
 
-// readFull reads from d. If d returns too few bytes although the read does not reach
-// the end of the disk, readFull returns an error.
+// readFull calls d.ReadAt. If this returns fewer bytes than requested although the
+// range does not reach the end of the disk, readFull returns an error.
 func readFull(d Disk, p []byte, off int64) (int, error) {
 	n, err := d.ReadAt(p, off)
 	if err != nil && err != io.EOF {
@@ -91,8 +93,8 @@ func readFull(d Disk, p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Extents implements Disk. If d.Extents fails, the iteration is repeated from the end
-// of the last extent that was yielded.
+// Extents implements Disk. If the method Extents of the opened disk fails, it is called
+// again for the rest of the range: from the end of the last extent that was yielded.
 func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length
@@ -168,8 +170,8 @@ func (r *retrying) ReadUncached() {
 	}
 }
 
-// InFile implements the ability InFile until the disk is opened again. Later it finds
-// no file.
+// InFile implements the ability InFile. After the disk was opened again, ok is always
+// false.
 func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,8 +187,8 @@ func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return f, pos, n, ok
 }
 
-// Stats returns the statistics of the opened disk, if it is Counted. It adds the
-// retries and reopenings that r has made.
+// Stats returns the statistics of the opened disk if it has the ability Counted. It
+// adds the numbers of retries and reopenings that Retry itself has made.
 func (r *retrying) Stats() Stats {
 	var s Stats
 	r.mu.Lock()
@@ -203,8 +205,8 @@ func (r *retrying) Stats() Stats {
 	return s
 }
 
-// Close interrupts calls that wait, and an attempt to open the disk again. It waits
-// until all calls have returned.
+// Close interrupts calls that wait, and the goroutine that opens the disk again. It
+// waits until all calls have returned.
 func (r *retrying) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -228,17 +230,17 @@ func (r *retrying) Close() error {
 	return err
 }
 
-// retryingInfo adds the ability Described.
+// retryingInfo adds the ability Described to the disk that Retry returns.
 type retryingInfo struct{ info Info }
 
 func (i retryingInfo) Info() Info { return i.info }
 
-// retryingBuffer adds the ability Allocator.
+// retryingBuffer adds the ability Allocator to the disk that Retry returns.
 type retryingBuffer struct{ r *retrying }
 
-// Buffer implements Allocator. Close does not wait for calls of Buffer, because such a
-// call may wait for a buffer that is freed only after Close. When the opened disk is
-// closed, its method Buffer returns an error, which ends the wait.
+// Buffer implements Allocator. A call of Buffer may wait for a buffer that its user
+// frees only after Close. Therefore Close does not wait for such calls. Close closes
+// the opened disk, whose method Buffer then returns an error, and this ends the wait.
 func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	a := b.r.newAttempts(ctx)
 	for {

@@ -22,15 +22,16 @@ func (d *openedDisk) Close() error {
 	return d.Disk.Close()
 }
 
-// reopening is one attempt to open the disk again. All failed calls wait for the same
-// attempt.
+// reopening is one attempt to open the disk again. All calls that failed wait for this
+// one attempt.
 type reopening struct {
 	done chan struct{}
 	err  error // set before done is closed; nil if the disk is open
 }
 
-// openOnce opens the disk once and requests its identity. It is interrupted when Close
-// is called, and when the time limit is over. A limit of 0 means none.
+// openOnce tries once to open the disk, and gets its identity. It is interrupted when
+// Close is called, and when the time limit is over. If the limit is 0, there is no time
+// limit.
 func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	stop := context.AfterFunc(r.ending, func() { cancel(context.Cause(r.ending)) })
@@ -58,9 +59,10 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	return o, nil
 }
 
-// current returns the open disk and its generation, the number of the opening. If the
-// disk is not open, current waits until it is opened again, or until the time for the
-// retries of the call is over.
+// current returns the open disk and its generation. The generation is 1 for the disk
+// that was opened first, and one more after each successful reopening. If the disk is
+// not open, current waits until it is opened again. current returns an error if that
+// fails, or if the time for the retries of the call is over.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,9 +101,9 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 	}
 }
 
-// discard closes the disk and starts to open it again. generation is the number of the
-// opening whose disk has failed. If another call has already given up that disk, discard
-// does nothing.
+// discard closes the opened disk with the given generation, which has failed, and
+// starts to open the disk again. If another call has already given up this opened disk,
+// discard does nothing.
 func (r *retrying) discard(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,8 +118,8 @@ func (r *retrying) discard(generation int) {
 	r.startReopening(old)
 }
 
-// abandon gives up the disk without closing it yet. generation is the number of the
-// opening whose disk has failed. The next call closes this disk and opens the disk again.
+// abandon gives up the opened disk with the given generation, which has failed, but
+// does not close it yet. The next call closes it and opens the disk again.
 func (r *retrying) abandon(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -131,9 +133,9 @@ func (r *retrying) abandon(generation int) {
 }
 
 // abandonIfEnded is called when a failed call of the disk is not retried any more.
-// generation is the number of the opening that the call used. With RetryOptions.Revive,
-// abandonIfEnded gives up a disk that has ended (see Ender), so that the next call opens
-// the disk again.
+// generation is that of the opened disk that the call used. If this disk has ended (see
+// Ender) and RetryOptions.Revive is set, abandonIfEnded gives it up, so that the next
+// call opens the disk again.
 func (r *retrying) abandonIfEnded(generation int) {
 	if !r.revive || generation == 0 {
 		return
@@ -149,9 +151,10 @@ func (r *retrying) abandonIfEnded(generation int) {
 	}
 }
 
-// startReopening starts a goroutine that closes the old disk and opens the disk again.
-// If old is nil, the goroutine closes the abandoned disk, if there is one. The caller
-// holds mu and has checked that Close was not called.
+// startReopening starts a goroutine that first closes old, the disk that has failed,
+// and then opens the disk again. If old is nil, the goroutine closes the disk that
+// abandon has given up, if there is one. The caller holds mu and has checked that Close
+// was not called.
 func (r *retrying) startReopening(old *openedDisk) {
 	if old == nil {
 		old, r.outage.abandoned = r.outage.abandoned, nil
@@ -164,9 +167,10 @@ func (r *retrying) startReopening(old *openedDisk) {
 	go r.reopen(r.outage.reopening, old, r.delayLocked(), r.outage.lastErr)
 }
 
-// delayLocked returns how long to wait before the disk is opened again. Before the
-// first attempt the delay is 0. Before later attempts it is the delay of the policy
-// minus the time since the last attempt. The caller holds mu.
+// delayLocked returns how long to wait before the next attempt to open the disk again.
+// Before the first attempt the delay is 0. Before a later attempt it is the delay from
+// the RetryOptions, minus the time that has passed since the previous attempt. The
+// caller holds mu.
 func (r *retrying) delayLocked() time.Duration {
 	if r.outage.failures == 0 {
 		return 0
@@ -179,11 +183,14 @@ func (r *retrying) delayLocked() time.Duration {
 	return max(wait-time.Since(r.outage.failedAt), 0)
 }
 
-// reopen closes old, if it is not nil, and then opens the disk. The old disk is closed
-// first because the host may limit the number of connections. If lastErr, the error of
-// the previous attempt, is not nil, reopen waits for the delay before it opens the
-// disk. reopen runs in its own goroutine, because each of the calls that wait for the
-// disk may stop waiting earlier.
+// reopen closes old, the disk that has failed, if it is not nil. Then it opens the disk
+// again. It closes the old disk first because the host may limit the number of
+// connections.
+//
+// lastErr is the error of the previous attempt to open the disk again. If there was
+// one, reopen waits for the given delay before it opens the disk. reopen runs in its
+// own goroutine, because each of the calls that wait for the disk may stop waiting
+// earlier.
 func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, lastErr error) {
 	defer r.work.Done()
 	defer close(f.done)
@@ -241,9 +248,9 @@ func (r *retrying) checkIdentity(d *openedDisk) error {
 	return nil
 }
 
-// compareSamples reads some of the ranges of d that were read before, and returns an
-// error if their content has changed. It is interrupted when Close is called, and when
-// it takes longer than the time limit of the policy.
+// compareSamples reads some ranges of d that were also read before the disk was opened
+// again, and returns an error if their content has changed. It is interrupted when
+// Close is called, and when it takes longer than the time limit of the policy.
 func (r *retrying) compareSamples(d *openedDisk) error {
 	stop := context.AfterFunc(r.ending, func() { d.cancel(context.Cause(r.ending)) })
 	defer stop()

@@ -10,9 +10,8 @@ import (
 )
 
 // retryingWritable is the disk that Retry returns if the opened disk is Writable. A
-// failed write is repeated, if necessary after the disk was opened again. Earlier
-// writes that were not flushed may be lost in this case, and every later Flush reports
-// that.
+// failed write is repeated. If the disk was opened again for this, earlier writes that
+// were not flushed may be lost, and every later Flush returns an error.
 type retryingWritable struct {
 	Disk // r with its other abilities
 	r    *retrying
@@ -27,8 +26,8 @@ type retryingWritable struct {
 // Unwrap implements Wrapper.
 func (w *retryingWritable) Unwrap() Disk { return w.Disk }
 
-// change calls a function that changes the disk. It repeats the call until the function
-// succeeds or a retry is useless.
+// change calls the given function, which changes the disk. It repeats the call until
+// the function succeeds or a retry is useless.
 func (w *retryingWritable) change(ctx context.Context, call func(Writable) error) error {
 	r := w.r
 	if err := r.begin(); err != nil {
@@ -57,8 +56,9 @@ func (w *retryingWritable) change(ctx context.Context, call func(Writable) error
 	}
 }
 
-// writableOf returns the ability Writable of d. If d has lost this ability since it was
-// first opened, all methods of the result return an error.
+// writableOf returns the ability Writable of d. If d does not have this ability, all
+// methods of the result return an error: the disk was writable when it was first
+// opened, and has become read-only.
 func writableOf(d *openedDisk) Writable {
 	if w, ok := Ability[Writable](d.Disk); ok {
 		return w
@@ -77,8 +77,8 @@ func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { retu
 func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
 func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
-// wrote counts a successful write. generation is the number of the opening of the disk
-// that the write used.
+// wrote counts a successful write. generation is that of the opened disk that the write
+// used.
 func (w *retryingWritable) wrote(generation int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -87,9 +87,9 @@ func (w *retryingWritable) wrote(generation int) {
 	w.generation = generation
 }
 
-// noteLossLocked sets the field lost if there are writes that were not flushed, and the
-// disk was opened again after them. generation is the number of the opening of the
-// current disk. The caller holds mu.
+// noteLossLocked sets the field lost if data may be lost: there are writes that were
+// not flushed, and the disk was opened again after these writes. generation is that of
+// the disk that is open now. The caller holds mu.
 func (w *retryingWritable) noteLossLocked(generation int) {
 	if w.writes > w.flushed && w.generation != generation && w.lost == nil {
 		w.lost = errors.New("the source was opened again: data that was written and not flushed before may be lost")
@@ -118,10 +118,10 @@ func (w *retryingWritable) Trim(ctx context.Context, off, n int64) error {
 	return w.change(ctx, func(d Writable) error { return d.Trim(ctx, off, n) })
 }
 
-// Flush implements Writable. If there are writes to flush and the flush fails, it is
-// not repeated: data may have been lost, and a second flush could succeed without
-// detecting the loss. If there is nothing to flush, a failed flush is repeated like
-// other calls.
+// Flush implements Writable. If writes were made since the last flush, a failed flush
+// is not repeated: data may have been lost, and a second flush could succeed without
+// detecting the loss. If no writes were made since the last flush, a failed flush is
+// repeated like other calls.
 func (w *retryingWritable) Flush(ctx context.Context) error {
 	r := w.r
 	if err := r.begin(); err != nil {

@@ -17,10 +17,12 @@ const (
 	zeroSamples = 4 // number of reads of zeros
 )
 
-// Samples remembers checksums of data that was read from a disk. It is used if the disk
-// cannot prove that its content is unchanged. It remembers the most recent reads, and a
-// random selection of the older ones. When the disk is opened again, its content is
-// compared with these checksums, because another disk can have the same name and size.
+// Samples remembers checksums of data that was read from a disk. It is used for a disk
+// that cannot prove that its content is unchanged. When the disk is opened again, its
+// content is compared with these checksums, because another disk can have the same name
+// and size.
+//
+// Samples remembers the most recent reads, and a random selection of the older ones.
 // The number of remembered reads of zeros is limited separately, because zeros prove
 // little: many disks have zeros in the same places.
 //
@@ -42,7 +44,8 @@ type sample struct {
 
 var sampleTable = crc32.MakeTable(crc32.Castagnoli)
 
-// Add remembers a checksum of p, the bytes that were read at off. It does not keep p.
+// Add remembers a checksum of a piece of p, the bytes that were read at the offset off.
+// It does not keep p.
 func (s *Samples) Add(p []byte, off int64) {
 	if len(p) == 0 {
 		return
@@ -84,17 +87,17 @@ func appendLast(list []sample, one sample, limit int) []sample {
 	return append(list, one)
 }
 
-// Check reads the remembered ranges again, less than 2 MiB in total, and returns an error
-// that wraps ErrChanged if the content differs.
+// Check reads the remembered ranges again, less than 2 MiB in total, and returns an
+// error that wraps ErrChanged if the content differs.
 //
 // Check calls the function read for each range. read must fill its argument p with the
-// bytes of the disk from off on, or return an error. If read returns true together with
-// the error, Check skips this range and continues with the other ranges, because a host
-// may refuse a single request. If read returns false together with the error, or if no
-// range can be read, Check returns the error of read.
+// bytes of the disk from off on, or return an error. A host may refuse a single
+// request. In this case read should return true together with the error. Check then
+// continues with the other ranges. If read returns false together with the error, or if
+// it fails for all ranges, Check returns the error of read.
 //
-// Each failed Check halves the number of ranges that later Checks read. Otherwise a disk
-// that loses its connection after every few reads could never pass a Check.
+// Each failed Check halves the number of ranges that later Checks read. Otherwise a
+// disk that loses its connection after every few reads could never pass a Check.
 func (s *Samples) Check(read func(p []byte, off int64) (proceed bool, err error)) error {
 	s.mu.Lock()
 	list := slices.Concat(s.last, s.some, s.zero)
@@ -136,5 +139,6 @@ func compare(list []sample, read func(p []byte, off int64) (proceed bool, err er
 }
 
 // Proved reports whether the content of a disk is certainly unchanged as long as its
-// identity is the same. proof is the proof that the method Identity of the disk returned.
+// identity is the same. The argument is the proof that the method Identity of the disk
+// returned.
 func Proved(proof string) bool { return proof == "snapshot" || proof == "mtime" }

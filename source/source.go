@@ -4,12 +4,12 @@
 // are allocated. A local file, a chain of VMDK files, an NBD server and a disk on an
 // ESXi host are all Disks. Package source/open turns an address into a Disk. [Covered]
 // lists the extents of a Disk and checks them; every caller that acts on extents uses
-// it. [Retry] wraps the opening of a Disk so that failed calls are repeated.
+// it. [Retry] opens a Disk, and repeats calls of this Disk that fail.
 //
 // An ability is a small interface, such as [Identified] or [Writable], that only some
-// disks implement. A caller requests it with [Ability] before the first read. A caller
-// must also work with disks that lack the ability. It may then be slower, but must get
-// the same bytes.
+// disks implement. A caller requests it with [Ability] before the first read. If a disk
+// lacks the ability, the caller must also work. It may then be slower, but must get the
+// same bytes.
 //
 // Package source/sourcetest has a test suite that every implementation of Disk must
 // pass.
@@ -23,9 +23,10 @@ import (
 	"os"
 )
 
-// Disk is a virtual disk that can be read. It depends on the context that it was opened
-// with: when that context ends, blocked calls and later calls return the cause of its
-// end within a second. All methods are safe for concurrent use.
+// Disk is a virtual disk that can be read. It depends on the context ctx that it was
+// opened with: when ctx ends, calls that are blocked return the error
+// context.Cause(ctx) within a second, and so do later calls. All methods are safe for
+// concurrent use.
 type Disk interface {
 	// ReadAt reads len(p) bytes at any offset and alignment, and follows io.ReaderAt.
 	// It returns fewer bytes only together with an error. The error is io.EOF if the
@@ -35,11 +36,12 @@ type Disk interface {
 	io.Closer
 	// Size returns the virtual size of the disk in bytes. It never changes.
 	Size() int64
-	// Extents yields the allocation of [off, off+length), which must lie in the disk.
-	// The extents are ascending and not empty, and cover the range without gaps or
-	// overlaps. Extents is lazy and uses a bounded amount of memory. If the allocation
-	// cannot be determined, the range is yielded as Data. An error means that the disk
-	// cannot be read, and ends the iteration.
+	// Extents yields the extents of [off, off+length), which must lie in the disk. They
+	// say which parts of the range are allocated. They are ascending and not empty, and
+	// cover the range without gaps or overlaps. Extents is lazy and uses a bounded
+	// amount of memory. If it cannot be determined what is allocated, the range is
+	// yielded as Data. An error means that the disk cannot be read, and ends the
+	// iteration.
 	Extents(ctx context.Context, off, length int64) iter.Seq2[Extent, error]
 }
 
@@ -72,9 +74,9 @@ const (
 	Data Kind = iota
 	// Zero means that the extent reads as zeros, so that it need not be read.
 	Zero
-	// Inherited means that this image of a chain has no content of its own here, so
-	// that the content is that of its parent. Only a disk that was opened without its
-	// parents has such extents.
+	// Inherited means that this image of a chain does not have the range. The content
+	// is that of its parent. Only a disk that was opened without its parents has such
+	// extents.
 	Inherited
 )
 
@@ -93,7 +95,8 @@ func (k Kind) String() string {
 // Opener opens a file that an image refers to: an extent, a parent, a backing file or a
 // data file. The parameter from is the path of the image, and name is the name of the
 // file as the image has it. format is "raw", "vmdk" or "qcow2". If format is empty, the
-// Opener detects the format. The Opener decides which files an image may refer to.
+// Opener detects the format. The Opener decides which files an image may refer to, and
+// returns an error for others.
 type Opener func(ctx context.Context, from, name, format string) (Disk, error)
 
 // Allocator is the ability to provide buffers into which ReadAt reads without copying.
@@ -121,7 +124,8 @@ type Described interface {
 	Info() Info
 }
 
-// Info describes an image. A field is zero if the format does not have it.
+// Info describes an image. If the format of the image does not record a value, the
+// field is zero.
 type Info struct {
 	Format, Subformat, AdapterType, HWVersion, ToolsVersion, UUID, CID string
 
@@ -132,8 +136,8 @@ type Info struct {
 	Parts                                 []Part   // in the order of the disk; nil if the image is a single file
 }
 
-// Part is a range of a disk as the descriptor of an image lists it, and the file that
-// holds the range.
+// Part describes an entry in the descriptor of an image: a range of the disk, and the
+// file that holds the range.
 type Part struct {
 	Kind   string // in the words of the format: "FLAT", "SPARSE", "ZERO" and so on
 	Size   int64  // bytes of the disk; each part begins where the previous one ends
@@ -144,41 +148,40 @@ type Part struct {
 // InFile is the ability to say where the bytes of the disk lie in a local file. The
 // file must have the same bytes as the disk, neither compressed nor encrypted.
 type InFile interface {
-	// InFile returns the file that holds the byte at off, and the position of that byte
-	// in the file. n is the number of bytes from off on that are contiguous in the
-	// file, and greater than 0. The caller may read the file but must not close it. The
-	// file stays open until the disk is closed. ok is false if no local file has the
-	// byte.
+	// InFile returns the file that holds the byte at the offset off of the disk, and
+	// the position of that byte in the file. n is greater than 0: the n bytes from off
+	// on are contiguous in the file. The caller may read the file but must not close
+	// it. The file stays open until the disk is closed. ok is false if no local file
+	// has the byte.
 	InFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 
 // Uncached is the ability to read without filling the page cache of this host.
 type Uncached interface {
-	// ReadUncached says that all reads should leave nothing in the page cache. Pages
-	// that are in the cache already may stay there. It must be called before the first
-	// read.
+	// ReadUncached says that no later read should leave anything in the page cache.
+	// Pages that are in the cache already may stay there. It must be called before the
+	// first read.
 	ReadUncached()
 }
 
-// ZeroFlags change how [Writable.ZeroAt] makes a range read as zeros. With the zero
-// value the range stays allocated, and ZeroAt may take as long as writing zeros.
+// ZeroFlags change how [Writable.ZeroAt] makes a range read as zeros. The zero value
+// has no flag. The range then stays allocated, and ZeroAt may take as long as writing
+// zeros.
 type ZeroFlags uint8
 
 const (
 	// MayTrim allows the disk to deallocate the range.
 	MayTrim ZeroFlags = 1 << iota
-	// FastOnly makes ZeroAt return errors.ErrUnsupported if it cannot be faster than
-	// writing zeros. A part of the range may have been zeroed even if it returns this
-	// error.
+	// FastOnly makes ZeroAt return errors.ErrUnsupported if it would not be faster than
+	// writing zeros. When it returns this error, a part of the range may have been
+	// zeroed.
 	FastOnly
 )
 
-// Has reports whether all of the flags in f are set.
+// Has reports whether flags has all flags that are set in f.
 func (flags ZeroFlags) Has(f ZeroFlags) bool { return flags&f == f }
 
 // Writable is the ability to write to the disk, so that it can be served read-write.
-// Flush makes those writes durable that returned before Flush was called. After a
-// failed Flush, every later Flush fails until the disk is opened again.
 type Writable interface {
 	io.WriterAt
 	// ZeroAt makes the n bytes from off on read as zeros.
@@ -186,12 +189,13 @@ type Writable interface {
 	// Trim allows the disk to deallocate the n bytes from off on. Their content is
 	// undefined afterwards.
 	Trim(ctx context.Context, off, n int64) error
-	// Flush makes the writes durable that returned before Flush was called.
+	// Flush makes those writes durable that returned before Flush was called. After a
+	// failed Flush, every later Flush fails until the disk is opened again.
 	Flush(ctx context.Context) error
 }
 
-// Counted is the ability to report statistics. A disk with this ability repeats failed
-// calls itself.
+// Counted is the ability to report statistics, such as the number of repeated calls. A
+// disk with this ability repeats failed calls itself.
 type Counted interface{ Stats() Stats }
 
 // Ender is the ability of a disk to report that it has ended before it was closed. A
@@ -203,7 +207,7 @@ type Ender interface {
 	Ended() error
 }
 
-// Stats are the statistics of a disk. A field that does not apply is zero.
+// Stats are the statistics of a disk. A field that does not apply to the disk is zero.
 type Stats struct {
 	Transport     string // "file", "nbd", or VDDK's transport mode
 	Library       string // version of VDDK
@@ -219,9 +223,9 @@ type Stats struct {
 // its lifetime, for example to log, limit or count its calls.
 type Wrapper interface{ Unwrap() Disk }
 
-// Ability returns the value that implements T: either d, or a disk that d wraps. All
-// code must request abilities with this function. A type assertion would not find the
-// abilities of a wrapped disk.
+// Ability returns d, or a disk that d wraps, as a value of the type T. The returned
+// bool is false if none of these disks is a T. All code must request abilities with
+// this function. A type assertion would not find the abilities of a wrapped disk.
 func Ability[T any](d Disk) (T, bool) {
 	for {
 		if t, ok := d.(T); ok {
