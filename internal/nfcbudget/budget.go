@@ -40,16 +40,17 @@ func NewHost(totalBytes int64, maxConnections int) *Budget {
 	return b
 }
 
-// Of returns the number of bytes that n connections take from the budget, if each has nfcBytes
-// bytes of buffers. The result is for Acquire or TryAcquire.
+// Of returns the number of bytes that n connections take from the budget. nfcBytes is the
+// number of bytes that the buffers of one connection have. The result is for Acquire or
+// TryAcquire.
 func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
-// Acquire waits until nfcBytes bytes of the budget are free, and takes them. If ctx ends first,
-// Acquire returns the cause of ctx. release gives the bytes back; further calls of it do
-// nothing.
+// Acquire waits until the given number of bytes of the budget is free, and takes them. If ctx
+// ends first, Acquire returns the cause of ctx. The function release gives the bytes back;
+// further calls of it do nothing.
 //
-// If nfcBytes is more than the whole budget, Acquire takes the whole budget. Then the host
-// decides whether it refuses the connection.
+// If the given number is more than the whole budget, Acquire takes the whole budget. The host
+// then decides whether it refuses the connection.
 func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
 	nfcBytes = b.share(nfcBytes)
 	if err := b.free.Acquire(ctx, nfcBytes); err != nil {
@@ -58,8 +59,8 @@ func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), e
 	return b.releaser(nfcBytes), nil
 }
 
-// TryAcquire takes nfcBytes bytes, if they are free and no call of Acquire is waiting. It does
-// not wait.
+// TryAcquire takes the given number of bytes if they are free and no call of Acquire is
+// waiting. It does not wait.
 func (b *Budget) TryAcquire(nfcBytes int64) (release func(), ok bool) {
 	nfcBytes = b.share(nfcBytes)
 	if !b.free.TryAcquire(nfcBytes) {

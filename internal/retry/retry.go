@@ -136,8 +136,8 @@ func (p *Policy) TimedOut(err error, idle time.Duration) error {
 	return fmt.Errorf("gave up after %v without progress: %w", idle.Round(time.Second), err)
 }
 
-// Pause calls OnRetry and then waits. It returns true after the wait. It returns false as soon
-// as ctx ends or the channel stop is closed. stop may be nil.
+// Pause calls OnRetry and then waits for the given time. It returns true after the wait. It
+// returns false as soon as ctx ends or the channel stop is closed. stop may be nil.
 func (p *Policy) Pause(ctx context.Context, err error, wait time.Duration, stop <-chan struct{}) bool {
 	if p.OnRetry != nil {
 		p.OnRetry(err, wait)
