@@ -12,7 +12,7 @@ const (
 	maxExportCalls = 256
 )
 
-// calls limits the number of concurrent calls to disks. It is a channel: while a call
+// calls is a channel that limits the number of concurrent calls to disks. While a call
 // is in progress, there is an element for this call in the channel.
 type calls chan struct{}
 

@@ -22,7 +22,8 @@ type export struct {
 }
 
 // facts are the properties of an open disk and the state that all clients of the disk
-// share. The fields do not change while the disk is open.
+// share. The fields themselves do not change while the disk is open, since the shared
+// state is behind pointers and in a channel.
 type facts struct {
 	disk     source.Disk
 	size     int64

@@ -147,7 +147,8 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 		_ = c.sendReply(o, nbd.RepAck, nil)
 		return false, errAborted
 	case o == nbd.OptExportName:
-		// EXPORT_NAME has no error reply: the connection is closed instead.
+		// The protocol has no error reply for EXPORT_NAME. The connection is closed
+		// instead.
 		if c.s.o.TLSMode == TLSRequire && !secure {
 			return false, errors.New("the client does not use TLS, which is required")
 		}
@@ -232,12 +233,13 @@ func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string)
 	return 0, ""
 }
 
-// validName reports whether b is a valid name by the section "Strings" of proto.md.
+// validName reports whether b is a valid name, as the section "Strings" of proto.md
+// defines it.
 func validName(b string) bool {
 	return len(b) <= nbd.MaxString && utf8.ValidString(b) && !strings.Contains(b, "\x00")
 }
 
-// exportName answers EXPORT_NAME, after which the transmission phase begins.
+// exportName answers the option EXPORT_NAME, after which the transmission phase begins.
 func (c *conn) exportName(name string) error {
 	if !validName(name) {
 		return errors.New("invalid export name: want UTF-8 without NUL, at most 4096 bytes")
@@ -255,7 +257,7 @@ func (c *conn) exportName(name string) error {
 	return err
 }
 
-// startTLS answers STARTTLS and performs the TLS handshake.
+// startTLS answers the option STARTTLS and performs the TLS handshake.
 func (c *conn) startTLS(d optionData, secure bool) error {
 	const o = nbd.OptStartTLS
 	switch {
@@ -283,7 +285,7 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 	return nil
 }
 
-// list answers LIST with the names and descriptions of all exports.
+// list answers the option LIST with the names and descriptions of all exports.
 func (c *conn) list(data []byte) error {
 	const o = nbd.OptList
 	if len(data) > 0 {
@@ -305,7 +307,7 @@ func (c *conn) list(data []byte) error {
 }
 
 // fields decodes the data of an option, one field after another. If the data are too
-// short, bad is set, and the methods return zero values.
+// short, it sets bad to true, and the methods return zero values.
 type fields struct {
 	b   []byte // data that were not decoded yet
 	bad bool
@@ -338,8 +340,8 @@ func (f *fields) uint32() uint32 {
 
 func (f *fields) text() string { return string(f.take(uint64(f.uint32()))) }
 
-// info answers INFO and GO with information about an export. After GO the transmission phase
-// begins (ready is true).
+// info answers the options INFO and GO with information about an export. After the option
+// GO, ready is true, and the transmission phase begins.
 func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	f := fields{b: data}
 	name := f.text()
@@ -390,7 +392,7 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	return o == nbd.OptGo, c.sendReply(o, nbd.RepAck, nil)
 }
 
-// negotiateContexts answers LIST_META_CONTEXT and SET_META_CONTEXT.
+// negotiateContexts answers the options LIST_META_CONTEXT and SET_META_CONTEXT.
 func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	set := o == nbd.OptSetMetaContext
 	if set {

@@ -47,7 +47,7 @@ func CheckAddress(address string) (string, error) {
 	return "unix:" + path, nil
 }
 
-// checkTCP is CheckAddress for tcp://HOST:PORT.
+// checkTCP does the work of CheckAddress for addresses of the form tcp://HOST:PORT.
 func checkTCP(address, hostPort string) (string, error) {
 	host, port, err := net.SplitHostPort(hostPort)
 	if err != nil {
@@ -197,8 +197,9 @@ func adopt(fd int) (net.Listener, net.Conn, error) {
 	return nil, c, err
 }
 
-// URI returns the URI of an export for clients of a server that listens on addr. If the
-// server listens on all addresses of the machine, the host is "localhost".
+// URI returns the URI of an export, for clients of a server that listens on the given
+// address. If the server listens on all addresses of the machine, the host is
+// "localhost".
 func URI(addr net.Addr, overTLS bool, export string) string {
 	scheme := "nbd"
 	if overTLS {
@@ -211,7 +212,8 @@ func URI(addr net.Addr, overTLS bool, export string) string {
 		if abs, err := filepath.Abs(path); err == nil {
 			path = abs
 		}
-		// url.QueryEscape encodes a space as +, which not all clients decode.
+		// url.QueryEscape encodes a space as +. Not all clients decode this, so it is
+		// replaced by %20.
 		return scheme + "+unix://" + u.EscapedPath() + "?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(path))
 	case *net.TCPAddr:
 		host := a.IP.String()

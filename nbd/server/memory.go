@@ -27,11 +27,12 @@ const (
 	maxTries = 4
 )
 
-// memory limits the memory for the data of requests in progress, which all connections
-// share. A connection that holds no shared memory gets a buffer if the buffer fits in the
-// free part of the shared memory. A connection that already holds shared memory gets
-// another buffer only if all connections together then use at most half of the shared
-// memory. The connections of one peer together can use at most three quarters of it.
+// memory is the account of the shared memory: the memory for the data of requests in
+// progress, which all connections share. A connection that holds no shared memory gets a
+// buffer if the buffer fits in the free part of the shared memory. A connection that
+// already holds shared memory gets another buffer only if all connections together then
+// use at most half of the shared memory. The connections of one peer together can use at
+// most three quarters of it.
 //
 // In addition, each connection can always get one buffer of up to 16 KiB (the constant
 // reserve), however much memory other connections hold. Therefore a request waits only
@@ -80,8 +81,9 @@ type buffer struct {
 	reserve bool  // the buffer is the reserve of its holder
 }
 
-// newMemory returns a memory whose shared memory has the given size in bytes, but at least
-// four times maxPiece. It calls onPressure when a connection uses its reserve.
+// newMemory returns the account for a shared memory of the given size in bytes, but at
+// least four times maxPiece. It calls the function onPressure when a connection uses its
+// reserve.
 func newMemory(size int64, onPressure func()) *memory {
 	return &memory{all: max(size, 4*maxPiece), onPressure: onPressure}
 }

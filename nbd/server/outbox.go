@@ -75,8 +75,8 @@ func (o *outbox) flushLater() { o.unflushed = true }
 
 // flushReplies starts a goroutine that sends the queued replies, if flushLater was
 // called. The goroutine that reads requests calls flushReplies before it waits for
-// anything. It must not send replies itself, because a client may send many requests
-// before it receives the first reply.
+// anything. The goroutine that reads requests must not send replies itself, because a
+// client may send many requests before it receives the first reply.
 func (o *outbox) flushReplies() {
 	if o.unflushed {
 		o.unflushed = false
@@ -130,8 +130,8 @@ func (o *outbox) drain() {
 	o.mu.Unlock()
 }
 
-// stalled reports whether the client has received fewer than stallBytes within the
-// given time limit, although replies were waiting to be sent.
+// stalled reports whether the client has received fewer than 64 KiB (the constant
+// stallBytes) within the given time limit, although replies were waiting to be sent.
 func (o *outbox) stalled(limit time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

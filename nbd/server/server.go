@@ -39,9 +39,9 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
-	// stall is how long a client may hold shared memory without sending or
-	// receiving stallBytes, if other clients are short of memory. After that its
-	// connection is closed.
+	// stall is how long a client may hold shared memory without sending or receiving 64
+	// KiB (the constant stallBytes), if other clients are short of memory. After that
+	// its connection is closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
 	// stallCheck is a minimum time. When memory is short, the server searches for
@@ -461,7 +461,8 @@ func (s *Server) clientEntered(c *conn) {
 	s.clients.Add(1)
 }
 
-// clientLeft is called when a client that clientEntered has counted disconnects.
+// clientLeft is called when a client disconnects that has chosen an export (see
+// clientEntered).
 func (s *Server) clientLeft() {
 	others := s.clients.Add(-1)
 	if s.o.Left != nil {
