@@ -70,8 +70,8 @@ func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	return id, nil
 }
 
-// changedBackingError says that the backing image changed during a copy. For errors.Is it is an
-// ErrSourceChanged.
+// changedBackingError says that the backing image changed during a copy. errors.Is reports that
+// it is an ErrSourceChanged.
 type changedBackingError struct{ was, is string }
 
 func (e *changedBackingError) Error() string {

@@ -41,10 +41,10 @@ func reserveBuffers(d source.Disk, number, bufferSize int) (buffers source.Alloc
 	return a, a.close, nil
 }
 
-// arena is a source.Allocator with a fixed number of buffers of one size, for sources
-// that have no memory of their own. Its memory is mapped outside Go's heap, because the
-// garbage collector would let the heap grow by the same amount again. Every
-// buffer begins at a page border. An arena is safe for concurrent use.
+// arena is a source.Allocator with a fixed number of buffers of one size, for sources that have
+// no memory of their own. Its memory is mapped outside Go's heap. If it were a part of the
+// heap, the garbage collector would let the heap grow by the same amount again. Every buffer
+// begins at a page border. An arena is safe for concurrent use.
 type arena struct {
 	mem  []byte
 	free chan []byte

@@ -186,7 +186,7 @@ func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	return c.compareAllocation(ctx, &diff.Allocation)
 }
 
-// compareAllocation compares the extents of the disks, and fills result with the ranges in
+// compareAllocation compares the extents of the disks. It counts, in result, the ranges in
 // which only one disk has data.
 func (c *comparison) compareAllocation(ctx context.Context, result *AllocationDifference) error {
 	var last pair

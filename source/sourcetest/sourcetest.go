@@ -15,8 +15,9 @@ import (
 
 // Config describes the implementation of source.Disk that Run tests.
 type Config struct {
-	// Open opens the disk with the context ctx. It is called for each test. The suite
-	// closes the disk. If Open creates anything else, it must remove it with t.Cleanup.
+	// Open opens the disk with the context ctx. It is called once or more for each test. The
+	// suite closes the disk. If Open creates a file or anything else, Open must remove it with
+	// t.Cleanup.
 	Open func(ctx context.Context, t testing.TB) source.Disk
 	// Content is the expected content of the disk. It should have at most 64 MiB,
 	// because the suite reads it several times.

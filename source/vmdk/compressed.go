@@ -18,9 +18,9 @@ const (
 	// makes even data that cannot be compressed only a few bytes larger.
 	packedSlack = 1 << 10
 
-	// batchSize limits a read that fetches several grains, in bytes. Larger reads would
-	// save little time compared with the time for unpacking, and each reader would need
-	// more memory.
+	// batchSize is the largest number of bytes of a read that fetches several grains. Larger
+	// reads would save little time compared with the time for unpacking, and each reader would
+	// need more memory.
 	batchSize = 256 << 10
 )
 

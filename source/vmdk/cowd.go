@@ -73,8 +73,8 @@ func newCOWD(f *grainFile, extentSize int64) (*sparse, error) {
 	return &sparse{grainFile: f, geometry: g, index: x}, err
 }
 
-// checkGrain returns an error if grain, a number of sectors, is not a valid size of
-// uncompressed grains. field names the field of the header in the error.
+// checkGrain returns an error if uncompressed grains cannot have the given size. The parameter
+// grain is this size in sectors. field names the field of the header in the error.
 func checkGrain(field string, grain uint64) error {
 	if grain == 0 || grain > maxGrain/sectorSize || bits.OnesCount64(grain) != 1 {
 		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", field, grain, maxGrain/sectorSize)

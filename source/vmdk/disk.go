@@ -75,9 +75,9 @@ type extent interface {
 	// readAt fills p with the bytes from off on in the extent. The range must not pass
 	// the end of the extent.
 	readAt(p []byte, off int64) error
-	// scan passes the allocation of [off, end) to the function emit, in ascending
-	// pieces without gaps. The range is not empty. If emit returns an error, scan
-	// stops and returns it.
+	// scan divides the range [off, end) of the extent into pieces whose content is of one kind.
+	// It passes the pieces to the function emit, in ascending order and without gaps. The range
+	// is not empty. If emit returns an error, scan stops and returns this error.
 	scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error
 }
 
@@ -100,9 +100,8 @@ type piece struct {
 	pos  int64
 }
 
-// emitPlaces divides p into parts, each of which is contiguous in a local file or in no
-// local file, and passes them to the function emit. The content of p is in f, at the offset
-// pos.
+// emitPlaces divides p into parts and passes them to the function emit. Each part is contiguous
+// in one local file, or is in no local file. The content of p is in f, at the offset pos.
 func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
 	for left := p.n; left > 0; {
 		part := piece{kind: p.kind, off: p.off + p.n - left}
@@ -118,7 +117,7 @@ func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) erro
 	return nil
 }
 
-// placed is an extent and its range in the disk, in bytes.
+// placed is an extent together with its range in the disk, in bytes.
 type placed struct {
 	extent
 	start, end int64
@@ -214,7 +213,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		// The opened file holds only the descriptor. The extents are in other files.
 		return d.openDescribed(desc, open)
 	}
-	// The descriptor has a name for the file of its extent, which is ignored. It is the
+	// The descriptor has a name for the file of its extent. This name is ignored. It is the
 	// name that the file had when it was created, and the file may have been renamed.
 	sectors, err := desc.sectors()
 	if err != nil {
@@ -294,8 +293,8 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	if err := image.ReadFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	// The magic of the file decides which kind of sparse extent it is. The type
-	// in the descriptor may differ.
+	// The magic of the file decides which kind of sparse extent the file has. The descriptor
+	// may name another type.
 	var read sparseReader
 	switch probe(head) {
 	case kindCOWD:
@@ -388,9 +387,9 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan passes the allocation of the range [off, end) of the disk to the function emit. Only
-// this image counts: a range that only a parent has is passed as absent. The offsets of the
-// pieces are offsets in the disk.
+// scan divides the range [off, end) of the disk into pieces whose content is of one kind, and
+// passes the pieces to the function emit. Only this image counts: a piece that only a parent
+// has is passed as absent. The offsets of the pieces are offsets in the disk.
 func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]

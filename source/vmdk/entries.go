@@ -2,10 +2,10 @@ package vmdk
 
 import "encoding/binary"
 
-// sectorEntries is the entryFormat of all kinds of extents except seSparse. An entry is
-// a little-endian number of 32 bits: the sector of the file where a table or a grain
-// begins. 0 means that there is no table or grain. If the header has flagZeroGrain, 1
-// means that the range reads as zeros.
+// sectorEntries is the entryFormat of all kinds of extents except seSparse. An entry is a
+// little-endian number of 32 bits: the sector of the file where a table or a grain begins. The
+// entry 0 means that there is no table or grain. If the header has flagZeroGrain, the entry 1
+// means that the grain, or each grain of the table, reads as zeros.
 type sectorEntries struct {
 	grain     uint64 // sectors in a grain
 	zeroGrain bool   // the header has flagZeroGrain

@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// index says which grains (blocks) of a sparse extent the file of the extent has, and
-// where in the file. Each kind of sparse extent has one: hosted, cowd, seSparse and
-// markers. All methods except share are safe for concurrent use.
+// index says which grains (blocks) of a sparse extent the file of the extent has, and where in
+// the file. The kinds of sparse extents have different types of index: hosted, cowd, seSparse
+// and markers. All methods except share are safe for concurrent use.
 type index interface {
 	// run returns the table entries of consecutive grains, beginning with the given grain.
 	// needed is the number of grains that the caller needs. The returned run may have fewer
@@ -53,14 +53,13 @@ type entryFormat interface {
 	// entry of the grain directory points. It returns noTable or zeroTable if there is
 	// no such table.
 	table(entry []byte) (at int64, err error)
-	// stretch returns the kind of grain i and, as next, the number of the grain at which
-	// the stretch of grain i ends. This is the first later grain that has another kind. If
-	// contiguous is true and grain i is in the file, a later grain that does not lie
-	// directly after the previous one in the file also ends the stretch. next is at most
-	// end.
+	// stretch returns the kind of grain i and, as next, the number of the first later grain
+	// that does not continue grain i. That is a grain of another kind. If contiguous is true
+	// and grain i is in the file, it may also be a grain that does not lie directly after the
+	// previous grain in the file. next is at most end.
 	//
-	// If grain i is in the file, pos is its offset in the file, in bytes. If the method
-	// place returns an error for the entry of grain i, pos is the constant nowhere.
+	// If grain i is in the file, pos is its offset in the file, in bytes. If the method place
+	// returns an error for the entry of grain i, pos is the constant nowhere.
 	stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64)
 	// place returns the offset of grain i in the file, in bytes. It returns an error if
 	// the entry is damaged.
@@ -71,11 +70,10 @@ type entryFormat interface {
 // whose entry is damaged.
 const nowhere = 1 << 62
 
-// stretch returns the kind of grain i of the run, the offset of the grain in the file and,
-// as next, the number of the grain at which the stretch of grain i ends. This is the first
-// later grain that has another kind. If contiguous is true and grain i is in the file, a
-// later grain that does not lie directly after the previous one in the file also ends the
-// stretch. next is at most end.
+// stretch returns the kind of grain i of the run, the offset of the grain in the file and, as
+// next, the number of the first later grain that does not continue grain i. That is a grain of
+// another kind. If contiguous is true and grain i is in the file, it may also be a grain that
+// does not lie directly after the previous grain in the file. next is at most end.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end

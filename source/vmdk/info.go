@@ -37,8 +37,8 @@ func (d *Disk) describe(desc *descriptor) {
 	d.info.LogicalSector = max(logical, sectorSize)
 	switch cid, ok, err := desc.cid("CID"); {
 	case err != nil:
-		// An invalid CID is only a warning, because it is needed only to open the
-		// children of this image.
+		// An invalid CID is only a warning. The CID of this image is needed only when a child
+		// of this image is opened.
 		d.warn("descriptor %w: the value is ignored", err)
 	case ok:
 		d.info.CID = fmt.Sprintf("%08x", cid)
@@ -87,9 +87,9 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 	d.info.Parts = append(d.info.Parts, p)
 }
 
-// Identity implements [source.Identified]. It combines the identities of all files of the
-// image and its parents. Each file has an identity and a proof. The proof says how far the
-// identity changes with the content. Identity returns the weakest proof of any file.
+// Identity implements [source.Identified]. It combines the identities of all files of the image
+// and its parents. Each file has an identity and a proof. The proof says whether the identity
+// changes with the content. Identity returns the weakest proof that a file has.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }

@@ -25,9 +25,9 @@ const (
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 
-	// If markers lie closer together than closeMarkers, one read fetches several of
-	// them. If they lie farther apart, it is faster to read each marker separately than
-	// to read the bytes between them.
+	// If the distance between markers is at most closeMarkers, one read fetches several of
+	// them. If the distance is larger, it is faster to read each marker separately than to read
+	// the bytes between the markers.
 	closeMarkers = 8 << 10  // bytes
 	markerWindow = 64 << 10 // bytes, the largest read
 )
@@ -295,9 +295,9 @@ func (r *markerReader) next() (g, pos int64, err error) {
 	}
 }
 
-// checkGrain checks the marker of a grain at r.pos and returns the number of the grain.
-// lba and size are the fields of the marker: the first sector of the grain in the
-// extent, and the number of its compressed bytes.
+// checkGrain checks the marker at r.pos, which is the marker of a grain, and returns the number
+// of the grain. lba and size are the fields of the marker: lba is the first sector of the grain
+// in the extent, and size is the number of the grain's compressed bytes.
 func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	x, end := r.index, r.index.end
 	switch {

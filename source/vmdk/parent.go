@@ -62,8 +62,8 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	return d.openParent(ctx, r, name, open)
 }
 
-// openParent opens the file with the given name as the parent. It checks that the file
-// is the image to which r refers.
+// openParent opens the file with the given name as the parent. It checks that the file is the
+// image to which the reference r refers.
 func (d *Disk) openParent(ctx context.Context, r reference, name string, open source.Opener) error {
 	if object, ok := storageObject(name); ok {
 		return fmt.Errorf("%s: %w", d.path, storageError("parent", name, object))
@@ -128,10 +128,10 @@ func (d *Disk) inherit(parent source.Info) {
 	}
 }
 
-// explainExtent adds a hint to err, the error of opening the file of an extent, if the
-// path in the descriptor is one of another host. The folder of the image may have a
-// file of the same name. It may be the right file, but nothing proves that. Therefore
-// the user must decide.
+// explainExtent adds a hint to err, the error of opening the file of an extent, if the path in
+// the descriptor is a path of another host. If the folder of the image has a file with the name
+// at the end of that path, the hint names this file. It may be the right file, but nothing
+// proves that. Therefore the user must decide.
 func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error {
 	last, foreign := lastOfForeign(e.name)
 	if !foreign {

@@ -102,7 +102,8 @@ func newSESparse(f *grainFile, extentSize int64) (*sparse, error) {
 	return &sparse{grainFile: f, geometry: g, index: x}, err
 }
 
-// check checks the fields that describe the disk. Fields of unknown meaning must be 0.
+// check checks those fields of the header that describe the disk. Fields of unknown meaning
+// must be 0.
 func (h *seHeader) check() error {
 	if v := h.field(8); v != seVersion {
 		return fmt.Errorf("seSparse header offset 8: version %#x, want %#x", v, uint64(seVersion))

@@ -19,8 +19,9 @@ type Folder interface {
 	// the image must accept these names. If there are too many files, Names returns an
 	// error.
 	Names(ctx context.Context) ([]string, error)
-	// Peek opens one of these files, so that its descriptor can be read. The caller
-	// closes the file. Peek must refuse names that the Opener of the image refuses.
+	// Peek opens the file with one of these names, so that the descriptor in the file can be
+	// read. The caller closes the file. Peek must refuse names that the Opener of the image
+	// refuses.
 	Peek(ctx context.Context, name string) (source.Disk, error)
 }
 

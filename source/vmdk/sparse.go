@@ -148,8 +148,9 @@ func (s *sparse) checkPlace(pos, end, off int64) error {
 	return nil
 }
 
-// errorf returns an error about grain g. The error has the offset of the grain in the
-// disk and, if the table of the grain can be read, its offset in the file.
+// errorf returns an error about grain g. The error has the offset of the grain in the disk. If
+// the grain table of the grain can be read, the error also has the offset of the grain in the
+// file.
 func (s *sparse) errorf(g int64, format string, args ...any) error {
 	where := "an unknown offset"
 	if r, err := s.index.run(g, 1, nil); err == nil {

@@ -128,9 +128,9 @@ func (t *tables) indexDirectory(d *directory, visit func(start, end int64)) erro
 		need := t.tableSize(i)
 		visit(at, at+need)
 		if need < t.length() {
-			// image.NewPlaces needs tables that all have the full length. Only the last
-			// table may be shorter, and the file may end right after it. A short table
-			// is therefore recorded as metadata instead.
+			// image.NewPlaces needs tables that all have the full length. Only the last table
+			// may be shorter, and the file may end right after it. A short table is therefore
+			// not passed to image.NewPlaces, but recorded as metadata.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}

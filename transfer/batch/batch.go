@@ -31,8 +31,8 @@ type File struct {
 	Warnings        []string // to be shown to the user
 }
 
-// Job is one copy of a batch. Fields that it does not set in the job file have the values of
-// the file's defaults.
+// Job is one copy of a batch. If the job file does not set a field in the job, the field has
+// the value in the defaults of the file.
 type Job struct {
 	Index       int           // in the file, from 0
 	Name        string        // unique in the file
@@ -153,7 +153,7 @@ func (l Limits) WithDefaults() Limits {
 // Type says which JSON values a field of a job accepts.
 type Type int
 
-// The types of the fields.
+// These are the types of the fields.
 const (
 	Boolean    Type = iota
 	Integer         // a whole number
@@ -177,7 +177,8 @@ type Field struct {
 	Path   bool // the value is a path, relative to the folder of the job file
 	Secret bool // the value is a secret, or +FILE; messages never show it
 	Tuning bool // the value does not change what the target holds
-	// Check returns an error if it refuses a value. If Check is nil, every value is valid.
+	// Check returns an error if the text is not a valid value of the field. If Check is nil,
+	// every value is valid.
 	Check func(text string) error
 }
 
@@ -187,11 +188,12 @@ type Spec struct {
 	// SourcePath and TargetPath report whether an address is a path on this machine.
 	SourcePath, TargetPath func(address string) bool
 	// Files returns names that identify the local file at an address. Two addresses of the same
-	// file have a common name, whatever links lead to it. For an address of anything else the
-	// result is nil. Load uses the names to find jobs that write the same file.
+	// file have a common name, whatever links lead to it. If the address is not that of a local
+	// file, the result is nil. Load uses the names to find jobs that write the same file.
 	Files func(address string) []string
 	// Check returns an error if the fields of a job do not fit together. It is called only if
-	// each field is valid by itself. If Check is nil, this is not checked.
+	// each field is valid by itself. If Check is nil, Load does not check how the fields fit
+	// together.
 	Check func(*Job) error
 	// Load calls Progress from time to time, to show how far it is. done is the number of steps
 	// that are done, and all is the number of steps in total. Progress may be nil.

@@ -125,8 +125,8 @@ const maxReport = 1 << 30
 // Merge merges the reports of batches in the folder dir. It reads all files there whose names
 // end in .json, and ignores those that are not reports of batches. If several reports have the
 // same job, the latest attempt counts. If jobs is not nil, the merged report has exactly these
-// jobs, in this order. Those that are in no report have the status skipped. The notes tell the
-// user what was left out.
+// jobs, in this order. A job that is in no report then has the status skipped. The notes, which
+// are for the user, say what Merge left out.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {

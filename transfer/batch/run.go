@@ -24,8 +24,8 @@ type Options struct {
 	// before any job starts, so it should be cheap.
 	Runner func(*Job) Runner
 	Log    *slog.Logger
-	// JobLog opens the log of a job. The batch calls done when it no longer uses the log. If
-	// JobLog is nil, all jobs use Log.
+	// JobLog opens the log of a job. The batch calls the result, the function done, when it no
+	// longer uses the log. If JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
 	// Spawn is called when the batch must start a before or after command of a job. Spawn must call
 	// the function start, which starts the command in a process group of its own. The result group
@@ -52,7 +52,7 @@ type Options struct {
 // any time.
 type Runner interface {
 	// Run makes one attempt at the job. The report is not nil and says how the attempt ended.
-	// If its exit status is [exit.Resumable], the job is tried again later.
+	// If the exit status in the report is [exit.Resumable], the job is tried again later.
 	Run(ctx context.Context, t *Task) *report.Report
 	// Demand returns how much the job counts against the limits. The result never changes.
 	Demand() Demand
@@ -161,7 +161,8 @@ func skippedReport(j *Job, why string) *JobReport {
 	return &JobReport{Name: j.Name, Labels: j.Labels(), Report: t}
 }
 
-// run is a batch that is running. Only the goroutine that calls schedule uses its fields.
+// run is a batch that is running. Only the goroutine that calls schedule uses its fields. The
+// field o is an exception: the options do not change, and all goroutines may read them.
 type run struct {
 	o              Options
 	reports        map[*Job]*JobReport // of jobs that have ended

@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// field is a field of job files that does not stand for a flag of a copy, with its JSON Schema.
+// field is a field of job files, together with its JSON Schema. It does not stand for a flag of
+// a copy.
 type field struct {
 	name   string
 	schema schema
@@ -48,7 +49,7 @@ func ofSize(help string) schema {
 	return schema{"type": []string{"integer", "string"}, "minimum": 1, "pattern": SizePattern, "description": help}
 }
 
-// The fields of a job file that do not stand for flags of a copy.
+// These are the fields of a job file that do not stand for flags of a copy.
 var (
 	topFields = []field{
 		{"version", schema{"const": 1, "description": "The version of job files."}},
