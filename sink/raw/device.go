@@ -134,8 +134,8 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 }
 
 // isPartOfSource returns an error if writing to the device would change the source.
-// The device may be a loop device over a file of the source, a partition of the
-// source, or a disk of which the source is a partition.
+// This is so, for example, if the device is a loop device over a file of the
+// source, a partition of the source, or a disk of which the source is a partition.
 func (o Options) isPartOfSource(name string, info os.FileInfo) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || o.Source == nil {
@@ -194,9 +194,9 @@ func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// zero writes zeros to [off, end). If possible, whole sectors are zeroed by a
-// system call without writing data. The parts of sectors at both ends are
-// written.
+// zero makes [off, end) read as zeros. If possible, a system call zeroes the
+// whole sectors of the range without writing data. If the range begins or ends
+// within a sector, zeros are written there.
 func (d *device) zero(stopped func() error, off, end int64) error {
 	from := min((off+d.sector-1)/d.sector*d.sector, end)
 	to := max(end/d.sector*d.sector, from)

@@ -48,16 +48,18 @@ func CheckSpace(path string, size int64, o Options) error {
 	return p.checkSpace(size, partial, o)
 }
 
-// CreateFile makes a file of exactly size bytes. Until Publish the file is called
-// PATH.partial, in the folder that path resolves to, and is locked with flock.
-// Publish renames it.
+// CreateFile makes a file of exactly size bytes, which will be at the given path.
+// If the path is a symbolic link, the file will be at the path to which the link
+// leads. Until Publish renames it, the file is in the same folder, has .partial
+// after its name, and is locked with flock.
 //
 // With Options.State, CreateFile opens the .partial file of an earlier run
 // instead. It truncates this file at Options.Resume, so that everything after
 // that offset reads as zeros. Abort does not remove a file that was resumed.
 //
-// The error is fs.ErrExist if a file is in the way and Force is not set, and
-// unix.ENOSPC if there is too little space.
+// The error wraps fs.ErrExist if the file, or a .partial file of an earlier
+// run, exists already and the options do not allow replacing it. The error
+// wraps unix.ENOSPC if there is too little space.
 //
 // The disk takes calls in any order, but only one at a time (sink.Parallel). It
 // also has the abilities sink.Sizer and sink.Verifiable, and sink.Zeroed unless
@@ -183,7 +185,7 @@ func (d *file) acquire(f *os.File) error {
 	return nil
 }
 
-// prepare sets the owner, mode and size of the .partial file.
+// prepare sets the owner, the mode and the size of the .partial file.
 func (d *file) prepare() error {
 	if d.old != nil {
 		// The new file gets the mode of the old file before any data is
@@ -269,8 +271,8 @@ func (d *file) Identity() (string, error) {
 	return id, nil
 }
 
-// ZeroedFrom returns true even after a resume, since the file was truncated at
-// Options.Resume.
+// ZeroedFrom returns true even for a resumed file, because everything after
+// Options.Resume was cut off when the file was opened.
 func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }
 
 func (d *file) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }

@@ -12,11 +12,12 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Image is the file or block device that contains an image of some format. Its
-// size is at first sink.UnknownSize, so SetSize is called before Finish. An Image
-// can be read while it is written, and can be resumed, although its size is not
-// known. Unwritten ranges of a file read as zeros. Unwritten ranges of a device
-// may read as anything. If the Image is a file, it is also a sink.Cloner.
+// Image is the file or block device into which the image of a disk is written,
+// for example a qcow2 image. The size of the image is at first sink.UnknownSize,
+// so SetSize must be called before Finish. Even before that, an Image can be read
+// and can be resumed. If the Image is a file, its unwritten ranges read as zeros,
+// and it is also a sink.Cloner. Unwritten ranges of a block device may read as
+// anything.
 type Image interface {
 	sink.Disk
 	sink.Parallel

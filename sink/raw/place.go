@@ -101,8 +101,8 @@ func (p *place) stat(name string) (os.FileInfo, error) {
 	return info, err
 }
 
-// holds reports whether the folder still contains the open file f under the given
-// name.
+// holds reports whether the open file f is still in the folder and still has the
+// given name.
 func (p *place) holds(name string, f *os.File) bool {
 	var byName, byFile unix.Stat_t
 	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
@@ -284,8 +284,8 @@ func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 
 // room returns how many bytes are free for a copy. The space of an existing
 // .partial file counts as free, because the copy replaces or resumes this file.
-// partial is nil if there is no such file. known is false if the file system does
-// not report its free space.
+// The parameter partial describes this file, and is nil if it does not exist. The
+// result known is false if the file system does not report its free space.
 func (p *place) room(partial os.FileInfo) (n int64, known bool) {
 	n, known = freeSpace(p.fd())
 	if partial != nil {

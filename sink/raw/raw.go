@@ -23,9 +23,8 @@ const (
 	PreallocateFull   Preallocation = "full"   // as written zeros
 )
 
-// Options are for CreateFile and OpenDevice. The zero value makes a new sparse
-// file. With the zero value, all zeros of the disk are written if the target is
-// a device.
+// Options are for CreateFile and OpenDevice. With the zero value, CreateFile
+// makes a new sparse file, and all zeros of the disk are written to a device.
 type Options struct {
 	sink.Options
 	// If Force is set, Publish may replace an existing file, and CreateFile
@@ -44,9 +43,10 @@ type Options struct {
 	// file. If Preallocation is falloc or full, the file needs at least the
 	// size of the disk.
 	Need int64
-	// Source reports whether a given file belongs to the source. path is the
-	// path of this file in the source. A target that belongs to the source is
-	// refused. Source may be nil.
+	// Source reports whether a given file is one of the files of the source,
+	// and returns the path by which the source names this file. A target that
+	// is a file of the source is refused. Source may be nil, which means that
+	// no file belongs to the source.
 	Source func(os.FileInfo) (path string, ok bool)
 	// Warn is called with warnings for the user. It may be nil.
 	Warn func(message string)
@@ -95,7 +95,7 @@ func (o Options) checkRange(size int64) error {
 // only a target of the same format and size.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
-// zeros is the data for writing zeros. It must not be changed.
+// zeros is the source of the data when zeros are written. It must not be changed.
 var zeros [1 << 20]byte
 
 // life holds the state and the methods that all types of disks in this package
@@ -119,8 +119,8 @@ func (l *life) SameAt(ctx context.Context, off, n int64) error {
 	return l.Fail(fmt.Errorf("%s: cannot take bytes [%d, %d) from a backing disk: a raw disk has no backing disk", l.Name, off, off+n))
 }
 
-// writeAt implements WriteAt for the types of disks in this package. It calls the
-// function write to write the bytes.
+// writeAt implements the method WriteAt for the types of disks in this package.
+// It checks the call, and then calls its parameter write to write the bytes.
 func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) error) (int, error) {
 	if err := l.Begin(l.Context, off, int64(len(p))); err != nil {
 		return 0, err
@@ -132,8 +132,9 @@ func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) erro
 	return len(p), nil
 }
 
-// checkpoint implements Checkpoint for the types of disks in this package. The
-// function sync makes the written data durable.
+// checkpoint implements the method Checkpoint for the types of disks in this
+// package. The function that it returns calls the parameter sync, which makes
+// the written data durable.
 func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Context) error, error) {
 	if err := l.Begin(l.Context, off, 0); err != nil {
 		return nil, nil, err

@@ -11,9 +11,10 @@ const maxRelated = 1 << 10
 
 // relatedFiles returns the paths of files and devices that share content with a
 // block device, so that writing to the device changes them. Such files are the
-// file behind a loop device, the disk of a partition, and the partitions of a
-// disk. The parts of an array or of a device of the device mapper are also among
-// them. devices is a folder like /sys/dev/block, and number is MAJOR:MINOR.
+// file behind a loop device, the disk of a partition, the partitions of a disk,
+// and the parts of an array or of a device of the device mapper. The parameter
+// devices is a folder like /sys/dev/block. The parameter number consists of the
+// device's numbers, in the form MAJOR:MINOR.
 func relatedFiles(devices, number string) []string {
 	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
 	if err != nil {
@@ -28,9 +29,10 @@ func relatedFiles(devices, number string) []string {
 	return append(all, below(dir, 0)...)
 }
 
-// below returns the files and devices that contain the data of a device. dir is
-// the folder of this device in sysfs, and depth the number of recursive calls so
-// far.
+// below returns the files and devices in which the data of a device are stored.
+// The parameter dir is the folder of this device in sysfs. The function calls
+// itself for each such device, and depth says how many of its calls are in
+// progress.
 func below(dir string, depth int) (all []string) {
 	if depth > 16 {
 		return nil

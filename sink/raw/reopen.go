@@ -11,7 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// reopen opens the first size bytes of the file or device at path for reading.
+// reopen opens the file or device at the given path for reading. The returned disk is
+// its beginning, with the given size in bytes.
 func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	d, err := raw.Open(ctx, path)
 	if err != nil {
@@ -27,8 +28,8 @@ func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 }
 
 // head is the beginning of a larger disk. It is used to read the part of a device
-// that was written. The abilities of the larger disk are hidden, because they
-// assume its size.
+// that was written. It has none of the larger disk's abilities (interfaces of
+// package source), because their methods could reach beyond the beginning.
 type head struct {
 	disk source.Disk
 	size int64

@@ -32,8 +32,8 @@ func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk
 	if s.regular {
 		return s, nil
 	}
-	// When the context ends, a blocked write must end too. If the runtime can
-	// poll w, a write deadline ends the write.
+	// When the context ends, a blocked write must end as well. If the Go
+	// runtime can poll w, a write deadline makes such a write return.
 	//
 	// A pipe that another process opened is usually in blocking mode, so that
 	// the runtime cannot poll it. Making w itself non-blocking would change
@@ -100,8 +100,8 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 		if stopped := d.Stopped(ctx); stopped != nil {
 			return stopped
 		}
-		// The path in the error of os.File is replaced by Name, which is
-		// clearer.
+		// The error of os.File contains a path that the user may not know. The
+		// error below contains the name of the stream instead.
 		if path, ok := errors.AsType[*fs.PathError](err); ok {
 			err = path.Err
 		}
@@ -118,8 +118,9 @@ func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	return d.deadline.Write(p)
 }
 
-// writePolling writes p in pieces of at most 4096 bytes (PIPE_BUF). After poll has
-// reported room in the pipe, the write of such a piece does not block.
+// writePolling writes p in pieces of at most 4096 bytes (PIPE_BUF). Before each
+// piece it waits until poll reports room in the pipe. The write of the piece then
+// does not block.
 func (d *stream) writePolling(ctx context.Context, p []byte) (int, error) {
 	const room = 4096
 	fd, done := int(d.w.Fd()), 0

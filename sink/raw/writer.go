@@ -13,18 +13,20 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// pushStep is the number of bytes that are written to the page cache before the
+// pushStep is the number of bytes that collect in the page cache before the
 // writer starts their write-back to the device.
 const pushStep = 16 << 20
 
-// writer writes to a file or block device so that little data is left for the fsync
-// at the end. A copy that only fills the page cache spends most of its time in that
-// fsync. Writes go out one at a time, since concurrent ones spin on the inode's
-// lock.
+// writer writes to a file or block device in such a way that the fsync at the end
+// has little left to do. A copy that only fills the page cache spends most of its
+// time in this fsync. Callers make only one write at a time, because concurrent
+// writes to a file spin on the lock of its inode.
 //
-// The method was chosen by measurements. The table has the times for writing 768 MiB
-// to 1 GiB of data, including the fsync, as a fraction of the time of cp and sync -f
-// (for devices, dd conv=fsync), with Linux 6.18 on 2 cores:
+// The method of writing was chosen by measurements. The table has the times for
+// writing 768 MiB to 1 GiB of data, including the fsync, as a fraction of the time
+// that cp and sync -f take (for devices, dd conv=fsync). They were measured with
+// Linux 6.18 on 2 cores. The rows "write-back" are pwrite and sync_file_range, which
+// is called either by the writing goroutine itself (inline) or by another goroutine:
 //
 //	                        ext4   xfs  btrfs  tmpfs  block device (loop)
 //	pwrite                  0.70  0.48   0.53   0.26   0.48
@@ -33,9 +35,10 @@ const pushStep = 16 << 20
 //	write-back, goroutine   0.49  0.46   0.44   0.27   0.49
 //	O_DIRECT                0.93  0.43   0.54   0.28   0.45
 //
-// The writer uses RWF_DONTCACHE where the kernel has it, since that also spares the
-// page cache, and otherwise starts write-back in another goroutine. O_DIRECT never
-// gains enough to justify its alignment rules.
+// The writer uses RWF_DONTCACHE where the kernel supports it, since that also keeps
+// the page cache free for other data. Elsewhere it uses write-back in another
+// goroutine. O_DIRECT is never so much faster that it would justify its alignment
+// rules.
 type writer struct {
 	f    *os.File
 	sys  system
@@ -44,9 +47,9 @@ type writer struct {
 
 	cached atomic.Bool // RWF_DONTCACHE is not supported: do not try it again
 
-	// syncing is locked during every call that may report a lost write. The
-	// kernel reports a lost write only once. A caller that comes later must
-	// find the error in the field err.
+	// syncing is locked during every system call that may report a lost write.
+	// The kernel reports a lost write only once. The error is therefore stored
+	// in the field err, where the goroutine that locks syncing next finds it.
 	syncing sync.Mutex
 	pushes  sync.WaitGroup
 
@@ -105,8 +108,9 @@ func (w *writer) writeZeros(check func() error, off, n int64) error {
 }
 
 // push records that [from, to) was written to the page cache. Each time the
-// recorded ranges reach pushStep bytes, it starts their write-back to the device
-// in a goroutine. There is at most one such goroutine, and close waits for it.
+// recorded ranges have pushStep bytes in total, it starts a goroutine that
+// writes them back to the device. At most one such goroutine runs at a time, and
+// close waits for it.
 func (w *writer) push(from, to int64) error {
 	if !w.cached.Load() {
 		return nil
@@ -145,8 +149,8 @@ func (w *writer) writeBack(off, n int64) error {
 	}
 	err := eintr.Retry(func() error { return w.sys.syncRange(fd, off, n, flags) })
 	if err != nil && !lacking(err) {
-		// The kernel reports lost data to only one call, which may be
-		// this one, so its error must not be ignored.
+		// The kernel reports lost data to only one system call. That may be
+		// this call, so its error must not be ignored.
 		return fmt.Errorf("cannot write bytes [%[2]d, %[3]d) of %[1]s from the page cache to the disk: %[4]w", w.name, off, off+n, explain(fd, err))
 	}
 	if w.drop {
@@ -181,7 +185,8 @@ func (w *writer) sync() error {
 	return nil
 }
 
-// forget removes data that are already durable from the page cache.
+// forget removes the data of the file from the page cache. It is called when they are
+// durable.
 func (w *writer) forget() { unix.Fadvise(int(w.f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
 func (w *writer) close() error {
