@@ -26,8 +26,8 @@ func (lostError) Error() string {
 	return "connection to the target lost: data that was not made durable may be lost"
 }
 
-// Transient marks ErrLost as an error after which a retry may succeed, because
-// the server may accept a new connection later.
+// Transient reports that a retry may succeed after ErrLost, because the server
+// may accept a new connection later.
 func (lostError) Transient() bool { return true }
 
 // ErrElsewhere is wrapped by an error of Publish. It says that the target is
@@ -56,32 +56,34 @@ type unfitError struct{ error }
 func (e *unfitError) Unwrap() []error { return []error{e.error, ErrUnfit} }
 
 // Disk is a virtual disk that is being written. Its methods are called one at a
-// time. The ranges of the calls ascend without gaps. A disk that is Parallel has
-// weaker rules. A Disk ends with one call of Publish, Suspend or Abort. Callers
-// defer Abort, which does nothing after the disk has ended. After an error every
-// method fails, except Suspend and Abort.
+// time, and each range that is written begins where the previous one ended. A
+// disk that is Parallel has weaker rules. A Disk ends with one call of Publish,
+// Suspend or Abort. Callers defer Abort, which does nothing after the disk has
+// ended. After one method has returned an error, every method fails, except
+// Suspend and Abort.
 //
 // All calls fail after the end of the context with which the Disk was created.
 type Disk interface {
-	// WriteAt writes p at the offset off. Offsets and lengths must be
+	// WriteAt writes p at the given offset. Offsets and lengths must be
 	// multiples of Unit, except at the end of the disk.
 	io.WriterAt
 	// ZeroAt makes [off, off+n) read as zeros. The rules of WriteAt apply.
 	ZeroAt(ctx context.Context, off, n int64) error
 	// SameAt makes [off, off+n) read as the same range of the backing disk. It fails
-	// if the disk has no backing.
+	// if the disk has no backing disk.
 	SameAt(ctx context.Context, off, n int64) error
 	// Unit returns the alignment of writes in bytes, a power of two. The
 	// result 1 means that any alignment is allowed.
 	Unit() int64
-	// Checkpoint starts a checkpoint at the offset off. It must not run at
-	// the same time as another call, unless the disk is Parallel. In that
-	// case it is called once all writes below off have returned, while
-	// writes above off may still run.
+	// Checkpoint starts a checkpoint at the given offset. It must not run at
+	// the same time as another call, unless the disk is Parallel. If the disk
+	// is Parallel, it is called when all writes below this offset have
+	// returned, while writes above it may still run.
 	//
-	// Checkpoint writes the metadata for everything below off. It returns the
-	// state for Options.State, and a function that makes the checkpoint
-	// durable. This function may run concurrently with later calls.
+	// Checkpoint writes the metadata for everything below this offset. It
+	// returns the value for Options.State, with which a later run resumes, and
+	// a function that makes the checkpoint durable. This function may run
+	// concurrently with later calls.
 	Checkpoint(off int64) (state []byte, sync func(context.Context) error, err error)
 	// Finish makes the disk whole and durable, but not yet under its final name.
 	Finish(ctx context.Context) error
@@ -109,10 +111,10 @@ type Options struct {
 
 // Identified is the ability to identify the file, device or export that is written.
 type Identified interface {
-	// Identity returns a string that is different for every target. If
-	// another target gets the same name later, its string differs too.
-	// Identity returns "" if the target has nothing that identifies it. It is
-	// called before the disk ends.
+	// Identity returns a string that is different for every target, even for
+	// two targets that have the same name one after the other. It returns "" if
+	// the target has nothing that identifies it. It must be called before the
+	// disk ends.
 	Identity() (string, error)
 }
 
@@ -151,17 +153,17 @@ type Parallel interface {
 	MaxParallel() int // at least 1
 }
 
-// Connected is the ability to report the number of connections to the target. To
-// keep n connections busy, a caller should make n times as many concurrent calls as
-// for one connection.
+// Connected is the ability to report the number of connections to the target. With
+// n connections, a caller should make n times as many concurrent calls as with one
+// connection, to keep all of them busy.
 type Connected interface{ Connections() int }
 
 // Zeroed is the ability to report that unwritten ranges read as zeros, so that
 // callers need not call ZeroAt.
 type Zeroed interface {
-	// ZeroedFrom reports whether all unwritten ranges at or after the offset
-	// off read as zeros. After a resume that may be false even for ranges
-	// after Options.Resume.
+	// ZeroedFrom reports whether all unwritten ranges at or after the given
+	// offset read as zeros. If the disk was resumed, the result may be false
+	// even for offsets after Options.Resume.
 	ZeroedFrom(off int64) bool
 }
 
@@ -195,39 +197,43 @@ type Cloner interface {
 	// lengths must have for sharing blocks with the file f. It returns 0 if
 	// the disk cannot share blocks with f.
 	CloneUnit(f *os.File) int64
-	// CloneFrom makes [off, off+n) share its blocks with n bytes of the file
-	// f. pos is the position of these bytes in f. The rules of WriteAt apply.
-	// If the ranges cannot be shared (another file system, wrong alignment),
-	// the error is errors.ErrUnsupported. In this case nothing has changed,
-	// and further calls of the disk may succeed.
+	// CloneFrom makes [off, off+n) share its blocks with n bytes of the file f,
+	// which begin at the position pos in f. The rules of WriteAt apply. If
+	// blocks cannot be shared, for example because f is in another file system,
+	// the error wraps errors.ErrUnsupported. Then nothing has changed, and
+	// further calls of the disk may succeed.
 	CloneFrom(f *os.File, pos, off, n int64) error
 }
 
-// Encoder is the ability to take units that are already encoded, for example
-// compressed. Many goroutines can then encode units for one sequential sink.
-// Units that are neither zero nor equal to the backing are passed to Place
-// instead of WriteAt.
+// Encoder is the ability to take pieces of the disk that are already encoded,
+// for example compressed. Many goroutines can then encode such pieces for one
+// sequential sink. A piece is called a unit and has as many bytes as the method
+// Unit returns. Units that are neither zeros nor equal to the backing disk are
+// passed to Place instead of WriteAt.
 type Encoder interface {
 	// NewEncoding returns an Encoding for one goroutine, or nil if this sink stores
 	// units without encoding them. In that case the caller uses WriteAt.
 	NewEncoding() Encoding
-	// Place stores the encoded unit that lies at the offset off of the disk.
-	// Calls of Place, ZeroAt and SameAt are made in ascending order. enc is
-	// what Encode appended, at least one byte. If plain is true, enc is the
-	// unit itself. Place does not keep enc after it returns.
+	// Place stores the unit that lies at the given offset of the disk. Calls of
+	// Place, ZeroAt and SameAt are made in ascending order. The parameter enc
+	// is what Encode has appended, at least one byte. If the parameter plain is
+	// true, enc is the unit itself. Place does not use enc after it has
+	// returned.
 	Place(off int64, enc []byte, plain bool) error
 }
 
 // Encoding encodes one unit at a time. It is not safe for concurrent use.
 type Encoding interface {
-	// Encode appends the encoded form of unit to dst. off is the offset of
-	// the unit in the disk. A unit has Unit bytes, except at the end of the
-	// disk. dst may grow by any number of bytes.
+	// Encode appends the encoded form of a unit to the slice dst. The parameter
+	// off is the offset of the unit in the disk. The unit at the end of the
+	// disk may be shorter than the others. The encoded form may have any
+	// length.
 	//
-	// Encode returns dst unchanged in two cases. If the encoded form would
-	// not be smaller, plain is true and the unit must be stored as it is. If
-	// the backing has the same content, plain is false, and the caller calls
-	// SameAt instead of Place.
+	// In two cases Encode appends nothing and returns dst unchanged. If the
+	// encoded form would not be smaller than the unit, it returns true for
+	// plain, and the unit must be stored as it is. If the backing disk has the
+	// same content, it returns false for plain, and the caller calls SameAt
+	// instead of Place.
 	Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error)
 }
 
