@@ -15,9 +15,9 @@ type span struct{ from, to int64 }
 
 func (s span) overlaps(o span) bool { return s.from < o.to && o.from < s.to }
 
-// addSpan adds s to the sorted spans and merges it with spans that it touches. If
-// a disk is written almost in order, few spans remain. s must not overlap any of
-// the spans.
+// addSpan adds the span s to a sorted list of spans, none of which it may
+// overlap. It merges s with the spans that end where s begins or begin where s
+// ends. The list therefore stays short if a disk is written almost in order.
 func addSpan(spans []span, s span) []span {
 	i, _ := slices.BinarySearchFunc(spans, s.from, func(o span, from int64) int { return int(min(max(o.from-from, -1), 1)) })
 	if i < len(spans) && spans[i].from == s.to {
@@ -31,9 +31,10 @@ func addSpan(spans []span, s span) []span {
 	return slices.Insert(spans, i, s)
 }
 
-// content is a sparse disk in memory. If a part of the disk has no page, all its
-// bytes are equal: they are 0 in the ranges of the field zeroes, and have the
-// value fill elsewhere. The ranges of zeroes consist of whole pages.
+// content is a sparse disk in memory. A page that is not in memory consists of
+// zeros if it is in one of the ranges in the field zeroes. Otherwise all its
+// bytes have the value of the field fill. The ranges in the field zeroes consist
+// of whole pages.
 type content struct {
 	size   int64
 	fill   byte

@@ -8,9 +8,9 @@ import (
 )
 
 // encoder is a memoryDisk that is also a sink.Encoder. Units whose first byte is
-// even are stored plain, and all other units are encoded. Tests can therefore
-// produce both kinds. The encoded form of a unit differs from the unit in every
-// byte and in its length.
+// even are stored as they are, and all other units are encoded. Tests can
+// therefore produce units of both kinds. The encoded form of a unit differs from
+// the unit in every byte and in its length.
 type encoder struct{ *memoryDisk }
 
 const codeMark = 0x5A

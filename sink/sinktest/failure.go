@@ -102,8 +102,9 @@ func testError(t *testing.T, c Config) {
 	}
 }
 
-// allFail calls all methods except those that end the disk. It passes the error
-// of each method to the function check.
+// allFail calls all methods except those that end the disk, and expects each of
+// them to return an error. It passes these errors to the parameter check, which
+// checks that they are the expected ones.
 func (c Config) allFail(t *testing.T, d sink.Disk, p plan, check func(error) error) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())

@@ -59,10 +59,10 @@ type Counts struct {
 }
 
 // Memory is a target in memory, for testing code that writes to sinks. It keeps
-// the content, logs the calls, and fails when the function Before returns an
-// error. It records each call that breaks the contract of sink.Disk as a
-// violation. It holds one published disk (the file under its final name) and one
-// disk that is being written or suspended (the .partial file).
+// the content and logs the calls. A call fails if the function Before returns an
+// error. Each call that breaks the contract of sink.Disk is recorded as a
+// violation. A Memory holds one published disk, like a file with its final name,
+// and one disk that is being written or suspended, like a .partial file.
 //
 // The fields are set before the first Create. The zero value is a sequential
 // sink. Its unit is 1 byte, and its unwritten ranges need not read as zeros.
@@ -295,8 +295,8 @@ func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// put checks a call that has a range and then runs the function do, which
-// performs the call. Until do has returned, the call counts as being in progress.
+// put checks a call that has a range and then performs it by calling the
+// parameter do. Until do returns, the call counts as being in progress.
 func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	m := d.m
 	m.mu.Lock()
@@ -381,8 +381,8 @@ func (d *memoryDisk) breach(c Call) string {
 func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
 
 // uncovered returns the first offset below end that lies in none of the ranges
-// of earlier calls. It returns -1 if there is no such offset, or if callers
-// need not call ZeroAt for zeros.
+// of earlier calls. It returns -1 if there is no such offset, or if ranges may
+// be left out because unwritten ranges read as zeros.
 func (d *memoryDisk) uncovered(end int64) int64 {
 	switch {
 	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:
@@ -510,9 +510,9 @@ func (d *memoryDisk) Reopen(ctx context.Context) (source.Disk, error) {
 	return &contentReader{ctx: ctx, m: d.m, content: d.content}, nil
 }
 
-// step performs a call that has no range. The function check returns a text if the
-// call breaks the contract of sink.Disk, and "" otherwise. If the call is allowed
-// and Before returns no error, step calls the function do.
+// step performs a call that has no range. The parameter check returns how the
+// call breaks the contract of sink.Disk, or "" if it is allowed. If it is allowed
+// and Before returns no error, step calls the parameter do.
 func (d *memoryDisk) step(ctx context.Context, c Call, last int, check func() string, do func()) error {
 	m := d.m
 	m.mu.Lock()

@@ -51,8 +51,9 @@ func testResume(t *testing.T, c Config) {
 	}
 }
 
-// checkpointBeside calls Checkpoint(off). Then it runs two functions at the same
-// time: the function that Checkpoint returned, and the parameter write.
+// checkpointBeside makes a checkpoint at the given offset. It runs the function
+// that Checkpoint returns, which makes the checkpoint durable, at the same time
+// as the parameter write.
 func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, write func()) []byte {
 	t.Helper()
 	state, sync, err := d.Checkpoint(off)

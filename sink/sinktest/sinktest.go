@@ -32,8 +32,8 @@ type Target interface {
 	Leftovers() []string
 }
 
-// Breaker is a Target that can make the next WriteAt or ZeroAt of its open disk
-// fail with err.
+// Breaker is a Target that can make the next call of WriteAt or ZeroAt of its
+// open disk fail with a given error.
 type Breaker interface{ Break(err error) }
 
 // Config describes the abilities of the sink under test.
@@ -45,8 +45,8 @@ type Config struct {
 	New func(t testing.TB) Target
 	// Unit is what the method Unit of each disk should return.
 	Unit int64
-	// Multiple is a number of bytes. The sizes of all disks are multiples of
-	// it. The value 0 stands for 1.
+	// Multiple is a number of bytes. The suite creates only disks whose size is
+	// a multiple of it. The value 0 stands for 1.
 	Multiple int64
 	// InPlace means that the target exists before the disk is created, is written
 	// under its final name, and is not removed if the run fails. Block devices and NBD
@@ -62,15 +62,15 @@ type Config struct {
 	Backing bool
 }
 
-// MaxSize returns the size in bytes of the largest disk that the suite writes to a
-// target with the given unit.
+// MaxSize returns the size in bytes of the largest disk that the suite writes, if
+// the method Unit of the disks returns the given number.
 func MaxSize(unit int64) int64 { return (pieces + 1) * max(unit, 64<<10) }
 
 // pieces is the number of pieces into which the suite divides a disk, without the
 // shorter piece at the end of the disk.
 const pieces = 12
 
-// Test runs the conformance suite with the sink that c describes.
+// Test runs the conformance suite with the sink that the Config describes.
 func Test(t *testing.T, c Config) {
 	c.Multiple = max(c.Multiple, 1)
 	c.Once = c.Once || c.Stream
@@ -135,8 +135,8 @@ func (c Config) newPlan() plan {
 	random := rand.NewChaCha8([32]byte{10})
 	p.want = make([]byte, size)
 	random.Read(p.want)
-	// The lengths of the pieces alternate: one step, two steps, three steps,
-	// and again one.
+	// The lengths of the pieces repeat: they are step, 2*step, 3*step bytes,
+	// and then step bytes again.
 	for off, i := int64(0), int64(0); off < size; i++ {
 		end := min(off+(i%3+1)*step, size)
 		if end > size-step { // the short end of the disk is a piece of its own
@@ -200,8 +200,8 @@ func (c Config) createIn(t *testing.T, ctx context.Context, target Target, size 
 	return d
 }
 
-// finish finishes and publishes a disk in the same way as package transfer, and
-// checks the target after each step.
+// finish calls Finish and Publish of a disk in the same way as package
+// transfer, and checks the target after each of these calls.
 func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	t.Helper()
 	c.unpublished(t, target, "before Finish")
