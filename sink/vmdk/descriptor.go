@@ -21,9 +21,9 @@ const noParent = 0xffffffff
 const (
 	defaultAdapter   = "lsilogic"
 	defaultHWVersion = "4" // the lowest version in use, which every host supports
-	// unmanagedTools is the value of the descriptor's entry for the version
-	// of VMware Tools if the guest manages its tools itself (open-vm-tools).
-	// vSphere then does not offer to install other tools.
+	// unmanagedTools is a value of the descriptor's entry for the version of
+	// VMware Tools. It means that the guest manages its tools itself
+	// (open-vm-tools). vSphere then does not offer to install other tools.
 	unmanagedTools = "2147483647"
 	openVMTools    = "4" // the toolsInstallType of open-vm-tools
 	defaultName    = "disk.vmdk"
@@ -50,10 +50,11 @@ type descriptor struct {
 	logical, physical          int64 // sector sizes that the guest sees, bytes; 0: not recorded
 }
 
-// newDescriptor returns a descriptor with the valid properties of the source. The
-// image keeps the CID of the source, because the CID identifies the content on
-// which children of the image depend. If the source has no CID, the image gets a
-// random one, so that it differs from the CIDs of other images.
+// newDescriptor returns a descriptor with those properties of the source that are
+// valid. The image keeps the CID (content ID) of the source, because the children
+// of an image record the CID of the content on which they depend. If the source
+// has no CID, the image gets a random CID, so that it differs from those of other
+// images.
 func newDescriptor(name string, size int64, info source.Info) descriptor {
 	d := descriptor{
 		name: extentName(name), sectors: size / sectorSize,
@@ -112,8 +113,9 @@ func newCID(known string) uint32 {
 // There are as many whole cylinders as fit in the disk.
 func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, perTrack int64) {
 	c, h, s := known[0], known[1], known[2]
-	// The number of cylinders may be one too high, because some programs
-	// round it up.
+	// The number of cylinders in the source's geometry may be one higher than
+	// the number of whole cylinders in the disk, because some programs round it
+	// up.
 	if c > 0 && h > 0 && h <= 255 && s > 0 && s <= 63 && c <= (sectors-1)/(h*s)+1 {
 		return c, h, s
 	}
@@ -131,9 +133,9 @@ func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, 
 	return max(sectors/(heads*perTrack), 1), heads, perTrack
 }
 
-// extentName returns the name for the image's own file in the descriptor. Readers
-// ignore the name. If name is not suitable, for example because the target is a
-// pipe, the result is a fixed name.
+// extentName returns the name by which the descriptor refers to the file of the
+// image. Readers ignore this name. If the name of the target is not suitable, for
+// example because the target is a pipe, the result is a fixed name.
 func extentName(name string) string {
 	name = filepath.Base(name)
 	if !strings.EqualFold(filepath.Ext(name), ".vmdk") || len(name) > 255 || !isText(name) {

@@ -50,7 +50,7 @@ func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, er
 	return e.out.b, false, nil
 }
 
-// appender is an io.Writer that appends to a slice of bytes.
+// appender is an io.Writer that appends everything to a slice of bytes.
 type appender struct{ b []byte }
 
 func (a *appender) Write(p []byte) (int, error) {

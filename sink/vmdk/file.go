@@ -50,7 +50,7 @@ const (
 // it, because data that cannot be compressed grows by less than 64 bytes.
 const maxPacked = 2 * grainSize
 
-// chunk is the length of a write to the file, in bytes.
+// chunk is the number of bytes that are written to the file at once.
 const chunk = 1 << 20
 
 var errTooLong = errors.New("the file of a VMDK can have at most 2 TiB, and the compressed disk is larger: write a raw or qcow2 target instead")
@@ -86,8 +86,8 @@ func (f *file) begin(descriptor string) error {
 	return f.zeros(firstGrainSector*sectorSize - f.pos)
 }
 
-// header returns a SparseExtentHeader, which the file has twice: as header and as
-// footer.
+// header returns a SparseExtentHeader. The file begins with one, the header, and
+// another one near its end is the footer.
 func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le := binary.LittleEndian
 	copy(b[:], magic)
@@ -98,8 +98,8 @@ func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le.PutUint64(b[28:], descriptorSector)
 	le.PutUint64(b[36:], descriptorSectors)
 	le.PutUint32(b[44:], tableEntries)
-	// The redundant grain directory, whose offset would be at byte 48, is not
-	// written.
+	// Bytes 48 to 55 stay zero. They are for the offset of the redundant grain
+	// directory, which this package does not write.
 	le.PutUint64(b[56:], directory)
 	le.PutUint64(b[64:], firstGrainSector)
 	copy(b[73:], newlines)
@@ -184,8 +184,8 @@ func (f *file) end() error {
 	return f.flush()
 }
 
-// marker writes a marker for the given number of sectors with metadata, which the
-// caller writes next.
+// marker writes a marker, which announces metadata of the given type and number
+// of sectors. The caller writes these metadata next.
 func (f *file) marker(kind uint32, sectors int64) error {
 	var b [sectorSize]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(sectors))
@@ -193,8 +193,8 @@ func (f *file) marker(kind uint32, sectors int64) error {
 	return f.write(b[:])
 }
 
-// sector returns the number of the sector that will be written next, for an entry
-// of a grain table or of the grain directory.
+// sector returns the number of the sector of the file that will be written next.
+// Entries of grain tables and of the grain directory contain such numbers.
 func (f *file) sector() (uint32, error) {
 	sector := f.pos / sectorSize
 	if sector > math.MaxUint32 {

@@ -16,13 +16,14 @@ import (
 )
 
 // MaxSize is the size of the largest disk that Create accepts, in bytes. The grain
-// directory of such a disk has 8 MiB, which are kept in memory. vSphere's own limit
+// directory of the image of such a disk takes 8 MiB of memory. vSphere's own limit
 // is 62 TiB.
 const MaxSize = 64 << 40
 
-// These are compression levels, as zlib numbers them. At DefaultLevel a real file
-// system takes as many bytes as at zlib's own default level, but compressing it
-// takes a fifth of the time; bench_test.go has the measurements.
+// These are compression levels, as zlib numbers them. At DefaultLevel the image
+// of a real file system has as many bytes as at zlib's own default level, but
+// compressing it takes a fifth of the time. The measurements are in
+// bench_test.go.
 const (
 	MinLevel     = 1
 	MaxLevel     = 9
@@ -122,8 +123,9 @@ func (d *disk) Unit() int64 { return grainSize }
 // zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call runs the function do, which writes the range [off, off+n). It fails if the
-// range begins before the next offset to write.
+// call performs a call that writes the range [off, off+n), by calling the
+// parameter do. It fails if the range begins before the offset at which the last
+// write ended.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err
@@ -258,9 +260,10 @@ func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
 	return reader.Open(ctx, d.Name, f, nothingElse, reader.Options{})
 }
 
-// nothingElse is the source.Opener with which an image is read back. It would be
-// called to open other files of the image. It always returns an error, because
-// the image must consist of a single file.
+// nothingElse is the source.Opener that is used when an image is read back. The
+// reader of the image calls it to open further files of the image. It always
+// returns an error, because an image of this package must consist of a single
+// file.
 func nothingElse(_ context.Context, from, name, _ string) (source.Disk, error) {
 	return nil, fmt.Errorf("%s refers to the file %q, but a streamOptimized VMDK must be a single file", from, name)
 }
