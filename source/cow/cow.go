@@ -1,14 +1,15 @@
-// Package cow adds a writable layer to a disk that is only read. [New] takes the base
-// disk and returns a [Disk]: blocks that were written are in a file, the layer, and all
-// other blocks are read from the base, which never changes.
+// Package cow makes a disk writable without changing it. [New] takes this disk, the
+// base, and returns a [Disk]. Blocks that are written are stored in a file, the layer.
+// All other blocks are read from the base.
 //
-// The layer has two bits for each block: absent (the content is that of the base),
-// present in the layer, or zeroed. These states are kept in pages, and a limited number
-// of pages is kept in memory (table.go). The offset of a block in the file is its
-// offset in the disk plus a constant (store.go). The file is therefore sparse, and this
-// package need not assign space to blocks. Consecutive blocks are read or written with
-// one system call, and two blocks can never get the same place, whatever the order of
-// the writes. docs/cow.md describes the format of the file.
+// The layer records the state of each block in two bits: absent (the base has the
+// content), present (the layer has the content) or zeroed. These states are kept in
+// pages. A limited number of pages is kept in memory (table.go). The offset of a block
+// in the file is its offset in the disk plus a constant (store.go). The file is
+// therefore sparse, and this package need not assign space to blocks. Consecutive
+// blocks are read or written with one system call, and two blocks can never get the
+// same place, whatever the order of the writes. docs/cow.md describes the format of the
+// file.
 package cow
 
 import (
@@ -38,13 +39,14 @@ const (
 type Options struct {
 	// File is the path of the layer. If the file does not exist or is empty, a new
 	// layer is created in it. Otherwise the file must be a layer that was created for
-	// the same base in the same state. Its blocks are kept, and new writes are added.
-	// If File is empty, the layer is a file without a name in the folder for temporary
-	// files ($TMPDIR), which disappears when the process ends for any reason.
+	// the same base, and the base must not have changed since then. The blocks in the
+	// layer are kept, and new writes are added. If File is empty, the layer is a file
+	// without a name in the folder for temporary files ($TMPDIR), which disappears
+	// when the process ends for any reason.
 	File string
-	// OnRead also copies each block that is read from the base into the layer, so that
-	// it is read only once from a slow base. Copying stops when there is no space left
-	// for the layer.
+	// If OnRead is true, each block that is read from the base is also copied into the
+	// layer, so that it is read only once from a slow base. Copying stops when there
+	// is no space left for the layer.
 	OnRead bool
 	// BlockSize is a power of two from 4 KiB to 2 MiB, in bytes. 0 means the block size
 	// of the existing layer, or DefaultBlockSize for a new one. The first write to a
@@ -77,13 +79,14 @@ type Disk struct {
 	flushes flush.Group
 }
 
-// New returns a disk that reads from base and stores writes in a layer. When ctx ends,
-// the calls of the disk return the cause of its end. The disk owns base and closes it.
-// If New fails, base still belongs to the caller.
+// New returns a disk that reads from the given base and stores writes in a layer.
+// After the context has ended, all calls of the disk return the cause of that
+// (context.Cause). The disk owns the base and closes it. If New fails, the base still
+// belongs to the caller.
 //
-// New refuses a file that is in use, that is not a layer, or that is the layer of
-// another base, and does not change it. The error names the file. If the layer belongs
-// to another base, the error also names both disks.
+// New returns an error if Options.File is in use, is not a layer, or is the layer of
+// another base. It does not change such a file. The error names the file. If the layer
+// belongs to another base, the error also names both bases.
 func New(ctx context.Context, base source.Disk, o Options) (*Disk, error) {
 	return newDisk(ctx, base, o, kernel())
 }
@@ -147,9 +150,9 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 	return d, nil
 }
 
-// maxBuffered limits the memory in bytes for block buffers. A call needs a buffer to
-// write a part of a block, or to copy a whole block into the layer when only a part of
-// the block is read.
+// maxBuffered limits the memory for buffers, in bytes. Each buffer holds one block. A
+// call needs a buffer if it writes only a part of a block, or if it copies a whole
+// block into the layer although it reads only a part of the block.
 const maxBuffered = 8 << 20
 
 // buffer returns memory for one block. It waits until a buffer is free. If the context
@@ -169,9 +172,9 @@ func (d *Disk) buffer() (b []byte, err error) {
 // Size returns the size of the base in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity returns "cow:" and the identity of the base. The proof is always "none" (see
-// source.Identified), because a write changes the content of the disk but not its
-// identity.
+// Identity returns the identity of the base with the prefix "cow:". The result proof is
+// always "none" (see source.Identified), because a write changes the content of the
+// disk but not its identity.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Check(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.life.Name, err)
@@ -189,20 +192,22 @@ func (d *Disk) Info() source.Info { return d.info }
 // use the cache, because data that was written is likely to be read again.
 func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 
-// inFileAhead limits the length in bytes of the range whose position InFile returns.
-// Callers need a position only for a single request.
+// inFileAhead limits the length, in bytes, of the range for which one call of InFile
+// returns a position. Callers need no longer ranges, because they use a position
+// only for a single request.
 const inFileAhead = 64 << 20
 
-// InFile returns the position of a present block in the file of the layer. For an
-// absent block it returns what InFile of the base returns. With Options.OnRead it
-// returns no position for absent blocks, because a read that bypasses this disk would
-// not copy the block into the layer.
+// InFile returns the position of the content in a file. If the block at the given
+// offset is present, this is the file of the layer. If the block is absent, InFile
+// returns what the method InFile of the base returns. With Options.OnRead, however,
+// it returns no position for absent blocks, because a read that bypasses this disk
+// would not copy the block into the layer.
 //
-// A position is valid until its range is written. If the range is written while a
-// caller answers a request, the caller may still read from the position. The base never
-// changes, and a block never moves within the file. The caller therefore gets content
-// that the range had at some time since InFile was called, as with any read that
-// overlaps a write.
+// A position is valid until the range is written. A caller may still read from the
+// position if the range is written while the caller answers a request. The base never
+// changes, and a block never moves within the file of the layer. The caller therefore
+// gets content that the range had at some time since the call of InFile. Any read that
+// overlaps a write may return such content.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -220,9 +225,10 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return nil, 0, 0, false
 }
 
-// run returns the state of the block that has the byte at off, and how many of the n
-// bytes from off on are known to have the same state. The bytes after these may have
-// the same state too, because run examines a limited number of pages.
+// run examines n bytes, beginning at the given offset. It returns the state of the
+// block with the first byte, and how many of the bytes belong to blocks that are
+// known to have this state. Further bytes may belong to such blocks as well, because
+// run examines a limited number of pages.
 func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	b := off / d.block
 	last := (off + n - 1) / d.block

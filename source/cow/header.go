@@ -95,7 +95,7 @@ func readHeader(f io.ReaderAt) (header, error) {
 }
 
 // differs compares h, the header of an existing layer, with the header that the caller
-// expects. If they differ, it returns an error that names the difference.
+// expects. If the two are different, it returns an error that says what is different.
 func (h header) differs(want header) error {
 	const back = "; use the disk that the layer belongs to, or remove the layer"
 	switch {
@@ -111,8 +111,8 @@ func (h header) differs(want header) error {
 	return nil
 }
 
-// named returns the words with which an error names a disk. id is the identity of the
-// disk, or "" if the disk has none.
+// named returns the words with which an error names a disk that has the given
+// identity. The identity is "" if the disk has none.
 func named(id string) string {
 	if id == "" {
 		return "a disk without an identity"
@@ -163,8 +163,9 @@ var (
 	oldFileIdentity = regexp.MustCompile(`^file:[0-9]+:([0-9]+):([0-9]+:[0-9]+)$`)
 )
 
-// sameFile reports whether two identities of raw files identify the same file. old has
-// the old form, with a device number, and id has the present form.
+// sameFile reports whether two identities of raw files identify the same file. The
+// parameter old has the old form, with a device number, and the parameter id has the
+// present form.
 func sameFile(old, id string) bool {
 	was, is := oldFileIdentity.FindStringSubmatch(old), fileIdentity.FindStringSubmatch(id)
 	return was != nil && is != nil && slices.Equal(was[1:], is[1:])

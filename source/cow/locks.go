@@ -15,8 +15,9 @@ type locks [stripes]sync.RWMutex
 
 func (l *locks) of(b int64) *sync.RWMutex { return &l[b%stripes] }
 
-// each calls the function visit with the locks of the n blocks that begin with block b, in
-// ascending order of the locks. n must not be greater than stripes.
+// each calls the parameter visit once for each lock of n blocks, the first of which is
+// block b. The order is ascending by the numbers of the locks. There may be at most as
+// many blocks as there are locks.
 func (l *locks) each(b, n int64, visit func(*sync.RWMutex)) {
 	from := b % stripes
 	for i := range max(0, from+n-stripes) {

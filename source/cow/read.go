@@ -41,8 +41,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 // to copy them into the layer.
 const maxCopied = 4 << 20
 
-// copyRange fills p with the bytes from off on. It copies the absent blocks of this
-// range from the base into the layer.
+// copyRange fills p with the bytes of the disk from the given offset on. It copies
+// the absent blocks of this range from the base into the layer.
 func (d *Disk) copyRange(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / d.block
@@ -64,8 +64,9 @@ func (d *Disk) copyRange(p []byte, off int64) error {
 	return nil
 }
 
-// copyPart fills the beginning of p with the bytes from off to the end of their block,
-// and returns their number. It copies the whole block into the layer.
+// copyPart reads the bytes from the given offset to the end of the block into p, or
+// fewer bytes if p is shorter, and returns their number. If the block is absent,
+// copyPart copies all of it into the layer.
 func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	buf, err := d.buffer()
 	if err != nil {
@@ -80,9 +81,9 @@ func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	return copy(p, block[off-b*d.block:]), nil
 }
 
-// copyBlocks fills p with the n blocks that begin with block b, and copies the absent
-// ones into the layer. A second call for the same block waits for the first and then
-// finds the block present.
+// copyBlocks reads n blocks, the first of which is block b, into p. It copies those
+// that are absent into the layer. If two calls run for the same block, the second one
+// waits for the first one, and then finds the block in the layer.
 func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	d.locks.lock(b, n)
 	defer d.locks.unlock(b, n)
@@ -110,9 +111,10 @@ func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	return nil
 }
 
-// storeRead writes p, whole blocks that were read from the base, into the layer. The
-// caller holds the locks of these blocks exclusively. If writing fails, the read still
-// succeeds, but the disk stops copying blocks that are read.
+// storeRead writes the blocks in p, which were read from the base, into the layer. The
+// caller must have locked these blocks exclusively. If writing fails, storeRead
+// returns no error, so that the read succeeds, but from then on the disk does not copy
+// blocks that are read.
 func (d *Disk) storeRead(p []byte, off int64) {
 	for len(p) > 0 {
 		n := min(d.block, int64(len(p)))
@@ -147,7 +149,8 @@ func (d *Disk) blocks(n int64) int64 { return (n + d.block - 1) / d.block }
 // shorter than the others.
 func (d *Disk) length(b int64) int64 { return min(d.block, d.size-b*d.block) }
 
-// wholeBlocks returns the number of whole blocks at the start of [off, off+n).
+// wholeBlocks returns the number of whole blocks with which the range [off, off+n)
+// begins.
 func (d *Disk) wholeBlocks(off, n int64) int64 {
 	if off%d.block != 0 {
 		return 0

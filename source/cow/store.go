@@ -122,8 +122,8 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 	return s, nil
 }
 
-// openOrMake opens a file for reading and writing, and reports whether it created the
-// file.
+// openOrMake opens a file for reading and writing, and creates it if it does not
+// exist. It also reports whether it created the file.
 func openOrMake(path string) (f *os.File, made bool, err error) {
 	// O_NONBLOCK prevents waiting for the other end of a FIFO.
 	const flags = os.O_RDWR | unix.O_NONBLOCK
@@ -166,9 +166,9 @@ func (s *store) create(path string, want header) (err error) {
 	return durable.SyncFolder(filepath.Dir(path))
 }
 
-// maxPart is the number of bytes of the disk in each file of a temporary layer that
-// consists of several files. It is half of 16 TiB, the largest file on ext4, so that
-// there is room for the table.
+// maxPart is for temporary layers that consist of several files. It is the number of
+// bytes of the disk that each of these files stores. It is half of 16 TiB, the size
+// of the largest file on ext4, so that the table fits in as well.
 const maxPart = 8 << 40
 
 // maxFiles limits the number of files of a temporary layer.
@@ -208,7 +208,7 @@ func temporaryStore(want header, sys system) (_ *store, err error) {
 	return s, nil
 }
 
-// unnamed creates a file without a name, which disappears when it is closed.
+// unnamed creates a file without a name. The file disappears when it is closed.
 func unnamed(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|unix.O_EXCL, 0o600)
 	if err == nil {
@@ -233,14 +233,15 @@ func (s *store) resize(f *os.File, size int64) error {
 	return f.Truncate(size)
 }
 
-// tooLarge reports whether err, an error of resize, says that the file system does not
-// support files of that size.
+// tooLarge reports whether the error of a call of resize says that the file system
+// does not support files of the requested size.
 func tooLarge(err error) bool {
 	return errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EINVAL)
 }
 
-// place returns the file that holds the byte at off of the disk, the position of the
-// byte in that file, and how many bytes of the disk follow in the same file.
+// place returns where the layer stores the byte at the given offset of the disk: in
+// which file and at which position in this file. The result n is the number of bytes
+// of the disk from this byte on that are stored in the same file.
 func (s *store) place(off int64) (f *os.File, pos, n int64) {
 	if len(s.files) == 1 {
 		return s.files[0], s.data + off, s.size - off
@@ -297,8 +298,8 @@ func (s *store) reservePage(i int64) error {
 	return optional(s.sys.fallocate(s.files[0], unix.FALLOC_FL_KEEP_SIZE, tableStart+i*pageSize, pageSize))
 }
 
-// optional ignores an error that says that the file system does not support the call.
-// It returns all other errors.
+// optional returns nil if err says that the file system does not support a system
+// call. It returns all other errors unchanged.
 func optional(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil

@@ -43,10 +43,11 @@ const (
 	maxRunPages = 1024
 )
 
-// page has the states of pageBlocks blocks. Readers load its words without a lock, even
-// if the page was meanwhile written to the file and removed from memory. Such a reader
-// may see the state that a block had before a concurrent write. This is allowed,
-// because that write has not returned.
+// page has the states of pageBlocks blocks, which are stored in words of 64 bits.
+// Readers load these words without a lock. They may load them even after the page was
+// written to the file and removed from the table. Such a reader may see the state that
+// a block had before a concurrent write. This is allowed, because that write has not
+// returned yet.
 type page struct {
 	words [pageWords]atomic.Uint64
 	used  atomic.Bool // used since drop last examined the page
@@ -57,8 +58,8 @@ type page struct {
 	frozen  *[pageSize]byte // copy from the start of that write, if the page has changed since
 }
 
-// table has the states of all blocks. It is safe for concurrent use, but two goroutines
-// must not change the state of the same block at the same time.
+// table has the states of all blocks of the disk. It is safe for concurrent use, but
+// two goroutines must not change the state of the same block at the same time.
 type table struct {
 	store *store
 	limit int // maximum number of pages in memory
@@ -74,8 +75,8 @@ type table struct {
 	broken atomic.Pointer[error] // why nothing can be written any more, or nil
 }
 
-// newTable returns the table of the layer that s stores. It finds out which pages the
-// file has, but does not read them.
+// newTable returns the table of the layer in the store s. It finds out which pages
+// are in the file, but does not read them into memory.
 func newTable(s *store) (*table, error) {
 	t := &table{store: s, limit: maxResident, pages: make([]atomic.Pointer[page], s.pages), onFile: new(page)}
 	if !s.found {
@@ -112,9 +113,9 @@ func (t *table) failed() error {
 	return nil
 }
 
-// run returns the state of block b, and how many of the n blocks from b on are known to
-// have that state. The blocks after these may have the same state too, because run
-// examines at most maxRunPages pages.
+// run examines n blocks, the first of which is block b. It returns the state of block
+// b, and how many blocks from b on are known to have this state. Further blocks may
+// have the same state, because run examines at most maxRunPages pages.
 func (t *table) run(b, n int64) (state int, same int64, err error) {
 	state = anyState
 	for looked := 0; same < n && looked < maxRunPages; looked++ {
@@ -148,14 +149,15 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 	return state, same, nil
 }
 
-// anyState is the argument for page.run if the caller does not know the state of the
-// first block.
+// anyState is passed to page.run as the state if the caller does not know the state
+// of the first block.
 const anyState = -1
 
-// run returns how many consecutive blocks from block b on have the given state, at most
-// n. If the given state is anyState, run uses the state of block b. It also returns the
-// state that it used. It must load the word of block b only once, because a concurrent
-// write may change the word between two loads.
+// run returns how many consecutive blocks of the page, from block b on, have the given
+// state. The result is at most n. If the given state is anyState, run uses the state of
+// block b. It also returns the state that it used. It must load the word that contains
+// the state of block b only once, because a concurrent write may change this word
+// between two loads.
 func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	for same < n {
 		at := b + same
@@ -172,7 +174,8 @@ func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	return state, min(n, same)
 }
 
-// spread returns a word of 64 bits in which all 32 blocks have the given state.
+// spread returns the word of 64 bits that contains the given state for each of 32
+// blocks.
 func spread(state int) uint64 { return uint64(state) * 0x5555555555555555 }
 
 // peek returns page i for reading, or nil if all of its blocks are absent.
@@ -192,9 +195,9 @@ func (t *table) peek(i int64) (*page, error) {
 }
 
 // acquire returns page i, after reading it into memory if necessary. If acquire returns
-// no error, it has locked mu, and the caller must unlock mu. A page whose blocks are all
-// absent does not exist yet. In this case acquire creates the page if the parameter
-// create is true, and otherwise returns a nil page.
+// no error, it has locked the mutex t.mu, and the caller must unlock it. If all blocks
+// of the page are absent, the page need not exist yet. In this case acquire creates the
+// page if the parameter create is true, and returns nil if it is false.
 func (t *table) acquire(i int64, create bool) (*page, error) {
 	for {
 		t.mu.Lock()
@@ -214,8 +217,9 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	if t.pages[i].Load() == t.onFile {
 		p, err = t.load(i)
 	} else {
-		// The space is reserved now. If there is no space, this write fails and not a
-		// later flush that affects many writes.
+		// The space in the file is reserved now. If there is no space, the write that
+		// needs the page fails. Otherwise a later flush would fail, which affects
+		// many writes.
 		err = t.store.reservePage(i)
 	}
 	if err != nil {
@@ -228,9 +232,9 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	return p, nil
 }
 
-// drop removes one page from memory and reports whether it found one. The page must
-// have no unwritten changes. The clock algorithm selects a page that was not used
-// recently. The caller holds mu.
+// drop removes a page from memory that has no unwritten changes and was not used
+// recently. It reports whether it found such a page. The page is selected by the
+// clock algorithm. The caller must have locked the mutex t.mu.
 func (t *table) drop() bool {
 	for range 2 * len(t.clock) {
 		t.hand = (t.hand + 1) % len(t.clock)
@@ -248,8 +252,8 @@ func (t *table) drop() bool {
 	return false
 }
 
-// set sets the state of the n blocks that begin with block b. It reports whether at
-// least one of them was present or zeroed before.
+// set sets the state of n blocks, the first of which is block b of the disk. It
+// reports whether at least one of them was present or zeroed before.
 func (t *table) set(b, n int64, state int) (had bool, err error) {
 	for n > 0 {
 		i, first := b/pageBlocks, b%pageBlocks
@@ -270,7 +274,7 @@ func (t *table) set(b, n int64, state int) (had bool, err error) {
 	return had, nil
 }
 
-// set sets the state of n blocks of the page, beginning with block b of the page. It
+// set sets the state of n blocks, the first of which is block b of the page. It
 // reports whether at least one of them was present or zeroed before.
 func (p *page) set(b, n int64, state int) (had bool) {
 	pattern := spread(state)
@@ -287,9 +291,10 @@ func (p *page) set(b, n int64, state int) (had bool) {
 	return had
 }
 
-// write first makes the blocks durable and then writes the changed pages to the file.
-// If the parameter durable is true, it makes the pages durable too. After an error every
-// later call fails as well, because the kernel reports lost data only once.
+// write first makes the blocks in the file durable and then writes the changed pages of
+// the table to the file. If the parameter durable is true, it also makes these pages
+// durable. After write has failed once, every later call fails as well, because the
+// kernel reports lost data only once.
 func (t *table) write(durable bool) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
@@ -343,9 +348,9 @@ func (t *table) writePages(durable bool) error {
 	return nil
 }
 
-// encode fills b with the page as the file stores it. i is the number of the page. A
-// sector whose blocks are all absent consists of zeros, so that it equals a hole of the
-// file.
+// encode writes page p, which has the number i, into b in the form that the file has. A
+// sector whose blocks are all absent consists of zeros. It is therefore equal to a hole
+// of the file.
 func (p *page) encode(i int64, b *[pageSize]byte) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
@@ -370,8 +375,8 @@ func seal(sector []byte, number int64) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sectorSum returns the checksum of a sector of the table. It includes the number of
-// the sector, so that a sector in the wrong place is detected.
+// sectorSum returns the checksum of a sector of the table. The number of the sector
+// is included in the checksum, so that a sector in the wrong place is detected.
 func sectorSum(sector []byte, number int64) uint32 {
 	var n [8]byte
 	binary.LittleEndian.PutUint64(n[:], uint64(number))
@@ -395,9 +400,9 @@ func (t *table) load(i int64) (*page, error) {
 	return p, nil
 }
 
-// decode fills p from b, the bytes of page i in the file. blocks is the number of
-// blocks of the disk. If a sector is damaged, decode returns an error and the offset of
-// the sector in the page.
+// decode fills page p with the states in b, which are the bytes that the file has for
+// page i. The parameter blocks is the number of blocks of the disk. If a sector is
+// damaged, decode returns an error and the offset of the sector in the page.
 func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (offset int64, err error) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
