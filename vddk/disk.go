@@ -20,9 +20,9 @@ const (
 	defaultRequest = 1 << 20
 	defaultDepth   = 4
 	defaultTimeout = 2 * time.Minute
-	// maxDepth is the largest Options.Depth, the number of requests in flight on a connection. A
-	// worker process has three slots of shared memory for each of these requests: two slots that
-	// are handed out as buffers, and a spare one.
+	// maxDepth is the largest Options.Depth, the number of requests in flight on a connection. For
+	// each of these requests, a worker process has three slots, pieces of shared memory: two that
+	// Disk.Buffer returns as buffers, and a spare one.
 	maxDepth = worker.MaxSlots / 3
 )
 
@@ -114,8 +114,8 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	return d, nil
 }
 
-// normalised returns o with defaults in place of fields that are not set. It also limits the
-// fields to values that a worker process accepts.
+// normalised returns the options with defaults in place of fields that are not set. It also limits
+// the fields to values that a worker process accepts.
 func (o Options) normalised() Options {
 	if o.RequestSize <= 0 {
 		o.RequestSize = defaultRequest
@@ -143,9 +143,9 @@ func (o Options) normalised() Options {
 func (d *Disk) Size() int64 { return d.size }
 
 // Identity implements source.Identified. The identity is a text that consists of the server, the
-// VM, the file, the UUID, the size and the snapshot of the disk. proof says what ensures that a
-// disk with this identity always has the same content: "snapshot", because a snapshot never
-// changes, or "none" if Params.Snapshot is not set.
+// VM, the file, the UUID, the size and the snapshot of the disk. The result proof says what ensures
+// that a disk with this identity always has the same content. It is "snapshot" if Params.Snapshot
+// is set, because a snapshot never changes. Otherwise it is "none".
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	id = fmt.Sprintf("vddk:%s:%s:%s:%s:%d", d.params.Server, d.params.VM, d.params.File, d.opened.UUID, d.size)
 	if d.params.Snapshot == "" {
@@ -203,16 +203,16 @@ func (d *Disk) Stats() source.Stats {
 }
 
 // LastWarnings returns the last 20 warnings that the library logged, the newest at the end. The
-// command shows them when a copy fails.
+// program vddkcp shows them when a copy fails.
 func (d *Disk) LastWarnings() []string { return d.log.lastWarnings() }
 
 // Ended implements source.Ender. It returns nil as long as the disk can be used. If the disk was
 // lost and cannot be opened again, it returns the reason; all calls fail then.
 func (d *Disk) Ended() error { return d.pool.died() }
 
-// ReadAt implements source.Disk. The library reads directly into p if p is a whole buffer of
-// Disk.Buffer, and off and len(p) are multiples of 512. In all other cases the library reads
-// into memory of a worker process, and ReadAt copies the data from there.
+// ReadAt implements source.Disk. The library reads directly into p if p is a whole buffer that
+// Disk.Buffer returned, and off and len(p) are multiples of 512. In all other cases the library
+// reads into memory of a worker process, and ReadAt copies the data from there.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", d.params.File, off)
@@ -228,11 +228,11 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), atEnd
 }
 
-// Buffer implements source.Allocator: it returns n bytes for ReadAt to read into. If n is at
-// most Options.RequestSize, the buffer is memory that is shared with a worker process, and the
-// library can read directly into it. Buffer waits until such memory is free, or ctx ends. A
-// larger buffer is ordinary memory. The buffer stays valid until free is called, even after
-// Close.
+// Buffer implements source.Allocator: it returns n bytes for ReadAt to read into. If n is at most
+// Options.RequestSize, the buffer is memory that is shared with a worker process, and the library
+// can read directly into it. Buffer waits until such memory is free, or ctx ends. A larger buffer
+// is ordinary memory. The buffer stays valid, even after Close, until the caller calls the returned
+// function.
 func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
 	if n <= 0 || n > d.o.RequestSize {
 		return make([]byte, max(n, 0)), func() {}, nil
@@ -240,14 +240,15 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 	return d.pool.buffer(ctx, n)
 }
 
-// Extents implements source.Disk. It asks the library which blocks are allocated, in windows of
-// 32 GiB, and keeps the answers. The window after the current one is queried in advance. Ranges
-// that are not allocated are zeros or, with Params.SingleLink, source.Inherited. The library can
-// only be asked about whole chunks of 64 KiB; a smaller rest at the end of the disk is reported
-// as Data.
+// Extents implements source.Disk. It asks the library which blocks are allocated, in windows of 32
+// GiB, and keeps the answers. While the caller uses the extents of one window, the next window is
+// already queried. Ranges that are not allocated are zeros or, with Params.SingleLink,
+// source.Inherited. The library can only be asked about whole chunks of 64 KiB; a smaller rest at
+// the end of the disk is reported as Data.
 //
-// If a query fails, the next 1 GiB is reported as Data, and the user is warned once. The range
-// after that is queried later. After the first write the whole disk is reported as Data.
+// If the query for a window fails, the user is warned once, and up to 1 GiB of the window is
+// reported as Data. Then the rest of the window is queried again. After the first write the whole
+// disk is reported as Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {
@@ -275,7 +276,8 @@ func (d *Disk) Close() error {
 	})
 }
 
-// finish ends the worker processes, and then undoes what was done to the VM.
+// finish ends the worker processes. Then it detaches disks that lost workers left attached, and
+// ends the access for which the VM was prepared.
 func (d *Disk) finish() {
 	d.life.end()
 	d.life.background.Wait()

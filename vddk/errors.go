@@ -220,10 +220,10 @@ func (e *lostError) Error() string {
 }
 func (e *lostError) Unwrap() error { return e.err }
 
-// reopeningError says that a disk could not be opened again after a connection was lost. It is a
-// source.ErrReopen, and has the properties of err, with one exception: errors.Is does not find
-// fs.ErrNotExist and fs.ErrPermission in it. Such errors would count as permanent. But the disk
-// was open before, so the copy can be resumed when the cause has been removed.
+// reopeningError says that a disk could not be opened again after a connection was lost. errors.Is
+// finds source.ErrReopen in it, and everything that it finds in err, except fs.ErrNotExist and
+// fs.ErrPermission. Errors with these two would count as permanent. But the disk was open before,
+// so the copy can be resumed when the cause has been removed.
 type reopeningError struct{ err error }
 
 // Is implements the interface that errors.Is uses.
@@ -236,8 +236,8 @@ func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
 func (e *reopeningError) Error() string      { return e.err.Error() }
 
 // Transient tells transfer/report, which prints the errors of a copy, that a failure of the
-// library, the server or this system may be temporary. An error that is marked by
-// source.Permanent is not transient, even if it wraps one of these errors.
+// library, the server or this system may be temporary. If source.Permanent has marked an error that
+// wraps an Error or one of the types below, the marked error is not transient.
 func (e *Error) Transient() bool          { return true }
 func (e *LoginError) Transient() bool     { return true }
 func (e *lostError) Transient() bool      { return true }
@@ -249,8 +249,8 @@ func isLost(err error) bool {
 	return errors.As(err, &lost)
 }
 
-// Is makes e a source.ErrGone if the snapshot does not exist, because the same parameters can
-// never open the disk again.
+// Is makes errors.Is find source.ErrGone in e if the snapshot does not exist, because the same
+// parameters can never open the disk again.
 func (e *Error) Is(target error) bool {
 	return target == source.ErrGone && e.code() == worker.CodeNoSnapshot
 }

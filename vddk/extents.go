@@ -29,8 +29,8 @@ const (
 	cacheBytes = 8 << 20
 )
 
-// leastQuery is a number of chunks: 128 MiB. The queries become smaller when larger ones fail,
-// but not smaller than that.
+// leastQuery is the number of chunks in 128 MiB. When a query fails, later ones are made smaller,
+// unless the failed one had at most this number of chunks.
 const leastQuery = 2048
 
 // allocationQueries finds out which blocks of the disk are allocated. It asks the library about
@@ -122,8 +122,8 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 				off = e.End()
 				continue
 			}
-			// While the caller uses an extent of the window, the disk may be closed or ctx may
-			// end. That is therefore checked before each extent.
+			// The caller receives the extents of the window one by one. In between, the disk may be
+			// closed or ctx may end. That is therefore checked before each extent.
 			for number, to := off/window, e.End(); off < to; {
 				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
@@ -144,8 +144,8 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 	}
 }
 
-// next returns a range that begins at off and ends at end or earlier, and the allocation map of
-// the window in which it lies. If the map is nil, the allocation is not known and the range is
+// next returns the first part of the range [off, end), and the allocation map of the window in
+// which this part lies. If the map is nil, the allocation of the part is not known, and the part is
 // Data.
 func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation.Map, error) {
 	if err := q.ended(ctx); err != nil {
@@ -178,9 +178,10 @@ func (q *allocationQueries) ended(ctx context.Context) error {
 	return q.pool.ended()
 }
 
-// window returns the allocation map of the window with the given number, and queries the window
-// if needed. The map is nil if the window could not be queried. window also starts the query for
-// the next window in advance, if that begins before end.
+// window returns the allocation map of the window with the given number, and queries the window if
+// needed. The map is nil if the window could not be queried. The caller lists the extents of the
+// disk up to the offset end. If the next window begins before that offset, window also starts the
+// query for the next window, in advance.
 func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation.Map, error) {
 	w, err := q.start(number)
 	if err != nil {
@@ -201,8 +202,8 @@ func (q *allocationQueries) window(ctx context.Context, number, end int64) (*all
 	return w.got, w.err
 }
 
-// start returns the query for a window, and starts it if needed. It starts no query if the
-// result is known, if the query is in progress already, or if queries are not possible at
+// start returns the query for a window, and starts it if needed. It starts no query if the map of
+// the window is known, if the query is in progress already, or if queries are not possible at
 // present.
 func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	q.mu.Lock()
@@ -220,8 +221,9 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	defer life.End()
 	w := &windowQuery{done: make(chan struct{})}
 	q.inProgress[number] = w
-	// Close waits for calls of the user. The query is not counted as such a call, because Close
-	// must not wait for a query whose answer is not needed any more.
+	// Close waits for calls of the methods of Disk that are in progress. The query for a window is
+	// not counted as such a call, because Close must not wait for a query whose answer is not
+	// needed any more.
 	life.background.Go(func() {
 		got, err := q.queryWindow(number)
 		q.mu.Lock()
@@ -286,9 +288,9 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 const (
 	// These constants limit how often a failed query is repeated. queryRetries applies if the
 	// library has answered a query about this disk before, firstRetries if it has not, and
-	// lostRetries if the worker process was lost. Reads are repeated more often than queries,
-	// because a disk cannot be copied without reads. Without an answer to a query, the disk can
-	// still be read as a whole.
+	// lostRetries if the worker process was lost. A failed read is repeated more often than a
+	// failed query. Without the read, the disk cannot be copied. Without the answer to the query,
+	// the blocks can still be read, whether they are allocated or not.
 	queryRetries = 20
 	firstRetries = 3
 	lostRetries  = 2
@@ -305,11 +307,12 @@ const (
 	unknownPiece = 1 << 30
 )
 
-// queryAgain makes a query for n chunks from chunk first on. If the query fails, queryAgain
-// waits for some time, or until a lost worker process is replaced, and repeats the query. It does
-// not repeat the query in these cases:
-//   - noRepeats is true.
-//   - The last query before this one failed, and so did its repetitions.
+// queryAgain makes a query for n chunks, beginning with the chunk number first. If the query fails,
+// queryAgain waits for some time, or until a lost worker process is replaced, and repeats the
+// query. It does not repeat the query in these cases:
+//   - The caller forbids it with noRepeats.
+//   - The query before this one failed, and so did its repetitions. Repetitions of this one would
+//     probably fail, too.
 //   - No query has succeeded since q.limit, the size of a query, was doubled. The new size is
 //     probably too large, and a smaller query is better than a repetition.
 func (q *allocationQueries) queryAgain(first, n uint64, noRepeats bool) (blocks []worker.Block, err error) {
@@ -349,9 +352,9 @@ func (q *allocationQueries) retries(err error) int {
 	return retries
 }
 
-// failed records that the window at offset off cannot be queried, and sets the time until which
-// no query is made. took is the duration of the failed query, and why its error.
-func (q *allocationQueries) failed(off int64, took time.Duration, why error) {
+// failed records that the window at the given offset cannot be queried. It also sets the time until
+// which no query is made. took is the duration of the failed query, and err its error.
+func (q *allocationQueries) failed(off int64, took time.Duration, err error) {
 	q.mu.Lock()
 	pause := max(min(firstPause<<min(q.failures, 10), lastPause), slowPause*took)
 	q.failures++
@@ -360,8 +363,8 @@ func (q *allocationQueries) failed(off int64, took time.Duration, why error) {
 	q.mu.Unlock()
 	r := q.pool.report
 	r.warnOnce(&q.warned, fmt.Sprintf("%s: all blocks at offset %d are read, because the library could not list the allocated ones; the next blocks are queried later: %v",
-		r.disk, off, why))
-	r.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", why)
+		r.disk, off, err))
+	r.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", err)
 }
 
 // succeeded records that the library answered a query of n chunks.
@@ -407,8 +410,8 @@ func (l *queryLimit) succeeded(n uint64) {
 	}
 }
 
-// failed records that a query of n chunks failed. It reports whether a query of fewer chunks is
-// worth an attempt.
+// failed records that a query of n chunks failed. It reports whether the caller should query fewer
+// chunks instead.
 func (l *queryLimit) failed(n uint64) bool {
 	if l.grown {
 		l.needed, l.grown = min(4*l.needed, 256), false
@@ -424,9 +427,9 @@ func (l *queryLimit) failed(n uint64) bool {
 // errWrote is the error of a query that is made after the first write to the disk.
 var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
-// query asks a worker process which blocks are allocated in n chunks, from chunk first on. The
-// offset and the length of each reported block are multiples of granularity, a number of chunks.
-// Queries may run at the same time as reads of the same session.
+// query asks a worker process which blocks are allocated in n chunks, beginning with the chunk
+// number first. The offset and the length of each reported block are multiples of the given
+// granularity, a number of chunks. Queries may run at the same time as reads of the same session.
 func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()
@@ -460,8 +463,8 @@ func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block,
 }
 
 // acquire waits until a session is open, a worker process with the open disk. It returns the
-// session with the fewest queries in progress and counts one more. The caller decrements
-// session.queries after the query.
+// session with the fewest queries in progress, and increments session.queries, their number. The
+// caller decrements it after the query.
 func (q *allocationQueries) acquire() (*handle, *session, error) {
 	p := q.pool
 	p.mu.Lock()

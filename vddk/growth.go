@@ -67,8 +67,9 @@ func nfc(transport string) bool { return transport == "nbd" || transport == "nbd
 // attached reports whether a transport mode attaches the disk to this machine as a device.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
-// tuneLocked tells the tuner that a request moved n bytes. The tuner answers how many
-// connections it wants; if needed, tuneLocked starts to add a connection or to remove one.
+// tuneLocked tells the tuner that a request moved n bytes. The tuner returns the number of
+// connections that it wants. If that differs from the present number, tuneLocked starts to add a
+// connection or to remove one.
 func (g *growth) tuneLocked(n int64) {
 	p := g.pool
 	if g.tuner == nil || p.life.ended() != nil {

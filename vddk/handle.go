@@ -86,9 +86,9 @@ func (h *handle) finish(s *session) {
 	p.exitedLocked(s)
 }
 
-// replace waits until the process of old, the lost session, has ended, and opens the disk again.
-// It returns the new session. It returns nil if the handle is not needed any more or was given
-// up.
+// replace waits until the process of old, the lost session, has ended, and opens the disk again. It
+// returns the new session. It returns nil if planReopening decides that the disk is not opened
+// again over this handle.
 func (h *handle) replace(old *session) *session {
 	p := h.pool
 	<-old.proc.Done()
@@ -133,11 +133,11 @@ func (h *handle) reopen() (*session, error) {
 	return p.opener.open(ctx, true, shrink)
 }
 
-// failedLocked counts one failure of the connection: a lost session or a failed opening. since
-// is the time of the failure.
-func (h *handle) failedLocked(since time.Time) {
+// failedLocked counts one failure of the connection: a lost session or a failed opening. when is
+// the time of the failure.
+func (h *handle) failedLocked(when time.Time) {
 	if h.failures++; h.failures == 1 {
-		h.since = since
+		h.since = when
 	}
 }
 

@@ -184,8 +184,9 @@ func library(path string) (Library, error) {
 	}
 	defer f.Close()
 	l := Library{Path: real, Dir: filepath.Dir(real)}
-	// The path may be a symbolic link in lib64 of the distribution to a file elsewhere, or a
-	// link elsewhere to a file in lib64. In both cases the root is the parent folder of lib64.
+	// The path may be a symbolic link in lib64 of the distribution to a file elsewhere, or a link
+	// elsewhere to a file in lib64. In both cases l.Root, the root folder of the distribution, is
+	// the parent folder of lib64.
 	l.Root = l.Dir
 	for _, dir := range []string{l.Dir, filepath.Dir(path)} {
 		if filepath.Base(dir) == "lib64" {

@@ -12,9 +12,9 @@ import (
 )
 
 // lifetime is the life of a disk: it counts the calls in progress, like life.Life, and has two
-// further phases for Disk.Close. First (closing), calls in progress continue, but lost worker
-// processes are not replaced. Then (ending), no call is in progress and the workers are closed.
-// Its methods are safe for concurrent use.
+// further phases for Disk.Close. In the first phase, closing, calls in progress continue, but lost
+// worker processes are not replaced. In the second phase, ending, no call is in progress and the
+// workers are closed. The methods of lifetime are safe for concurrent use.
 type lifetime struct {
 	life.Life
 

@@ -31,8 +31,8 @@ type opener struct {
 	slots, spare int // slots of each worker, and how many of them are spare ones
 
 	// samples has checksums of some data that was read. After the disk is opened again, the same
-	// data is read and compared. samples is nil if the disk is a snapshot, which never changes,
-	// or if its content may change.
+	// data is read and compared. This proves nothing about a disk whose content may change, and a
+	// snapshot never changes. For both of them, samples is nil.
 	samples *source.Samples
 
 	// The method openFirst sets these fields. All other openings come after it.
@@ -271,8 +271,9 @@ func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 	return nil
 }
 
-// same checks that a disk that was opened again is the same disk as at the first opening. opened
-// has the properties of the disk now. If its size or its UUID has changed, same returns an error.
+// same checks that a disk that was opened again is the same disk as at the first opening. The
+// parameter opened has its present properties. If the size or the UUID has changed, same returns an
+// error.
 func (op *opener) same(opened worker.Opened) error {
 	first := op.opened
 	if first == nil || first.Capacity == opened.Capacity && first.UUID == opened.UUID {

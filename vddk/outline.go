@@ -42,10 +42,10 @@ func (o *outline) init(q *allocationQueries) {
 	}
 }
 
-// bounds is called for a range of chunks, which begins at the chunk first of the disk. It
-// returns a part of the range, [start, stop), that contains all allocated chunks of the range.
-// start and stop count from the beginning of the range. If the outline is not known, the part is
-// the whole range.
+// bounds is called for a range with the given number of chunks. The number of its first chunk,
+// counted from the beginning of the disk, is first. bounds returns a part of the range, [start,
+// stop), that contains all allocated chunks of the range. start and stop are counted from the
+// beginning of the range. If the outline is not known, the part is the whole range.
 func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
 	// The first window gets no outline: every copy begins with it, and it must not wait for the
 	// queries of the outline.
@@ -79,8 +79,9 @@ func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
 	return lowest - first, highest - first
 }
 
-// part returns the part of the outline with the given number, which is the answer to one query.
-// It makes the query if needed. The result is nil if the query fails.
+// part returns one part of the outline: the part with the given number. Each part is the answer to
+// one query. If the query has not been made before, part makes it. The result is nil if the query
+// fails.
 func (o *outline) part(number uint64) *allocation.Map {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -24,15 +24,15 @@ const maxPieces = 16
 // replaced (see handle), and the number of connections is adapted to the host (see growth). All
 // methods are safe for concurrent use.
 //
-// mu guards the fields below it, the fields of handles that say so, and those of sessions. mu is
-// never held during a call to a worker process, or to a function of the Options (OnRetry, Warn,
-// Log).
+// The mutex mu guards the fields of pool below it, and those fields of handle and session that are
+// marked in these types. mu is never held during a call to a worker process, or to a function of
+// the Options (OnRetry, Warn, Log).
 //
 // Locks are acquired in this order: the one inside Disk.flushes, outline.mu,
 // allocationQueries.querying, allocationQueries.mu, pool.mu. The locks that are acquired while
-// pool.mu is held, such as those inside pacing.Pace and Registry, are held for a short time, and
-// no further lock is acquired while they are held. Methods whose names end in Locked are called
-// with mu held.
+// pool.mu is held, such as those inside pacing.Pace and Registry, are held for a short time, and no
+// further lock is acquired while they are held. Methods whose names end in Locked are called with
+// mu held.
 type pool struct {
 	life     *lifetime
 	o        *Options
@@ -103,8 +103,8 @@ func (p *pool) carryOut(r request) error {
 	return p.doPieces(r)
 }
 
-// doPieces divides r into pieces and carries out up to maxPieces of them at the same time. All
-// borders between pieces are multiples of the sector size.
+// doPieces divides the request r into pieces and carries out up to maxPieces of them at the same
+// time. All borders between pieces are multiples of the sector size.
 func (p *pool) doPieces(r request) error {
 	l, _ := p.pace.Next()
 	var g errgroup.Group
@@ -115,9 +115,9 @@ func (p *pool) doPieces(r request) error {
 	return g.Wait()
 }
 
-// repeat makes a request until it succeeds, or until the retry policy allows no further attempt.
-// r must be short enough for one request. If the host accepts only shorter requests after a
-// failure, repeat divides r.
+// repeat makes the request r until it succeeds, or until the retry policy allows no further
+// attempt. r must be short enough for one request. If the host accepts only shorter requests after
+// a failure, repeat divides r.
 func (p *pool) repeat(r request) error {
 	if r.write {
 		if err := p.readEdges(&r); err != nil {
@@ -228,8 +228,8 @@ func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, 
 }
 
 // lostDuring is called when the operation op failed because the worker process of session s was
-// lost. It waits until the process has ended, calls lose, which records the loss, and returns an
-// error that says why the process ended.
+// lost. It kills the process if that has not ended yet, records the loss, and returns an error that
+// says why the process ended.
 func (p *pool) lostDuring(h *handle, s *session, op string, since time.Time) error {
 	s.proc.Kill()
 	p.lose(h, s, op, since)
@@ -505,8 +505,8 @@ func (p *pool) dieLocked(err error) {
 	p.broadcastLocked()
 }
 
-// begin starts a call of a user, which ends with life.End. Disk.Close waits for that. begin
-// returns an error if the disk cannot be used any more.
+// begin counts a call, such as that of a method of Disk, until life.End is called. Disk.Close waits
+// until no call is counted. begin returns an error if the disk cannot be used any more.
 func (p *pool) begin() error {
 	if err := p.ended(); err != nil {
 		return err

@@ -75,8 +75,8 @@ func (p *Params) account() accountKey {
 }
 
 const (
-	// provenFor is a time after a successful login. During that time, logins of the same account
-	// do not wait for each other.
+	// provenFor is a duration: for so long after a successful login, other logins of the same
+	// account do not wait for each other.
 	provenFor = 10 * time.Second
 	// Until a login of an account has succeeded, its other logins wait for the result of the
 	// current one, because the server may refuse the password. They wait no longer than loginWait:
@@ -94,9 +94,9 @@ type account struct {
 	trying   chan struct{} // closed when the login that others wait for has ended; nil if there is none
 }
 
-// login waits until the disk that p names may log in. Then the caller logs in and calls ended
-// with the result: nil, or the error that prevented the login. The error of login itself is a
-// *LoginError, or the cause of ctx.
+// login waits until a connection to the disk that p names may log in. Then the caller logs in, and
+// calls the returned function with the result of that: nil, or the error that prevented the login.
+// The error that login itself returns is a *LoginError, or the cause of ctx.
 //
 // The logins of an account run one after the other until one has succeeded. Otherwise all
 // connections would try a wrong password at the same time.
@@ -177,7 +177,8 @@ func (r *Registry) ender(a *account, trying chan struct{}) func(error) {
 }
 
 // loginEnded records the result err of a login. doubts is the value that a.doubts had when the
-// login began: if it has changed since then, a success proves nothing.
+// login began. If it has changed since then, another login was refused or a connection was lost in
+// the meantime. Then a success is ignored.
 func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -197,9 +198,10 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 	close(trying)
 }
 
-// errNoLogin is recorded as the result of a successful login for a call that opens no disk, such as
-// EndAccess. Opening a disk may need other permissions than that call, so this success does not
-// prove that the next login for opening a disk will succeed.
+// errNoLogin is passed to Registry as the result of a login that was successful, but was made for a
+// call that opens no disk, such as EndAccess. Opening a disk may need other permissions than that
+// call. So the success does not prove that the next login for opening a disk will succeed, and
+// Registry must not record it as a success.
 var errNoLogin = errors.New("the successful login does not count, because no disk was opened with it")
 
 // vmKey identifies a VM on a server.
@@ -253,9 +255,9 @@ func (r *Registry) vm(p *Params) *preparedVM {
 	return vm
 }
 
-// Expect announces that the disk p will be opened later, perhaps more than once. A prepared VM
-// stays prepared until Done is called. Expect and Done use only the fields Server, Port, VM and
-// PrepareAccess of p.
+// Expect announces that the disk that p names will be opened later, perhaps more than once. A
+// prepared VM stays prepared until Done is called. Expect and Done use only the fields Server,
+// Port, VM and PrepareAccess of p.
 func (r *Registry) Expect(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return

@@ -56,12 +56,15 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 	}
 }
 
-// edges allocates the fields r.head and r.tail: memory for the first and the last sector of the
-// range of a write, if the write covers these sectors only in part. Before the caller calls fill,
-// it has to read the previous content of the first sector into readHead, and that of the last
-// sector into readTail. These results are the same memory as the fields, or nil if the sector need
-// not be read. If the first sector is also the last one, both fields are the same memory. Only one
-// result is then not nil, so that the sector is read once.
+// edges is called for a write. If the write covers the first sector of its range only in part,
+// edges allocates memory for this sector in the field r.head, and likewise for the last sector in
+// r.tail. If the first sector is also the last one, and the write covers neither its beginning nor
+// its end, both fields are the same memory.
+//
+// The results readHead and readTail are these memories, or nil if the sector need not be read. The
+// caller reads the previous content of the first sector into readHead, and that of the last sector
+// into readTail, and may then call fill. If both fields are the same memory, readTail is nil, so
+// that the sector is read only once.
 func (r *request) edges() (readHead, readTail []byte) {
 	first, end := r.sectors()
 	if r.off > first {

@@ -10,7 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeroPiece is a number of bytes. After writing that many, ZeroAt checks again whether its
+// zeroPiece is a number of bytes. Whenever ZeroAt has written so many bytes, it checks whether its
 // context has ended.
 const zeroPiece = 16 << 20
 
@@ -53,7 +53,7 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 }
 
 // Trim does nothing, because the library has no function that deallocates blocks. It only checks
-// that the disk is writable and has the range.
+// that the disk is writable and that the range lies in the disk.
 func (d *Disk) Trim(_ context.Context, off, n int64) error {
 	if err := d.beginWrite("trim", off, n); err != nil {
 		return err
@@ -88,7 +88,8 @@ func (d *Disk) beginWrite(op string, off, n int64) error {
 	return d.pool.begin()
 }
 
-// write carries out r. Before that it waits until no other write covers the same sectors.
+// write carries out the request r, a write. Before that it waits until no other write covers the
+// same sectors.
 func (d *Disk) write(r request) error {
 	if r.n == 0 {
 		return nil

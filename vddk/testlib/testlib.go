@@ -44,8 +44,8 @@ type Library struct {
 	allowed []string // rules that may be violated
 }
 
-// If tests run in parallel, builds lets only one of them build the library at a time. It also
-// remembers which builds failed.
+// builds has the options with which the library could not be built, and the errors. Its mutex is
+// held during a build, so that tests that run in parallel build one library at a time.
 var builds = struct {
 	sync.Mutex
 	failed map[string]error

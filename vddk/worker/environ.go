@@ -35,8 +35,8 @@ func environ(env []string, dir string) []string {
 	return append(list, "LIBC_FATAL_STDERR_=1")
 }
 
-// maySecret reports whether the environment variable with the given name may hold a secret. All
-// variables of vddkcp may, and others whose names contain a word such as PASSWORD.
+// maySecret reports whether the environment variable with the given name may hold a secret. That is
+// so if the name begins with VDDKCP_, or contains a word such as PASSWORD.
 func maySecret(name string) bool {
 	name = strings.ToUpper(name)
 	if strings.HasPrefix(name, "VDDKCP_") {

@@ -51,9 +51,8 @@ func MissingLibraries(path, dir string) []string {
 	return missing
 }
 
-// neededLibraries reads the library at path. needed are the names of the libraries that it needs
-// directly. folders are the folders in which they should be searched for, according to the
-// library.
+// neededLibraries reads the library at path. It returns the names of the libraries that this
+// library needs directly, and the folders in which it says that they should be searched for.
 func neededLibraries(path string) (needed, folders []string) {
 	f, err := elf.Open(path)
 	if err != nil {

@@ -27,7 +27,7 @@ type logger struct {
 	kept    []string // the last lines of the worker's output
 }
 
-// hide makes sure that the password and the cookie of r do not appear in later lines.
+// hide makes sure that the password and the cookie in the request r do not appear in later lines.
 func (l *logger) hide(r *OpenRequest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,10 +119,10 @@ func (l *logger) readOutput(r io.Reader) {
 
 // outputReader reads the pipe to which a worker process writes its standard output and standard
 // error. It makes sure that the last lines of the worker are not lost. It also makes sure that the
-// reading ends soon after the worker, even if a child of the worker keeps the pipe open and writes
-// to it.
+// reading ends soon after the worker process has ended, even if a child of the worker keeps the
+// pipe open and writes to it.
 //
-// When the process has ended, the read deadline of the pipe is set. After that deadline,
+// When the process has ended, the read deadline of the pipe is set. When the deadline has passed,
 // outputReader returns only the bytes that are in the pipe at that moment, and then io.EOF.
 type outputReader struct {
 	pipe  *os.File

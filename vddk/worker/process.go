@@ -138,8 +138,8 @@ func (p *Process) Cleanup(ctx context.Context, r OpenRequest) (cleaned, remainin
 }
 
 // PrepareAccess keeps the VM from being migrated until a process calls EndAccess with the same
-// identity. This may be another process: the end of this worker does not undo PrepareAccess. It
-// must not be called after Open.
+// OpenRequest.Identity. This may be another process: the end of this worker does not undo
+// PrepareAccess. PrepareAccess must not be called after Open.
 func (p *Process) PrepareAccess(ctx context.Context, r OpenRequest) error {
 	return p.access(ctx, kindPrepareAccess, &r)
 }
@@ -459,7 +459,7 @@ func (c *call) io(ctx context.Context, m message) error {
 }
 
 // control makes a request that the main thread of the worker program carries out. The caller has
-// acquired the request number slotControl (c.r).
+// acquired the request number slotControl for the call c.
 func (c *call) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	m.slot = slotControl
 	a, err := c.exchange(ctx, m, payload)
