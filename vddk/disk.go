@@ -62,11 +62,11 @@ var _ interface {
 	source.Writable
 } = (*Disk)(nil)
 
-// Open opens the disk that p names, with library l. If the worker process crashes while it opens
-// the disk, Open makes up to two more attempts. After any other failure it returns the error at
-// once. Errors that would occur again with the same parameters are marked by source.Permanent.
+// Open opens the disk that p names, and uses the library l. If the worker process crashes while it
+// opens the disk, Open makes up to two more attempts. After any other failure it returns the error
+// at once. Errors that would occur again with the same parameters are marked by source.Permanent.
 //
-// When ctx ends, all calls of the disk return the cause of ctx, and the workers are killed.
+// When ctx ends, all methods of the disk return the cause of ctx, and the workers are killed.
 // Workers never outlive this process.
 func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	thumbprint, err := libraryThumbprint(ctx, &p)
@@ -172,7 +172,7 @@ func (d *Disk) Info() source.Info {
 }
 
 // adapterType returns the adapter type as VMDK descriptors name it, such as "lsilogic". n is the
-// number that the library uses for it. The name of an unknown number is "".
+// number that the library uses for it. If the number is unknown, the result is "".
 func adapterType(n int) string {
 	switch n {
 	case 1:

@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// explainer adds information to the errors of worker processes: the name of the disk, the range,
-// and what the library logged. It is safe for concurrent use.
+// explainer adds information to the errors of worker processes: the name of the disk, the range of
+// bytes that the operation concerns, and what the library logged. It is safe for concurrent use.
 type explainer struct {
 	disk       string // Params.File
 	thumbprint string // SHA-1 that the library was told to expect

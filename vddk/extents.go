@@ -21,8 +21,8 @@ const (
 	// reported as data.
 	chunkSectors = worker.MinChunk
 	chunk        = chunkSectors * sectorSize
-	// A window is a range of 32 GiB. It is the largest range that one query can ask about, and
-	// the unit of the cache. windowChunks is its number of chunks.
+	// A window is a range of 32 GiB. It is the largest range that one query can ask about. The
+	// answers are cached by window. windowChunks is the number of chunks in a window.
 	windowChunks = worker.MaxChunks
 	window       = windowChunks * chunk
 
@@ -295,10 +295,10 @@ const (
 	firstRetries = 3
 	lostRetries  = 2
 	queryWait    = time.Second // the longest wait before a repetition
-	// If a window cannot be queried, no query is made for firstPause. Each further window that
-	// fails doubles the pause, up to lastPause. The pause is also at least slowPause times as
-	// long as the failed query took, because a library that hangs must not delay the reading of
-	// the disk.
+	// If a window cannot be queried, no query is made for some time, the pause. The first pause
+	// takes firstPause. Each further window that cannot be queried doubles it, up to lastPause.
+	// But a pause takes at least slowPause times as long as the failed query, because a library
+	// that hangs must not delay the reading of the disk.
 	firstPause = 10 * time.Second
 	slowPause  = 10
 	lastPause  = 5 * time.Minute

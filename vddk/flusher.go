@@ -96,8 +96,8 @@ func (f *flusher) expendable() bool {
 	return f.written == f.flushed
 }
 
-// lostLocked is called when a worker process was lost; why is the reason. If the worker had
-// writes that no flush had made durable, all later flushes fail from now on.
+// lostLocked is called when a worker process was lost; why is the reason of the loss. If the worker
+// had writes that no flush had made durable, all later flushes fail from now on.
 func (f *flusher) lostLocked(why error) {
 	if f.written > f.flushed {
 		f.failLocked(fmt.Errorf("%s: writes that were not flushed are lost: %w: %w", f.pool.life.Name, errIO, why))

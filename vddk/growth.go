@@ -30,9 +30,9 @@ type growth struct {
 //   - Options.Connections is more than 1, with any other transport mode. start opens the other
 //     connections in the background. count is the number of these other connections.
 //
-// The Budget limits the memory that all connections use on the host. giveBack returns the memory
-// of one connection to the Budget. In the last case it is called once for each of the other
-// connections: when the connection is closed, or when a failure prevents its opening.
+// The Budget limits the memory that all connections use on the host. The function giveBack gives
+// the memory of one connection back to the Budget. In the last case it is called once for each of
+// the other connections: when the connection is closed, or when a failure prevents its opening.
 func (g *growth) start(transport string, count int, giveBack func()) {
 	p := g.pool
 	switch {

@@ -194,8 +194,8 @@ func library(path string) (Library, error) {
 			break
 		}
 	}
-	// The library also contains its name, the SONAME. It is more reliable than the name of the
-	// file.
+	// The version is part of the name of the file, and also of the SONAME, the name that the
+	// library itself contains. The SONAME is more reliable.
 	names := []string{filepath.Base(path), filepath.Base(real)}
 	if soname, err := f.DynString(elf.DT_SONAME); err == nil {
 		names = append(soname, names...)
@@ -238,7 +238,7 @@ func openELF(path string) (*elf.File, error) {
 	return f, nil
 }
 
-// Function is a function of VDDK, which a library may have or not.
+// Function is a function of VDDK that a library may have or lack.
 type Function = worker.Function
 
 // Functions returns the functions of VDDK that this package can use. Present is set in those

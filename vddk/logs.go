@@ -126,9 +126,9 @@ func (l *logs) write(line logLine) {
 // clean returns text without secrets and without characters that cannot be printed, cut to
 // maxLine bytes.
 func (l *logs) clean(text string) string {
-	// The text is cut before it is searched for secrets, which limits the time of the search. If
-	// the cut divides a secret, Redact hides the part before the cut, because it is told that
-	// text is missing.
+	// The text is cut before it is searched for secrets, which limits the time of the search. The
+	// cut may divide a secret. Redact is told that text is missing after the cut, and then also
+	// hides the first part of such a secret.
 	text = l.secrets.Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
 	text = strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {

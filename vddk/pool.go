@@ -213,9 +213,9 @@ func (p *pool) timeout(maxAttempt time.Duration, since time.Time) time.Duration 
 	return min(maxAttempt, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
 }
 
-// failed returns the error of a request, with the disk and the range [off, off+n) added. If the
-// worker process was lost, failed waits until it has ended. After that nothing writes to the
-// slot of the request any more.
+// failed returns the error of a request. It adds the disk and the range [off, off+n) to the error.
+// If the worker process was lost, failed first waits until the process has ended. After that
+// nothing writes to the slot of the request any more.
 func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, err error) error {
 	if ended := context.Cause(p.life.Context); ended != nil {
 		return ended
@@ -324,8 +324,8 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	h := t.h
 	if succeeded {
 		p.progress.Mark()
-		// If the session was lost after it had sent the answer, this success does not reset the
-		// count of failures.
+		// The session may have been lost after it had sent the answer to this request. Then the
+		// success of the request does not reset the count of failures.
 		if !t.s.lost {
 			h.failures = 0
 			if t.write {

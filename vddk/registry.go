@@ -223,8 +223,9 @@ type preparedVM struct {
 }
 
 // prepare makes sure that the VM of p is prepared for access, and counts the disk. For the first
-// disk of the VM, it calls prepareVM, which calls PrepareForAccess and reports whether the VM
-// may be prepared now. prepare returns an error only if ctx ends; the error is the cause of ctx.
+// disk of the VM, it calls prepareVM, which calls PrepareForAccess. The result of prepareVM is true
+// if the VM is prepared now, or if that is not known because the call ended without an answer.
+// prepare returns an error only if ctx ends; the error is the cause of ctx.
 func (r *Registry) prepare(ctx context.Context, p *Params, prepareVM func() bool) error {
 	vm := r.vm(p)
 	select {
@@ -268,8 +269,9 @@ func (r *Registry) Expect(p *Params) {
 	vm.lock <- struct{}{}
 }
 
-// Done undoes one call of Expect: the disk will not be opened any more. If no other disk of its
-// VM is open or expected and the VM may be prepared, Done calls EndAccess, which takes up to 30 s.
+// Done undoes one call of Expect: the disk will not be opened any more. If no other disk of its VM
+// is open or expected, and the VM is known or suspected to be prepared, Done calls EndAccess, which
+// takes up to 30 s.
 func (r *Registry) Done(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return
@@ -281,8 +283,8 @@ func (r *Registry) Done(p *Params) {
 	vm.endIfLast()
 }
 
-// endIfLast calls EndAccess if the VM may be prepared and no disk of it is open or expected. The
-// caller holds vm.lock.
+// endIfLast calls EndAccess if no disk of the VM is open or expected, and the VM is known or
+// suspected to be prepared. The caller holds vm.lock.
 func (vm *preparedVM) endIfLast() {
 	if vm.disks == 0 && vm.expected <= 0 && vm.prepared && vm.end != nil {
 		vm.prepared = false
@@ -290,9 +292,9 @@ func (vm *preparedVM) endIfLast() {
 	}
 }
 
-// release undoes prepare: it is called when the disk is closed. endAccess is a function that calls
-// EndAccess. release calls it if the VM may be prepared and no other disk of the VM is open or
-// expected.
+// release undoes prepare: it is called when the disk is closed. The parameter endAccess is a
+// function that calls EndAccess. release calls this function if no other disk of the VM is open or
+// expected, and the VM is known or suspected to be prepared.
 func (r *Registry) release(p *Params, endAccess func()) {
 	vm := r.vm(p)
 	<-vm.lock

@@ -12,9 +12,9 @@ type request struct {
 	p      []byte // n bytes to read into, or to write; nil in a write means zeros
 	off, n int64
 
-	// head and tail have the previous content of sectors that a write covers only in part. head
-	// is the first sector of the range if the write does not begin at a sector border. tail is the
-	// last sector if the write does not end at one. Otherwise the field is nil. If a write neither
+	// head and tail have the previous content of sectors that a write covers only in part. head is
+	// the first sector of the range, or nil if the write begins at a sector border. tail is the
+	// last sector of the range, or nil if the write ends at a sector border. If a write neither
 	// begins nor ends at a border and lies in one sector, both fields are the same memory.
 	head, tail []byte
 }

@@ -49,7 +49,7 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 	address := net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
-		return nil, within(ctx, err)
+		return nil, addTimeout(ctx, err)
 	}
 	defer conn.Close()
 	// Old ESXi hosts need old versions of TLS. These are accepted here, because only the
@@ -62,7 +62,7 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 		if errors.As(err, &record) {
 			err = errors.New("the server does not speak TLS")
 		}
-		return nil, fmt.Errorf("TLS: %w", within(ctx, err))
+		return nil, fmt.Errorf("TLS: %w", addTimeout(ctx, err))
 	}
 	chain := t.ConnectionState().PeerCertificates
 	c := &Certificate{Leaf: chain[0]}
@@ -88,9 +88,9 @@ func anyCipherSuite() (ids []uint16) {
 	return ids
 }
 
-// within adds to err that the server did not answer in time, if the deadline of ctx has passed.
+// addTimeout adds to err that the server did not answer in time, if the deadline of ctx has passed.
 // Otherwise it returns err as it is.
-func within(ctx context.Context, err error) error {
+func addTimeout(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
 	}

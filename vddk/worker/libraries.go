@@ -13,14 +13,14 @@ import (
 // sixty.
 const maxLibraries = 1000
 
-// MissingLibraries returns the names of the libraries that the library at path needs, directly
-// or through other libraries, and that are not installed. The dynamic linker itself reports only
-// the first missing one.
+// MissingLibraries returns the names of the libraries that the library at path needs, directly or
+// through other libraries, and that are not installed. The dynamic linker itself reports only the
+// first missing one.
 //
-// Like the linker, MissingLibraries searches the folders that ld.so(8) lists: those of
-// DT_RUNPATH or DT_RPATH in the library, dir (which is in LD_LIBRARY_PATH), those of
-// /etc/ld.so.conf, and the default folders. If it cannot read a library, it assumes that this
-// library needs no other ones.
+// Like the linker, MissingLibraries searches the folders that ld.so(8) lists: those of DT_RUNPATH
+// or DT_RPATH in the library, the folder dir, those of /etc/ld.so.conf, and the default folders.
+// dir stands for LD_LIBRARY_PATH, because worker processes have this folder in that variable. If
+// MissingLibraries cannot read a library, it assumes that this library needs no other ones.
 func MissingLibraries(path, dir string) []string {
 	system := append(systemFolders("/etc/ld.so.conf", 0), "/lib64", "/usr/lib64", "/lib", "/usr/lib",
 		"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")

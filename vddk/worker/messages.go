@@ -55,8 +55,9 @@ import (
 //	"fatal"                                     level       why the worker ends
 //
 // In an answer "done", the error is 0 after a success. The answer to "text" repeats the error
-// that the request asks about. The flags are doneLibrary or doneFault. The payload depends on the
-// request, and so does the field sectors if it is not 0:
+// that the request asks about. The flags are doneFault if the worker program itself failed, and
+// doneLibrary otherwise. The payload depends on the request, and so does the field sectors if it
+// is not 0:
 //
 //	any request, flags doneFault: the step that failed, and why it failed
 //	a request with SC, an error:  the name of the library's function, and the text of the error

@@ -386,7 +386,8 @@ func (c *call) acquire(ctx context.Context) error {
 	}
 }
 
-// release frees the request number, unless the receiving goroutine has to free it.
+// release frees the request number. It does nothing if the caller has returned without waiting for
+// the answer: then the goroutine that receives the answer frees the number.
 func (c *call) release() {
 	if c.held {
 		c.r.free <- struct{}{}
@@ -500,8 +501,9 @@ func (p *Process) run() {
 	state, err := p.process.Wait()
 	patience.Stop()
 	p.socket.Close()
-	// The pipe contains everything that the process wrote. The deadline ends the reading of it,
-	// because io.EOF may never come: a child of the worker may keep the pipe open.
+	// The pipe contains everything that the process wrote. A child of the worker may keep the pipe
+	// open, and then io.EOF never comes. Therefore a deadline that has already passed is set:
+	// outputReader then ends after the present content of the pipe.
 	p.output.SetReadDeadline(time.Unix(1, 0))
 	<-output
 	p.output.Close()

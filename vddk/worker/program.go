@@ -91,8 +91,8 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	return p, err
 }
 
-// errNoLinker replaces fs.ErrNotExist if the program itself exists. The kernel returns the same
-// error if the dynamic linker, which the program names, does not exist.
+// errNoLinker says that the dynamic linker that the program names does not exist. The kernel
+// reports that in the same way as a program that does not exist, with ENOENT.
 var errNoLinker = errors.New("the dynamic linker of the program is missing: VDDK needs a system with glibc")
 
 // notFound explains why the kernel did not find the program, which was started through the path

@@ -20,8 +20,8 @@ type Redactor struct {
 }
 
 const (
-	// minSecret is the smallest number of bytes of a secret that is hidden. A shorter one
-	// appears in texts by chance, so that the stars would reveal it.
+	// minSecret is the smallest number of bytes of a secret that is hidden. A shorter secret
+	// often appears in texts by chance. Stars in all these places would reveal it.
 	minSecret = 4
 	hidden    = "***"
 )
@@ -37,8 +37,8 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 		r.add(s)
 		for _, text := range []string{s, user + ":" + s} {
 			for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-				// The last base64 character is left out, because it also depends on the bytes
-				// that follow the secret.
+				// The last character of the base64 text is left out, because it also depends on the
+				// bytes that follow the secret.
 				if code := e.EncodeToString([]byte(text)); len(code) > 8 {
 					r.literal = append(r.literal, code[:len(code)-1])
 				}

@@ -98,8 +98,8 @@ func spawn(c Config, startProcess func(env []string, files []*os.File) (*os.Proc
 	return newProcess(c, process, socket, output, memory), nil
 }
 
-// outputPipe returns a pipe for the output of a worker. Go's runtime needs our end to be
-// non-blocking. The end of the worker blocks, as programs expect of their output.
+// outputPipe returns the two ends of a pipe for the output of a worker. Go's runtime needs our end
+// to be non-blocking. The end that the worker gets is blocking, as programs expect of their output.
 func outputPipe() (ours, theirs *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {

@@ -132,7 +132,7 @@ type Opened struct {
 // SectorSize bytes.
 type Block = allocation.Block
 
-// Function is a function of VDDK, which a library may have or not.
+// Function is a function of VDDK that a library may have or lack.
 type Function struct {
 	Name     string // "VixDiskLib_Flush"
 	Required bool   // Start fails if the library does not have it
