@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
@@ -151,10 +152,10 @@ func (e *LibraryError) lookAround(folder string) {
 				entry.Name(), filepath.Join(folder, link))
 		case m != nil:
 			e.Unusable[path] = fmt.Sprintf("it is version %s, only versions %d to %d are searched for", m[1], oldestVersion, versions[0])
-			e.hint = fmt.Sprintf("to try this version of the library all the same, name its file: --libdir %s", path)
+			e.hint = fmt.Sprintf("to try this version of the library all the same, name its file: --libdir %s", printable.Word(path))
 		case entry.Name() == libraryName:
 			e.Unusable[path] = "its name has no version"
-			e.hint = fmt.Sprintf("name the file of the library (--libdir %s), or unpack VDDK again with tar, which keeps its symbolic links", path)
+			e.hint = fmt.Sprintf("name the file of the library (--libdir %s), or unpack VDDK again with tar, which keeps its symbolic links", printable.Word(path))
 		case archive.MatchString(entry.Name()):
 			e.Unusable[path] = "it is the archive of VDDK, which must be unpacked"
 			e.hint = "unpack the archive with tar, and name its folder vmware-vix-disklib-distrib with --libdir"

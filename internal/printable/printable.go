@@ -28,6 +28,18 @@ func Name(s string) string {
 	return strconv.Quote(s)
 }
 
+// Word returns s as one word of a shell's command line, for hints that users copy. If s has
+// characters with a meaning for the shell, Word returns s between single quotes.
+func Word(s string) string {
+	special := func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("/._-+,:@%=", r)
+	}
+	if s != "" && !strings.ContainsFunc(s, special) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
 // Line returns s as one line: everything that is not safe to show is escaped, including line
 // ends and tabs.
 func Line(s string) string {

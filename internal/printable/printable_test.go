@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os/exec"
 	"strings"
 	"testing"
 	"unicode"
@@ -42,6 +43,20 @@ type listError struct{ lines []string }
 
 func (e *listError) Error() string   { return strings.Join(e.lines, "\n") }
 func (e *listError) Lines() []string { return append([]string(nil), e.lines...) }
+
+// TestWord checks with a shell that it reads the result of Word as one word, and that plain
+// paths stay as they are.
+func TestWord(t *testing.T) {
+	for _, s := range []string{"", "a b", "a'b", "$(x) `y` \\ \"z\" '' \n é", "-n", "~", "#", "a;b", "/vms/web-01.vmdk"} {
+		out, err := exec.Command("sh", "-c", "printf %s "+Word(s)+"\"\"").Output()
+		if err != nil || string(out) != s {
+			t.Errorf("%q: the shell reads %q, %v", s, out, err)
+		}
+	}
+	if got, want := Word("/vms/web-01_é.vmdk"), "/vms/web-01_é.vmdk"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
 
 func TestErrorKeepsOwnLines(t *testing.T) {
 	foreign := errors.New("bad\nhint: rm -r")

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/raw"
 )
@@ -30,7 +31,7 @@ func (e *OutsideError) Error() string {
 
 // Hint returns the command-line option with which the user can permit the file.
 func (e *OutsideError) Hint() string {
-	return fmt.Sprintf("if you trust the image, add --allow-path %s to permit images to use the files in this folder", filepath.Dir(e.Target))
+	return fmt.Sprintf("if you trust the image, add --allow-path %s to permit images to use the files in this folder", printable.Word(filepath.Dir(e.Target)))
 }
 
 // references returns the Opener for the files that an image names. f is the file of the

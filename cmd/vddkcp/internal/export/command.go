@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // CommandStatus reports that Options.Command ended with a status other than 0.
@@ -36,13 +38,10 @@ func (s *sockets) script(uri, name string) string {
 	}
 	var script strings.Builder
 	for _, v := range [][2]string{{"uri", uri}, {"nbd", uri}, {"port", port}, {"unixsocket", path}, {"exportname", name}} {
-		fmt.Fprintf(&script, "%s=%s\n", v[0], shellQuote(v[1]))
+		fmt.Fprintf(&script, "%s=%s\n", v[0], printable.Word(v[1]))
 	}
 	return script.String()
 }
-
-// shellQuote quotes a text so that a shell reads it as a single word.
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
 // runShell runs a script. It returns nil, a *CommandStatus, or the reason why the
 // script could not be run. When ctx ends because of a signal, runShell sends the same

@@ -2,7 +2,6 @@ package export
 
 import (
 	"bytes"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -82,15 +81,6 @@ func TestMayName(t *testing.T) {
 	} {
 		if got := mayName(c.pattern, c.name); got != c.want {
 			t.Errorf("%s and %s: %v", c.pattern, c.name, got)
-		}
-	}
-}
-
-func TestShellQuote(t *testing.T) {
-	for _, s := range []string{"", "a b", "a'b", "$(x) `y` \\ \"z\" '' \n é", "-n"} {
-		out, err := exec.Command("sh", "-c", "printf %s "+shellQuote(s)+"\"\"").Output()
-		if err != nil || string(out) != s {
-			t.Errorf("%q: %q, %v", s, out, err)
 		}
 	}
 }
