@@ -35,8 +35,8 @@ type copying struct {
 	finished         bool  // the sink's Finish has returned
 }
 
-// newCopying prepares a copy from src to dst. If it returns an error, the caller must abort
-// dst.
+// newCopying prepares a copy from src to dst, and changes nothing. If it returns an error, the
+// caller must end dst: see endUnbegun.
 func newCopying(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*copying, error) {
 	c := &copying{src: guard(src), dst: dst, plan: plan, zeroed: isZeroed(dst)}
 	c.o = o.normal(dst, c.zeroed)

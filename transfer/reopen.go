@@ -36,7 +36,7 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 		wait, patient := r.policy.Wait(failures, idle)
 		switch {
 		case r.policy.Retries >= 0 && failures > r.policy.Retries:
-			return nil, fmt.Errorf("the target could not be opened again in %d attempts, and no more are allowed: %w", r.policy.Retries, cause)
+			return nil, fmt.Errorf("the connection to the target has failed %d times without progress, and at most %d retries are allowed: %w", failures, r.policy.Retries, cause)
 		case !patient:
 			return nil, r.policy.TimedOut(cause, idle)
 		}
