@@ -3,9 +3,9 @@ package nearest
 
 import "slices"
 
-// Of returns the entry of the list names that is most similar to word: the fewest edits turn
-// word into this entry. If several entries are equally similar, it returns the first of
-// them. The list must not be empty.
+// Of returns the name in the given list that is most similar to word: the fewest edits turn
+// word into this name. If several names are equally similar, it returns the first of them.
+// The list must not be empty.
 func Of(word string, names []string) string {
 	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
 }

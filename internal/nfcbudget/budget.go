@@ -45,9 +45,9 @@ func NewHost(totalBytes int64, maxConnections int) *Budget {
 // TryAcquire.
 func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
-// Acquire waits until the given number of bytes of the budget is free, and takes them. If ctx
-// ends first, Acquire returns the cause of ctx. The function release gives the bytes back;
-// further calls of it do nothing.
+// Acquire waits until the given number of bytes of the budget are free, and takes these
+// bytes. If ctx ends first, Acquire returns the cause of ctx. The function release gives the
+// bytes back; further calls of it do nothing.
 //
 // If the given number is more than the whole budget, Acquire takes the whole budget. The host
 // then decides whether it refuses the connection.

@@ -9,15 +9,15 @@ const (
 	minWindow   = 200 * time.Millisecond
 	maxWindow   = time.Second
 	minRequests = 32
-	// settle is the time after a change of the number of connections during which nothing is
-	// measured. A new connection has too few requests in flight at first.
+	// settle is how long nothing is measured after the number of connections has changed,
+	// because a new connection has too few requests in flight at first.
 	settle = 50 * time.Millisecond
 	// gain is the factor by which one more connection must raise the rate. Otherwise the
 	// connection is not kept.
 	gain = 1.1
-	// The load of the host and of the network may change. Therefore one more connection is tried
-	// again after firstProbe. Each try without success doubles the time until the next one, up
-	// to lastProbe.
+	// The load of the host and of the network may change. Therefore one more connection is
+	// tried again after 5 seconds (firstProbe). Each try without success doubles the time until
+	// the next try, up to 5 minutes (lastProbe).
 	firstProbe = 5 * time.Second
 	lastProbe  = 5 * time.Minute
 )
@@ -103,7 +103,7 @@ func (t *Tuner) restart(now time.Duration) {
 }
 
 // Failed tells the Tuner that one more connection could not be opened. open is the number of
-// open connections. The Tuner never asks for more connections than these.
+// open connections. From then on the Tuner never asks for more than this number.
 func (t *Tuner) Failed(open int) {
 	t.most = max(open, 1)
 	t.want = min(t.want, t.most)
@@ -154,8 +154,9 @@ func (t *Tuner) judge(rate float64) {
 		t.probe = firstProbe
 		t.shrink()
 	case resting:
-		// The usual rate is a moving average. It changes slowly. Therefore a sudden drop of
-		// the measured rate below it is noticed.
+		// The usual rate is a moving average, so it changes slowly. If the measured rate
+		// drops suddenly, it is therefore lower than the usual rate, and the drop is
+		// noticed.
 		t.rates[t.want] = before + (rate-before)/8
 		if rate*gain < before {
 			t.worse++
