@@ -421,8 +421,8 @@ func (r reader) uint32() (uint32, error) {
 	return n, nil
 }
 
-// notEOF replaces io.EOF by io.ErrUnexpectedEOF. Callers of ReadAt would take io.EOF
-// for the end of the disk.
+// notEOF replaces io.EOF by io.ErrUnexpectedEOF. Otherwise callers of ReadAt would take
+// the error for the end of the disk.
 func notEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF

@@ -19,9 +19,9 @@ const (
 	// client asks in one query. While the caller uses the extents of one such range,
 	// the client queries the next range.
 	window = 1 << 30
-	// queryRetries is the maximum number of retries of a query for extents that failed
-	// with a possibly temporary error. The delay before the first retry is queryWait.
-	// The delay doubles with each further retry.
+	// queryRetries is how often a failed query for extents is retried if its error may
+	// be temporary. The delay before the first retry is queryWait. The delay doubles
+	// with each further retry.
 	queryRetries = 4
 	queryWait    = 100 * time.Millisecond
 	// assumedData is a length in bytes. If a query for extents and all its retries have

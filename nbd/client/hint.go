@@ -94,7 +94,7 @@ func withTLS(uri *nbd.URI) string {
 const maxHintExports = 8
 
 // exportsHint returns a hint that names exports of the server, and says how many more there
-// are. It is empty if the server has listed none.
+// are. The hint is empty if the server has not listed any exports.
 func exportsHint(names []string, more int) string {
 	if len(names) == 0 {
 		return ""

@@ -148,7 +148,8 @@ type Opened struct {
 }
 
 // Fixed is a list of exports whose disks are already open, and stay open when the server
-// ends. If it has a single export without a name, clients get that export by any name.
+// ends. If it has a single export without a name, clients get that export, whatever name
+// they send.
 type Fixed []Opened
 
 // List implements Exports.

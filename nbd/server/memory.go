@@ -32,7 +32,7 @@ const (
 // buffer if the buffer fits in the free part of the shared memory. A connection that
 // already holds shared memory gets another buffer only if all connections together then
 // use at most half of the shared memory. The connections of one peer together can use at
-// most three quarters of it.
+// most three quarters of the shared memory.
 //
 // In addition, each connection can always get one buffer of up to 16 KiB (the constant
 // reserve), however much memory other connections hold. Therefore a request waits only
@@ -73,7 +73,7 @@ type waiter struct {
 	ready   chan struct{} // closed when the connection got memory
 }
 
-// buffer is memory for data. Its holder may shorten the slice b.
+// buffer is memory for data. The code that uses a buffer may shorten its slice b.
 type buffer struct {
 	b       []byte
 	holder  *holder

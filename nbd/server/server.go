@@ -227,8 +227,8 @@ func (s *Server) endDisksLocked() {
 	s.cancelDisks(ErrShutdown)
 }
 
-// accept serves the connections that l accepts, until ctx ends or l fails. It closes l, and
-// returns after the last connection has ended.
+// accept serves the connections that the listener l accepts, until ctx ends or the listener
+// fails. It closes the listener, and returns after the last connection has ended.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -461,7 +461,7 @@ func (s *Server) clientEntered(c *conn) {
 	s.clients.Add(1)
 }
 
-// clientLeft is called when a client disconnects that has chosen an export (see
+// clientLeft is called when a client that has chosen an export disconnects (see
 // clientEntered).
 func (s *Server) clientLeft() {
 	others := s.clients.Add(-1)
