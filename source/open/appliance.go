@@ -22,10 +22,10 @@ import (
 // Manifest is the ability of a disk in an appliance to be verified: its files are
 // compared with the manifest, the list of digests in the appliance.
 type Manifest interface {
-	// VerifyManifest reads the descriptor and all files of the disk completely,
-	// and compares their digests with those in the manifest. It returns a
-	// *ManifestError if a file differs, and an error that wraps ErrNoManifest if
-	// there is no manifest or if it lacks one of the files.
+	// VerifyManifest reads the descriptor and all files of the disk completely, and
+	// compares their digests with those in the manifest. It returns a *ManifestError if
+	// the digest of a file differs. It returns an error that wraps ErrNoManifest if
+	// there is no manifest, or if the manifest has no digest of one of the files.
 	VerifyManifest(ctx context.Context) error
 }
 
