@@ -33,8 +33,8 @@ type Manifest interface {
 // such as a wrong size in the descriptor of an appliance, or an image that was not
 // closed cleanly.
 type Warned interface {
-	// Warnings returns a sentence for each fault. It begins with the path of the file
-	// that the fault is in.
+	// Warnings returns a sentence for each fault. Each sentence begins with the path of
+	// the file that the fault is in.
 	Warnings() []string
 }
 
@@ -70,8 +70,8 @@ func (e *DiskEntry) String() string {
 	return s + ")"
 }
 
-// ChoiceError reports an address that does not select one disk of an appliance. The
-// address selects no disk although the appliance has several, the selected disk does
+// ChoiceError reports an address that does not select one disk of an appliance. Either
+// the address does not say which of several disks it means, or the selected disk does
 // not exist, or several disks have the selected name.
 type ChoiceError struct {
 	Path   string      // of the appliance
@@ -325,9 +325,9 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 
 // inArchive returns the Opener for the files to which an image in an archive refers. It
 // opens files of the same archive only. member is the name of the image in the archive,
-// and shown is its name in errors. children has the images of the chain that were
-// opened before this image, because this image is their parent, the parent of their
-// parent, and so on.
+// and shown is its name in errors. children is the chain of images that led to this
+// image: first the image that was opened directly, and last the image that names this
+// one. It is empty if this image was opened directly.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {

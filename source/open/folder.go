@@ -20,9 +20,9 @@ const (
 	maxImages   = 4096     // files named *.vmdk in all folders together
 )
 
-// folder is a vmdk.Folder, in which the reader of VMDK images searches for the parent
-// of an image that names its parent only by a UUID. It has the files in the folder of
-// the image and in the folders of --allow-path, but not those in folders below.
+// folder is a vmdk.Folder. The reader of VMDK images searches in it for the parent of
+// an image that names its parent only by a UUID. It has the files in the folder of the
+// image and in the folders of --allow-path, but not the files in subfolders of these.
 type folder struct {
 	o    *Opener
 	f    *raw.Disk // the file of the image

@@ -180,8 +180,8 @@ var signatures = []signature{
 	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "a layer has only the changed blocks of a disk; to read all blocks, serve the disk SRC that it was created for, with this layer as FILE: vddkcp export SRC --cow=FILE"},
 }
 
-// vdiVersion reports whether head has the version 0 or 1 of a VirtualBox image. These
-// are the versions that exist.
+// vdiVersion reports whether head, the first bytes of a VirtualBox image, has the
+// version 0 or 1. Other versions are not known.
 func vdiVersion(head []byte) bool {
 	return len(head) >= 72 && binary.LittleEndian.Uint32(head[68:])>>16 <= 1
 }
@@ -327,8 +327,8 @@ func (c content) mayBeJSON() bool {
 	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
 }
 
-// settings says which text file of a VMware machine begins with head, such as a .vmx
-// file. For anything else it returns "".
+// settings describes the kind of VMware text file that head is the beginning of, such
+// as the configuration of a machine (.vmx). For anything else it returns "".
 func (c content) settings(head []byte) string {
 	if bytes.IndexByte(head, 0) >= 0 {
 		return ""

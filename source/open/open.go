@@ -274,9 +274,9 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 }
 
 // openFormat opens the image in the local file f, which was opened as path. It takes
-// over f and closes it on error. children has the images of the chain that were opened
-// before this image, because this image is their parent, the parent of their parent,
-// and so on.
+// over f and closes it on error. children is the chain of images that led to this
+// image: first the image that was opened directly, and last the image that names this
+// one. It is empty if this image was opened directly.
 func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children chain) (source.Disk, error) {
 	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
 }

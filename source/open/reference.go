@@ -35,9 +35,9 @@ func (e *OutsideError) Hint() string {
 }
 
 // references returns the Opener for the files that an image names. f is the file of the
-// image, which was opened as path. children has the images of the chain that were
-// opened before this image, because this image is their parent, the parent of their
-// parent, and so on.
+// image, which was opened as path. children is the chain of images that led to this
+// image: first the image that was opened directly, and last the image that names this
+// one. It is empty if this image was opened directly.
 //
 // The Opener checks each path twice. Before it opens a file, it checks the path, so
 // that files outside of the permitted folders are normally not opened. Afterwards it
