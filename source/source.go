@@ -3,13 +3,13 @@
 // A [Disk] has a fixed size, can be read at any offset, and reports which of its ranges
 // are allocated. A local file, a chain of VMDK files, an NBD server and a disk on an
 // ESXi host are all Disks. Package source/open turns an address into a Disk. [Covered]
-// lists the extents of a Disk and checks them; every caller that acts on extents uses
+// lists the extents of a Disk and checks them; every caller that relies on extents uses
 // it. [Retry] opens a Disk, and repeats calls of this Disk that fail.
 //
 // An ability is a small interface, such as [Identified] or [Writable], that only some
-// disks implement. A caller requests it with [Ability] before the first read. If a disk
-// lacks the ability, the caller must also work. It may then be slower, but must get the
-// same bytes.
+// disks implement. A caller requests it with [Ability] before the first read. Callers
+// must also work with disks that lack the ability: they may be slower then, but must
+// get the same bytes.
 //
 // Package source/sourcetest has a test suite that every implementation of Disk must
 // pass.

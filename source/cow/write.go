@@ -159,9 +159,10 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 	})
 }
 
-// Trim implements source.Writable. Whole blocks read as zeros afterwards. A part of a
-// block is overwritten with zeros if the block is present in the layer. Otherwise the
-// part keeps its content, because a trim must not use space.
+// Trim implements source.Writable. Whole blocks read as zeros afterwards. The range may
+// also have a part of a block at its beginning and at its end. If the layer has this
+// block, Trim overwrites the part with zeros. Otherwise the part keeps its content,
+// because a trim must not use space.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	return d.change(ctx, "trim", off, n, func() error {
 		first, whole := d.inner(off, n)

@@ -99,9 +99,9 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 
 // Verify compares files with their digests in the manifest, and reads these files
 // completely. It compares the descriptor and all files that were opened so far: the
-// files of the disks with all of their chunks. In an archive, these are also the
-// extents and other files to which the image of a disk refers. more has the names of
-// more files to compare, relative to the folder of the descriptor.
+// files of the disks with all of their chunks. In an archive, the opened files include
+// the extents and other files to which the image of a disk refers. The parameter more
+// has the names of further files to compare, relative to the folder of the descriptor.
 //
 // The manifest has the name of the descriptor, with the extension .mf instead of .ovf.
 // In an archive it may have another name if it is the only .mf file.
