@@ -63,8 +63,8 @@ func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
 	return s, x.initDirectories(&h, entries)
 }
 
-// regions returns the ranges of the file that the header at its start and the
-// descriptor occupy. A grain directory or table cannot be there. fileSize is the size
+// regions returns two ranges of the file: the range of the header at the start of the file, and
+// the range of the descriptor. A grain directory or table cannot be there. fileSize is the size
 // of the file in bytes.
 func (h *header) regions(fileSize int64) []region {
 	all := []region{{"header", 0, headerSize}}

@@ -103,8 +103,8 @@ func (x *hosted) replaceLoose() {
 	}
 }
 
-// replace makes later reads ignore the entry of grain table i in the primary directory.
-// reason says in errors why the entry is ignored.
+// replace makes later reads ignore the entry of grain table i in the primary directory. reason
+// is the text with which errors explain why the entry is ignored.
 func (x *hosted) replace(i int64, reason error) {
 	if x.replaced == nil {
 		x.replaced = make(map[int64]error)

@@ -154,8 +154,8 @@ func (d *Disk) peek(name string, known *search) peeked {
 	return p
 }
 
-// peekAt reads the UUID from the descriptor of f. name is the name of the file in
-// errors.
+// peekAt reads the UUID from the descriptor of f. The parameter name is the file name that
+// errors show.
 func (d *Disk) peekAt(f source.Disk, name string, known *search) (p peeked) {
 	text, err := descriptorText(f)
 	known.left -= int64(headSize + len(text))

@@ -29,8 +29,8 @@ type sparse struct {
 // according to the descriptor. If it is 0, the header of the file decides on the size.
 type sparseReader func(f *grainFile, extentSize int64) (*sparse, error)
 
-// openSparse opens the extent in f with the function reader. name is the name of f in
-// errors. extentSize has the same meaning as in a sparseReader.
+// openSparse opens the extent in f with the function reader. The parameter name is the name of
+// f that errors show. extentSize has the same meaning as in a sparseReader.
 func openSparse(name string, f source.Disk, extentSize int64, reader sparseReader) (*sparse, error) {
 	s, err := reader(newGrainFile(name, f), extentSize)
 	if err != nil {

@@ -126,7 +126,8 @@ const maxReport = 1 << 30
 // end in .json, and ignores those that are not reports of batches. If several reports have the
 // same job, the latest attempt counts. If jobs is not nil, the merged report has exactly these
 // jobs, in this order. A job that is in no report then has the status skipped. The notes, which
-// are for the user, say what Merge left out.
+// are for the user, name the jobs that are in several reports, the jobs that are in no report,
+// and the jobs that are in a report but not in jobs.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
