@@ -13,13 +13,13 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// CloneUnit tells whether a file at path could share blocks with the file f, and
-// with which alignment. It returns what the method CloneUnit of sink.Cloner would
-// return after the file is created.
+// CloneUnit tells whether a file that is created at the given path could share
+// blocks with the file f, and with which alignment. The result is the one that
+// the method CloneUnit of sink.Cloner would return after the file is created.
 //
 // Mount options, attributes of the folder or different file systems may prevent
 // sharing. To find this out, CloneUnit tries to share a block of f with an
-// unnamed temporary file in the folder of path.
+// unnamed temporary file in the folder of the given path.
 func CloneUnit(path string, f *os.File) int64 {
 	p, err := openPlace(path)
 	if err != nil {

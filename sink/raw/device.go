@@ -23,9 +23,9 @@ import (
 // has ended.
 const zeroPiece = 64 << 20
 
-// CheckDevice returns the error that OpenDevice would return for path. It does not
-// write to the device or open it for writing. The warnings of OpenDevice go to
-// Options.Warn.
+// CheckDevice returns the error that OpenDevice would return for the same
+// arguments. It does not write to the device or open it for writing. It calls
+// Options.Warn with the same warnings as OpenDevice.
 func CheckDevice(path string, size int64, o Options) error {
 	f, _, err := openDevice(path, os.O_RDONLY, size, o)
 	if err != nil {
@@ -38,12 +38,13 @@ func CheckDevice(path string, size int64, o Options) error {
 	return nil
 }
 
-// OpenDevice opens a block device, to write a disk of size bytes to it. The
-// device must not be in use, and must have at least size bytes. If the device is
-// larger, its part after the disk is not changed, and Options.Warn is called.
-// Publish, Suspend and Abort leave the content of the device as it is.
+// OpenDevice opens a block device, to write a disk of the given size (in bytes)
+// to it. The device must not be in use, and must not be smaller than the disk.
+// If the device is larger, its part after the disk is not changed, and
+// Options.Warn is called. Publish, Suspend and Abort leave the content of the
+// device as it is.
 //
-// The disk takes calls in any order, but only one at a time (sink.Parallel). It
+// The returned disk takes calls in any order, but only one at a time (sink.Parallel). It
 // also has the abilities sink.Sizer and sink.Verifiable. If Options.TargetIsZero
 // is set, it has the ability sink.Zeroed as well. The fields Preallocation, Need
 // and Force of Options have no effect.

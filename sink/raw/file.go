@@ -20,8 +20,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// CheckFile returns the error that CreateFile would return for path, as far as that
-// can be known without making anything.
+// CheckFile returns the error that CreateFile would return for the same arguments,
+// as far as that can be known without making anything.
 func CheckFile(path string, size int64, o Options) error {
 	p, err := openPlace(path)
 	if err != nil {
@@ -33,8 +33,8 @@ func CheckFile(path string, size int64, o Options) error {
 }
 
 // CheckSpace returns an error that wraps unix.ENOSPC if the file system has too
-// little free space for a file at path. The needed space depends on Options.Need
-// and Options.Preallocation. CheckFile checks the space, too.
+// little free space for a file at the given path. The needed space depends on
+// Options.Need and Options.Preallocation. CheckFile includes this check.
 func CheckSpace(path string, size int64, o Options) error {
 	p, err := openPlace(path)
 	if err != nil {
@@ -48,10 +48,10 @@ func CheckSpace(path string, size int64, o Options) error {
 	return p.checkSpace(size, partial, o)
 }
 
-// CreateFile makes a file of exactly size bytes, which will be at the given path.
-// If the path is a symbolic link, the file will be at the path to which the link
-// leads. Until Publish renames it, the file is in the same folder, has .partial
-// after its name, and is locked with flock.
+// CreateFile makes a file of exactly the given size, which will be at the given
+// path. If the path is a symbolic link, the file will be at the path to which the
+// link leads. Until Publish renames it, the file is in the same folder, has
+// .partial after its name, and is locked with flock.
 //
 // With Options.State, CreateFile opens the .partial file of an earlier run
 // instead. It truncates this file at Options.Resume, so that everything after
@@ -61,7 +61,7 @@ func CheckSpace(path string, size int64, o Options) error {
 // run, exists already and the options do not allow replacing it. The error
 // wraps unix.ENOSPC if there is too little space.
 //
-// The disk takes calls in any order, but only one at a time (sink.Parallel). It
+// The returned disk takes calls in any order, but only one at a time (sink.Parallel). It
 // also has the abilities sink.Sizer and sink.Verifiable, and sink.Zeroed unless
 // Preallocation is full.
 func CreateFile(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
@@ -379,7 +379,8 @@ func (d *file) publish() error {
 	return p.elsewhere()
 }
 
-// rename gives the file its final name. It replaces another file only with Force.
+// rename gives the file its final name. If another file has that name, it is replaced
+// only if Options.Force is set.
 func (d *file) rename() error {
 	p, fd := d.place, d.place.fd()
 	flags := uint(unix.RENAME_NOREPLACE)
@@ -445,7 +446,8 @@ func (d *file) Abort() error {
 	return d.life.Abort(func() error {
 		p := d.place
 		var err error
-		// If another process has replaced the .partial file, the new file is not removed.
+		// If another process has replaced the .partial file of this run by a file of
+		// its own, that file is not removed.
 		if d.made && p.holds(p.partial, d.w.f) {
 			if err = d.w.sys.unlink(p.fd(), p.partial); err != nil {
 				err = fmt.Errorf("cannot remove %s: %w", p.partialPath(), err)

@@ -11,8 +11,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// deviceIdentity returns a string that identifies a block device of size bytes.
-// Another device that gets the same name later has a different identity.
+// deviceIdentity returns a string that identifies a block device with the given
+// size in bytes. If another device gets the same name later, its identity is
+// different.
 func deviceIdentity(f *os.File, size int64) (string, error) {
 	var st unix.Stat_t
 	if err := eintr.Retry(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {

@@ -28,8 +28,8 @@ type Image interface {
 	io.ReaderAt
 }
 
-// CheckImage returns the error that CreateImage would return for path, as far as
-// that can be known without making anything.
+// CheckImage returns the error that CreateImage would return for the same
+// arguments, as far as that can be known without making anything.
 func CheckImage(path string, o Options) error {
 	o.image = true
 	if isDevice(path) {
@@ -38,10 +38,10 @@ func CheckImage(path string, o Options) error {
 	return CheckFile(path, sink.UnknownSize, o)
 }
 
-// CreateImage opens the block device at path, or makes a file. The rules of
-// OpenDevice and CreateFile apply. To resume, Options.State must be the state of a
-// checkpoint of an Image, and Options.Resume an offset in the file. A file is
-// truncated at this offset. Preallocation must be off.
+// CreateImage opens the block device at the given path. If there is none, it makes
+// a file. The rules of OpenDevice and CreateFile apply. To resume, Options.State
+// must be the state of a checkpoint of an Image, and Options.Resume an offset in
+// the file. A file is truncated at this offset. Preallocation must be off.
 func CreateImage(ctx context.Context, path string, o Options) (Image, error) {
 	return createImage(ctx, path, o, kernel())
 }

@@ -26,9 +26,9 @@ type place struct {
 	name, partial string // names in dir: of the published file and of the .partial file
 }
 
-// Partial returns the path that the file for a target at path has until it is
-// published. It lies in the folder to which path leads after symbolic links are
-// resolved.
+// Partial returns the path of the .partial file: the path that the file of a
+// target has until it is published. If the given path of the target is a
+// symbolic link, the .partial file is in the folder to which the link leads.
 func Partial(path string) (string, error) {
 	p, err := openPlace(path)
 	if err != nil {
@@ -37,8 +37,8 @@ func Partial(path string) (string, error) {
 	return p.partialPath(), p.close()
 }
 
-// openPlace opens the folder of the file at path. It follows symbolic links,
-// including those that lead to no file yet.
+// openPlace opens the folder of the file with the given path. It follows
+// symbolic links, including those that lead to a file that does not exist yet.
 func openPlace(path string) (*place, error) {
 	real, name, err := resolve(path)
 	if err != nil {
@@ -91,8 +91,8 @@ func (p *place) fd() int { return int(p.dir.Fd()) }
 
 func (p *place) partialPath() string { return filepath.Join(filepath.Dir(p.path), p.partial) }
 
-// stat returns information about the file called name in the folder. It returns
-// nil without an error if the file does not exist.
+// stat returns information about the file with the given name in the folder. If
+// the file does not exist, it returns neither information nor an error.
 func (p *place) stat(name string) (os.FileInfo, error) {
 	info, err := p.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -150,8 +150,8 @@ func (p *place) folderElsewhere() error {
 	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w), and the target file %s now lies %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
 }
 
-// current returns a path that leads to the file f, which is called name in the
-// folder. The path is right even if the folder has been moved.
+// current returns a path that leads to the file f, which has the given name in
+// the folder. The path is right even if the folder has been moved.
 func (p *place) current(name string, f *os.File) string {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	info, err := f.Stat()

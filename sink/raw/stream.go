@@ -20,7 +20,7 @@ import (
 // file. Zeros are written as data. name is used in messages. The methods Publish,
 // Suspend and Abort of the disk close w.
 //
-// The disk is sequential, and has the ability sink.Sizer. It cannot be
+// The returned disk is sequential, and has the ability sink.Sizer. It cannot be
 // checkpointed.
 func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	s := &stream{life: newLife(ctx, name, size), w: w}

@@ -70,8 +70,8 @@ func lacking(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
 }
 
-// explain adds the reason of a failed write, or an instruction for the user, to
-// err.
+// explain adds to err, the error of a failed write, the reason of the failure
+// or an instruction for the user.
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):
@@ -105,8 +105,9 @@ func freeSpace(fd int) (n int64, known bool) {
 	return int64(s.Bavail) * s.Bsize, true
 }
 
-// fileSystem returns the name of the file system that fd lies on, or its magic
-// number in hexadecimal.
+// fileSystem returns the name of the file system that contains the open file
+// with the descriptor fd. If the name is not known, it returns the magic number
+// of the file system in hexadecimal.
 func fileSystem(fd int) string {
 	var s unix.Statfs_t
 	if err := eintr.Retry(func() error { return unix.Fstatfs(fd, &s) }); err != nil {

@@ -91,8 +91,9 @@ func (w *writer) writeSome(p []byte, off int64) (int, error) {
 	return w.sys.pwrite(fd, p, off)
 }
 
-// writeZeros writes n zeros at off. Before each write it calls check. If check
-// returns an error, writeZeros writes no more and returns this error.
+// writeZeros writes n zero bytes at the given offset, in several writes. Before
+// each of them it calls the parameter check. If check returns an error,
+// writeZeros writes no more and returns this error.
 func (w *writer) writeZeros(check func() error, off, n int64) error {
 	for n > 0 {
 		if err := check(); err != nil {
