@@ -130,7 +130,7 @@ func (e *OtherError) Error() string {
 }
 
 // CheckIdentity returns an *OtherError if Options.Identity is set and differs from
-// identity, the identity of the target called name.
+// the given identity, which is that of the target with the given name.
 func (o Options) CheckIdentity(name, identity string) error {
 	if o.Identity == "" || o.Identity == identity {
 		return nil

@@ -134,17 +134,18 @@ func Create(ctx context.Context, text string, size int64, o Options) (sink.Disk,
 	return t.Create(ctx)
 }
 
-// Plan checks a target for a disk of size bytes, without creating or changing
-// anything. It fails if vddkcp cannot write the format, if the target exists, is
-// too small, is in use or is the source, or if there is too little space.
+// Plan checks a target for a disk of the given size (in bytes), without creating
+// or changing anything. It fails if vddkcp cannot write the format, if the
+// target exists, is too small, is in use or is the source, or if there is too
+// little space.
 //
-// size may be sink.UnknownSize for raw targets that are not NBD exports. The
-// created disk is then a sink.Sizer.
+// The size may be sink.UnknownSize for raw targets that are not NBD exports.
+// The created disk is then a sink.Sizer.
 //
-// Plan does not connect to the server of an NBD export, because some servers
-// serve only one client. Create checks the export instead, and passes the
-// warnings of this check to Options.Warn. For all other targets, only Plan calls
-// Options.Warn.
+// If the target is an NBD export, Plan does not connect to the server, because
+// some servers serve only one client. Instead Create checks the export, and
+// passes the warnings of this check to Options.Warn. For all other targets, only
+// Plan calls Options.Warn.
 func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)

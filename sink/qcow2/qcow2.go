@@ -37,10 +37,10 @@ type Options struct {
 	Compression Compression // "": None
 	Level       int         // one of Levels; 0: the default
 	// BackingName makes the image an overlay of the disk Options.Backing: clusters
-	// with the same content as the backing are not stored. The image records the
-	// name as it is given; a relative name starts at the folder of the image.
-	// BackingFormat is recorded as well, so that readers need not guess it. It is
-	// "raw", "qcow2" or "vmdk".
+	// with the same content as the backing disk are not stored. The image records
+	// BackingName unchanged. Readers take a relative name as relative to the
+	// folder of the image. BackingFormat is recorded as well, so that readers need
+	// not guess the format. It is "raw", "qcow2" or "vmdk".
 	BackingName, BackingFormat string
 }
 
@@ -126,13 +126,14 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	return s, file, err
 }
 
-// Create makes an image of a disk of size bytes, a multiple of 512, in a new file
-// or on a block device. The rules of raw.CreateFile and raw.OpenDevice apply. On
-// a device, the content after the image is not changed. If the disk is too large
-// for the cluster size, the error names a cluster size that is large enough.
+// Create makes an image of a disk of the given size, a multiple of 512 bytes, in
+// a new file or on a block device. The rules of raw.CreateFile and raw.OpenDevice
+// apply. On a device, the content after the image is not changed. If the disk is
+// too large for the cluster size, the error names a cluster size that is large
+// enough.
 //
-// The disk is sequential. Ranges that are skipped read as zeros or, in an
-// overlay, as the backing. The disk has the abilities sink.Encoder and
+// The returned disk is sequential. Ranges that are skipped read as zeros or, in
+// an overlay, as the backing disk. The disk has the abilities sink.Encoder and
 // sink.Verifiable. Without a backing it also has sink.Zeroed. A file without
 // compression and backing also has sink.Cloner.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
@@ -373,7 +374,8 @@ func (d *disk) openImage(ctx context.Context, f source.Disk) (*qcow2.Disk, error
 	return qcow2.Open(ctx, d.address, f, backing, qcow2.Options{})
 }
 
-// borrowed is a disk that belongs to another owner, so its Close does nothing.
+// borrowed is a disk that another part of the program owns and closes. Its Close
+// therefore does nothing.
 type borrowed struct{ source.Disk }
 
 func (borrowed) Close() error { return nil }

@@ -91,9 +91,9 @@ type Memory struct {
 
 var errMemoryBusy = errors.New("memory: a disk is being written already")
 
-// Create makes a disk of size bytes, or resumes the suspended one. To resume,
-// Options.State must be the state that Checkpoint returned for the offset
-// Options.Resume. The disks have the abilities sink.Sizer and sink.Verifiable.
+// Create makes a disk, or resumes the suspended one. To resume, Options.State
+// must be the state that Checkpoint returned for the offset Options.Resume. The
+// disks have the abilities sink.Sizer and sink.Verifiable.
 func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

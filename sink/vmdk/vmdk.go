@@ -38,7 +38,7 @@ type Options struct {
 	Level int // level of compression, MinLevel to MaxLevel; 0: DefaultLevel
 }
 
-// CheckSize returns an error if an image cannot contain a disk of size bytes.
+// CheckSize returns an error if an image cannot contain a disk of the given size.
 func CheckSize(size int64) error {
 	switch {
 	case size == sink.UnknownSize:
@@ -53,14 +53,15 @@ func CheckSize(size int64) error {
 	return nil
 }
 
-// Create makes an image of a disk of size bytes and writes it to out. out is a
-// new disk that is a sink.Sizer and was created with sink.UnknownSize, such as a
-// file or a stream. name is the name of the image in messages and in the
-// descriptor. The returned disk owns out and ends it. If Create returns an error,
-// it has called the method Abort of out.
+// Create makes an image of a disk of the given size (in bytes). It writes the
+// image to the parameter out, such as a raw file or a stream. This must be a new
+// sink.Disk that is a sink.Sizer and was created with sink.UnknownSize. The
+// parameter name is the name of the image in messages and in the descriptor. The
+// returned disk owns out and ends it. If Create returns an error, it has called
+// the method Abort of out.
 //
-// The disk is sequential, with units of 64 KiB. It has the abilities
-// sink.Zeroed and sink.Encoder, and sink.Verifiable if out has it. It cannot be
+// The returned disk is sequential, with units of 64 KiB. It has the abilities
+// sink.Zeroed and sink.Encoder. It is sink.Verifiable if out is. It cannot be
 // checkpointed or resumed. Writing fails when the file of the image reaches 2
 // TiB, where the sector numbers of the format end.
 func Create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (sink.Disk, error) {
