@@ -55,9 +55,9 @@ type store struct {
 	sys       system
 }
 
-// openStore opens or creates the layer at path. The parameter want is the header that a
-// new layer gets, and with which the header of an existing layer must agree. If path is
-// empty, openStore creates a temporary layer.
+// openStore opens or creates the layer at the given path. The parameter want is the
+// header that a new layer gets. The header of an existing layer must agree with it. If
+// the path is empty, openStore creates a temporary layer.
 func openStore(path string, want header, sys system) (s *store, err error) {
 	if path == "" {
 		return temporaryStore(want, sys)
