@@ -242,8 +242,9 @@ func openELF(path string) (*elf.File, error) {
 // Function is a function of VDDK that a library may have or lack.
 type Function = worker.Function
 
-// Functions returns the functions of VDDK that this package can use. Present is set in those
-// that the library has. Functions reads the symbol table of the library and does not load it.
+// Functions returns the functions of VDDK that this package can use. The field Function.Present is
+// true for those that the library has. Functions reads the symbol table of the library and does not
+// load it.
 func Functions(l Library) ([]Function, error) {
 	f, err := openELF(l.Path)
 	if err != nil {

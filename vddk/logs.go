@@ -36,8 +36,9 @@ type logs struct {
 
 	count atomic.Int64 // lines so far, except noise
 
-	// queue holds the lines that the goroutine run has not written yet. If add wrote them
-	// itself, a slow terminal would delay the library and the answers to its requests.
+	// queue holds the lines that are not written yet. The goroutine of the method run writes them.
+	// If the method add wrote them itself, a slow terminal would delay the library and the answers
+	// to its requests.
 	queue   chan logLine
 	dropped atomic.Int64 // lines that found the queue full
 
@@ -99,8 +100,8 @@ func (l *logs) run(ctx context.Context) {
 	}
 }
 
-// drain writes the lines that are left in the queue. It is called after all worker processes
-// have ended and run has returned.
+// drain writes the lines that are left in the queue. It is called after all worker processes have
+// ended and the method run has returned.
 func (l *logs) drain() {
 	for {
 		select {

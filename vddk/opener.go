@@ -317,8 +317,9 @@ func (op *opener) compare(ctx context.Context, s *session) error {
 	return err
 }
 
-// split divides a reservation of memory into n shares. free frees the whole reservation. It is
-// called when the returned function has been called n times, once for each share.
+// split divides a reservation of memory into n shares. The function free frees the whole
+// reservation. The returned function frees one share. It is called n times, and its last call calls
+// free.
 func split(n int, free func()) (share func()) {
 	var left atomic.Int64
 	left.Store(int64(n))
@@ -329,8 +330,8 @@ func split(n int, free func()) (share func()) {
 	}
 }
 
-// reserve waits until the Budget of the host has memory for n connections, or ctx ends. free
-// frees this memory.
+// reserve waits until the Budget of the host has memory for n connections, or ctx ends. The
+// returned function frees this memory.
 func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
 	if op.o.Budget == nil || !op.params.Remote() {
 		return func() {}, nil

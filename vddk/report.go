@@ -28,8 +28,8 @@ func (r *reporter) warn(text string) {
 
 func (r *reporter) warnOnce(once *sync.Once, text string) { once.Do(func() { r.warn(text) }) }
 
-// debugs reports whether debug writes messages about a topic to the log. The topic is one of
-// DebugKeys, or "" for messages that are always logged.
+// debugs reports whether the method debug writes messages about a topic to the log. The topic is
+// one of DebugKeys, or "" for messages that are always logged.
 func (r *reporter) debugs(topic string) bool {
 	return r.log != nil && (topic == "" || r.topics[topic])
 }

@@ -133,10 +133,10 @@ func (a *attempts) again(t permit, err error) error {
 		return p.life.ended()
 	}
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {
-		// The worker process is replaced, because its connection may be the cause of the
-		// failures. lose is called before Kill, so that the loss is recorded with the time when
-		// the request began. After Kill, handle.run might notice the end of the process first
-		// and record the present time.
+		// The worker process is replaced, because its connection may be the cause of the failures.
+		// The method lose is called before Kill, so that the loss is recorded with the time when
+		// the request began. After Kill, handle.run might notice the end of the process first and
+		// record the present time.
 		t.s.blame(fmt.Errorf("the worker was replaced because requests failed: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
 		t.s.proc.Kill()

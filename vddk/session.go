@@ -70,13 +70,13 @@ func (s *session) kill(why error) {
 	s.proc.Kill()
 }
 
-// blame records why as the reason for the end of the process. If a reason is already known,
-// blame does nothing.
+// blame records the reason for the end of the process. It does nothing if a reason is already
+// recorded.
 func (s *session) blame(why error) { s.why.Do(func() { s.reason = why }) }
 
-// interruptedSinceLocked is called when the loss of the session is noticed. The loss interrupts
-// all calls that have a request in flight. The result is the time when the earliest of these
-// calls began, or now if none began earlier.
+// interruptedSinceLocked is called when the loss of the session is noticed. The loss interrupts all
+// calls that have a request in flight. The result is the time when the earliest of these calls
+// began. If all of them began later than the time now, the result is now.
 func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	for _, begun := range s.begun {
 		if !begun.IsZero() && begun.Before(now) {

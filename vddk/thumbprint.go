@@ -161,14 +161,14 @@ func (e *CertificateError) Hint() string {
 	return "compare the thumbprint of the certificate with the thumbprint that the host itself shows: either the certificate was renewed, or another machine answers in place of the host"
 }
 
-// CheckThumbprint fetches the certificate of a server and checks that it has the thumbprint
-// want. The thumbprint may have any form that ParseThumbprint accepts. If want is "",
-// CheckThumbprint checks whether the system's root certificates confirm the certificate. If the
-// check fails, the error is a *CertificateError. If it succeeds, the result is the SHA-1
-// thumbprint of the certificate in the form that the library needs.
+// CheckThumbprint fetches the certificate of a server and checks that it has the expected
+// thumbprint. This thumbprint, the parameter want, may have any form that ParseThumbprint accepts.
+// If it is "", CheckThumbprint checks whether the system's root certificates confirm the
+// certificate. If the check fails, the error is a *CertificateError. If the check succeeds, the
+// result is the SHA-1 thumbprint of the certificate in the form that the library needs.
 //
-// If the certificate cannot be fetched and want is a SHA-1 thumbprint, CheckThumbprint returns
-// want, because the library checks that thumbprint, too.
+// If the certificate cannot be fetched and the expected thumbprint is a SHA-1 thumbprint,
+// CheckThumbprint returns the expected one, because the library checks it, too.
 func CheckThumbprint(ctx context.Context, server string, port uint32, want string) (string, error) {
 	if want != "" {
 		var err error

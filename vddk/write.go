@@ -62,9 +62,9 @@ func (d *Disk) Trim(_ context.Context, off, n int64) error {
 	return nil
 }
 
-// Flush makes all earlier writes durable. If a Flush fails, every later Flush fails with the
-// same error until the disk is opened again. The same happens if a worker process was lost with
-// writes that no Flush had covered.
+// Flush makes all earlier writes durable. If a Flush fails, every later Flush fails with the same
+// error until the disk is opened again. Likewise, every later Flush fails if a worker process was
+// lost with writes that no Flush had made durable.
 func (d *Disk) Flush(ctx context.Context) error {
 	if err := d.beginWrite("flush", 0, 0); err != nil {
 		return err

@@ -302,7 +302,7 @@ func (l *Library) lines(name string) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
 
-// Allow lets the test pass although it violates the given rules.
+// Allow lets the test pass even if the given rules are violated.
 func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
 
 // NoBroken fails the test if it has violated a rule that was not passed to Allow. It is called

@@ -93,8 +93,8 @@ func newProcess(c Config, process *os.Process, socket, output *os.File, memory [
 // PID returns the process ID of the worker.
 func (p *Process) PID() int { return p.process.Pid }
 
-// Functions returns all functions that the worker can call if the library has them. Present is
-// set in those that the library has.
+// Functions returns all functions that the worker can call if the library has them. The field
+// Function.Present is true for those that the library has.
 func (p *Process) Functions() []Function { return listFunctions(p.present) }
 
 // Has reports whether the library has a function. name is its full name, such as

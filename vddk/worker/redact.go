@@ -68,8 +68,8 @@ func (r *Redactor) add(secret string) {
 	}
 }
 
-// encoded returns the bytes that stand for the rune c. A negative rune is a byte of invalid
-// UTF-8, as add writes it.
+// encoded returns the bytes that stand for the rune c. A negative rune stands for a byte of invalid
+// UTF-8; Redactor.add writes such runes.
 func encoded(c rune) string {
 	if c < 0 {
 		return string([]byte{byte(-c)})
@@ -302,16 +302,16 @@ func percentAt(text string, i int) (plain string, end int) {
 	return string([]byte{byte(n)}), end
 }
 
-// matchPercent compares text, from offset i on, with the string wanted. In text, each byte of wanted
-// must be escaped for a URL (%41). The result is the offset after the last escape, or 0 if text
-// differs.
-func matchPercent(text string, i int, wanted string) (end int) {
-	for k := range len(wanted) {
+// matchPercent compares text, from offset i on, with another string, value. In text, each byte of
+// value must be escaped for a URL (%41). The result is the offset after the last escape, or 0 if
+// text differs.
+func matchPercent(text string, i int, value string) (end int) {
+	for k := range len(value) {
 		if i == len(text) || text[i] != '%' {
 			return 0
 		}
 		p, end := percentAt(text, i)
-		if end == 0 || p[0] != wanted[k] {
+		if end == 0 || p[0] != value[k] {
 			return 0
 		}
 		i = end

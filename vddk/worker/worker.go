@@ -96,8 +96,8 @@ type OpenRequest struct {
 	Cookie     string // session cookie; if it is empty, User and Password log in
 	Snapshot   string
 	Transports string
-	// Identity is a name for the program that calls PrepareAccess and EndAccess. Open ignores
-	// it.
+	// Identity is a name for the program that calls PrepareAccess and EndAccess. The method
+	// Process.Open ignores it.
 	Identity string
 }
 
