@@ -247,8 +247,9 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 // the end of the disk is reported as Data.
 //
 // If the query for a window fails, the user is warned once, and up to 1 GiB of the window is
-// reported as Data. Then the rest of the window is queried again. After the first write the whole
-// disk is reported as Data.
+// reported as Data. Then the rest of the window is queried again. During a pause after the failure
+// nothing is queried, and all is reported as Data. After the first write the whole disk is reported
+// as Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {

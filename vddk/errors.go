@@ -222,8 +222,8 @@ func (e *lostError) Unwrap() error { return e.err }
 
 // reopeningError says that a disk could not be opened again after a connection was lost. errors.Is
 // finds source.ErrReopen in it, and everything that it finds in err, except fs.ErrNotExist and
-// fs.ErrPermission. Errors with these two would count as permanent. But the disk was open before,
-// so the copy can be resumed when the cause has been removed.
+// fs.ErrPermission. An error that contains one of these two would count as permanent. But the disk
+// was open before, so the copy can be resumed when the cause has been removed.
 type reopeningError struct{ err error }
 
 // Is implements the interface that errors.Is uses.

@@ -303,11 +303,11 @@ const (
 	slowPause  = 10
 	lastPause  = 5 * time.Minute
 	// unknownPiece is the number of bytes that are reported as Data if their window could not be
-	// queried. After these bytes, the window is queried again.
+	// queried. After these bytes, the window is queried again if the pause is over.
 	unknownPiece = 1 << 30
 )
 
-// queryAgain makes a query for n chunks, beginning with the chunk number first. If the query fails,
+// queryAgain makes a query for n chunks; first is the number of the first one. If the query fails,
 // queryAgain waits for some time, or until a lost worker process is replaced, and repeats the
 // query. It does not repeat the query in these cases:
 //   - The caller forbids it with noRepeats.
@@ -427,8 +427,8 @@ func (l *queryLimit) failed(n uint64) bool {
 // errWrote is the error of a query that is made after the first write to the disk.
 var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
-// query asks a worker process which blocks are allocated in n chunks, beginning with the chunk
-// number first. The offset and the length of each reported block are multiples of the given
+// query asks a worker process which blocks are allocated in n chunks; first is the number of the
+// first one. The offset and the length of each reported block are multiples of the given
 // granularity, a number of chunks. Queries may run at the same time as reads of the same session.
 func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block, error) {
 	q.querying.RLock()

@@ -86,7 +86,7 @@ func (h *handle) finish(s *session) {
 	p.exitedLocked(s)
 }
 
-// replace waits until the process of old, the lost session, has ended, and opens the disk again. It
+// replace waits until the process of the lost session, old, has ended, and opens the disk again. It
 // returns the new session. It returns nil if planReopening decides that the disk is not opened
 // again over this handle.
 func (h *handle) replace(old *session) *session {
@@ -133,8 +133,8 @@ func (h *handle) reopen() (*session, error) {
 	return p.opener.open(ctx, true, shrink)
 }
 
-// failedLocked counts one failure of the connection: a lost session or a failed opening. when is
-// the time of the failure.
+// failedLocked counts one failure of the connection, which happened at the given time: a lost
+// session or a failed opening.
 func (h *handle) failedLocked(when time.Time) {
 	if h.failures++; h.failures == 1 {
 		h.since = when

@@ -31,8 +31,8 @@ type opener struct {
 	slots, spare int // slots of each worker, and how many of them are spare ones
 
 	// samples has checksums of some data that was read. After the disk is opened again, the same
-	// data is read and compared. This proves nothing about a disk whose content may change, and a
-	// snapshot never changes. For both of them, samples is nil.
+	// data is read and compared. That proves nothing about a disk whose content may change, and is
+	// not needed for a snapshot, which never changes. In both cases samples is nil.
 	samples *source.Samples
 
 	// The method openFirst sets these fields. All other openings come after it.

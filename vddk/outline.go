@@ -42,10 +42,10 @@ func (o *outline) init(q *allocationQueries) {
 	}
 }
 
-// bounds is called for a range with the given number of chunks. The number of its first chunk,
-// counted from the beginning of the disk, is first. bounds returns a part of the range, [start,
-// stop), that contains all allocated chunks of the range. start and stop are counted from the
-// beginning of the range. If the outline is not known, the part is the whole range.
+// bounds is called for a range with the given number of chunks. first is the number of its first
+// chunk, counted from the beginning of the disk. bounds returns a part of the range, [start, stop),
+// that contains all allocated chunks of the range. start and stop are counted from the beginning of
+// the range. If the outline is not known, the part is the whole range.
 func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
 	// The first window gets no outline: every copy begins with it, and it must not wait for the
 	// queries of the outline.

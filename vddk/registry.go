@@ -95,8 +95,8 @@ type account struct {
 }
 
 // login waits until a connection to the disk that p names may log in. Then the caller logs in, and
-// calls the returned function with the result of that: nil, or the error that prevented the login.
-// The error that login itself returns is a *LoginError, or the cause of ctx.
+// calls the returned function with the outcome of that login: nil, or the error that prevented it.
+// The error that the method login itself returns is a *LoginError, or the cause of ctx.
 //
 // The logins of an account run one after the other until one has succeeded. Otherwise all
 // connections would try a wrong password at the same time.

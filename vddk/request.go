@@ -61,7 +61,7 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 // r.tail. If the first sector is also the last one, and the write covers neither its beginning nor
 // its end, both fields are the same memory.
 //
-// The results readHead and readTail are these memories, or nil if the sector need not be read. The
+// The results readHead and readTail are this memory, or nil if the sector need not be read. The
 // caller reads the previous content of the first sector into readHead, and that of the last sector
 // into readTail, and may then call fill. If both fields are the same memory, readTail is nil, so
 // that the sector is read only once.

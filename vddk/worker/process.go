@@ -502,8 +502,8 @@ func (p *Process) run() {
 	patience.Stop()
 	p.socket.Close()
 	// The pipe contains everything that the process wrote. A child of the worker may keep the pipe
-	// open, and then io.EOF never comes. Therefore a deadline that has already passed is set:
-	// outputReader then ends after the present content of the pipe.
+	// open, and then io.EOF never comes. Therefore a deadline that has already passed is set: it
+	// makes outputReader read only what is in the pipe now.
 	p.output.SetReadDeadline(time.Unix(1, 0))
 	<-output
 	p.output.Close()
