@@ -14,12 +14,11 @@ type flusher struct {
 	err     error // the first failed flush, or loss of unflushed writes; it stays
 }
 
-// flush makes all earlier writes durable. It asks the library up to three times if worker
-// processes are lost.
+// flush makes all earlier writes durable, with a call of the library. If a worker process is lost
+// during the call, flush repeats it, up to two times.
 //
 // After an error, writes may be missing on the disk. So every later flush fails with that first
-// error: the error of a flush, or the loss of a worker with writes that no flush had made
-// durable.
+// error: the error of a flush, or the loss of a worker with writes that no flush had made durable.
 func (f *flusher) flush() error {
 	p := f.pool
 	for lost := 0; ; {
