@@ -215,10 +215,10 @@ type Encoder interface {
 	// units without encoding them. In that case the caller uses WriteAt.
 	NewEncoding() Encoding
 	// Place stores the unit that lies at the given offset of the disk. Calls of
-	// Place, ZeroAt and SameAt are made in ascending order. The parameter enc
-	// is what Encode has appended, at least one byte. If the parameter plain is
-	// true, enc is the unit itself. Place does not use enc after it has
-	// returned.
+	// Place, ZeroAt and SameAt are made in ascending order. If the parameter
+	// plain is true, enc is the unit itself. If plain is false, enc is what
+	// Encode has appended, at least one byte. Place does not use enc after it
+	// has returned.
 	Place(off int64, enc []byte, plain bool) error
 }
 

@@ -102,10 +102,10 @@ func scatter(path, size, data string) error {
 	return f.Close()
 }
 
-// write writes the VMDK except for the content of its grains. capacity is the size of
-// the disk in sectors. The result is the size that the file should have, in bytes. write
-// ignores errors of w, because the caller calls w.Flush next, which returns the first of
-// them.
+// write writes the VMDK except for the content of its grains. The parameter capacity is
+// the size of the disk in sectors. The result is the size that the file should have, in
+// bytes. write ignores errors of w, because the caller calls w.Flush next, which returns
+// the first of them.
 func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	grains := capacity / grain
 	tables := (grains + entries - 1) / entries

@@ -4,12 +4,12 @@
 //
 // The file of an image is written in ascending order. Exceptions are the refcount
 // blocks, and the tables that a checkpoint writes. The header is written last:
-// until then the file begins with zeros and is not an image. The compressed data
-// of a cluster directly follow those of the previous one. They may begin within a
-// sector of the file, and may reach from one cluster of the file into the next.
-// The L1 table, one L2 table, one refcount block and 1 MiB of data are held in
-// memory. With clusters of 64 KiB that is at most 4 MiB, whatever the size of the
-// disk; with other cluster sizes it is at most 37 MiB.
+// until then the file begins with zeros and is not an image. Compressed data are
+// stored directly after other compressed data. They may begin within a sector of
+// the file, and may reach from one cluster of the file into the next. The L1
+// table, one L2 table, one refcount block and 1 MiB of data are held in memory.
+// With clusters of 64 KiB that is at most 4 MiB, whatever the size of the disk;
+// with other cluster sizes it is at most 37 MiB.
 package qcow2
 
 import (
@@ -134,8 +134,9 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 //
 // The returned disk is sequential. Ranges that are skipped read as zeros or, in
 // an overlay, as the backing disk. The disk has the abilities sink.Encoder and
-// sink.Verifiable. Without a backing it also has sink.Zeroed. A file without
-// compression and backing also has sink.Cloner.
+// sink.Verifiable. Without a backing disk it also has sink.Zeroed. If the image
+// is in a file, and has neither compression nor a backing disk, the disk also
+// has sink.Cloner.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
 	o, l, err := o.normal(size)
 	if err != nil {
@@ -230,8 +231,9 @@ func (d *disk) Unit() int64 { return d.cluster }
 // Identity returns the identity of the file or device.
 func (d *disk) Identity() (string, error) { return sink.IdentityOf(d.file) }
 
-// beginCall does what every method that writes [off, off+n) must do first. It
-// fails if the range begins before the offset at which the last write ended.
+// beginCall is called at the beginning of every method that writes a range. It
+// returns an error if the method must not write [off, off+n) now, for example
+// because the range begins before the end of the last range.
 func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx, off, n); err != nil {
 		return err
@@ -243,8 +245,9 @@ func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// endCall does what every method that has called beginCall must do last, and returns
-// the result of the method. The parameter err is the error of the write.
+// endCall is called at the end of every method that has called beginCall. The
+// parameter err is the error of the write, or nil. The method returns the result of
+// endCall.
 func (d *disk) endCall(off, n int64, err error) error {
 	defer d.life.Done()
 	if err != nil {

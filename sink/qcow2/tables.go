@@ -126,8 +126,8 @@ func (t *tables) pad() error {
 }
 
 // allocate allocates consecutive clusters of the file, at least one and at most
-// n. It sets their refcounts, and returns the offset of the first one and the
-// number of clusters. The caller must write the content of these clusters next.
+// n. It sets their refcounts, and returns the offset of the first of them and
+// their number. The caller must write the content of these clusters next.
 func (t *tables) allocate(n int64) (off, got int64, err error) {
 	if err := t.openRange(); err != nil {
 		return 0, 0, err
@@ -212,9 +212,10 @@ func (t *tables) pack(g int64, code []byte) error {
 	return nil
 }
 
-// fit writes compressed data into the smallest of the tails that are large
-// enough. If no tail is large enough, it writes the data at the end of the file.
-// It returns the offset of the data in the file.
+// fit writes compressed data into one of the tails (unused ends of clusters),
+// the smallest one that is large enough. If no tail is large enough, it writes
+// the data at the end of the file. It returns the offset of the data in the
+// file.
 func (t *tables) fit(code []byte) (off int64, err error) {
 	n := int64(len(code))
 	best := -1

@@ -95,7 +95,8 @@ func (o Options) checkRange(size int64) error {
 // only a target of the same format and size.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
-// zeros is the source of the data when zeros are written. It must not be changed.
+// zeros is a buffer of zero bytes, for writing ranges that read as zeros. It must not
+// be changed.
 var zeros [1 << 20]byte
 
 // life holds the state and the methods that all types of disks in this package

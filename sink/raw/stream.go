@@ -17,8 +17,8 @@ import (
 
 // Stream returns a disk that is written to w, in order and from the current
 // position of w on. w is a pipe, a socket, a character device, or any other open
-// file. Zeros are written as data. name is used in messages. The methods Publish,
-// Suspend and Abort of the disk close w.
+// file. Zeros are written as data. The parameter name is used in messages. The
+// methods Publish, Suspend and Abort of the disk close w.
 //
 // The returned disk is sequential, and has the ability sink.Sizer. It cannot be
 // checkpointed.

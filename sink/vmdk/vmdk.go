@@ -124,9 +124,9 @@ func (d *disk) Unit() int64 { return grainSize }
 // zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call performs a call that writes the range [off, off+n), by calling the
-// parameter do. It fails if the range begins before the offset at which the last
-// write ended.
+// call calls the parameter do, which writes the range [off, off+n). It returns
+// an error without calling do if the range must not be written now, for example
+// because it begins before the end of the last range.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err

@@ -41,8 +41,8 @@ type Options struct {
 	// layer is created in it. Otherwise the file must be a layer that was created for
 	// the same base, and the base must not have changed since then. The blocks in the
 	// layer are kept, and new writes are added. If File is empty, the layer is a file
-	// without a name in the folder for temporary files ($TMPDIR), which disappears
-	// when the process ends for any reason.
+	// without a name in the folder for temporary files ($TMPDIR). Such a file
+	// disappears when the process ends, for whatever reason.
 	File string
 	// If OnRead is true, each block that is read from the base is also copied into the
 	// layer, so that it is read only once from a slow base. Copying stops when there

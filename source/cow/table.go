@@ -217,9 +217,9 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	if t.pages[i].Load() == t.onFile {
 		p, err = t.load(i)
 	} else {
-		// The space in the file is reserved now. If there is no space, the write that
-		// needs the page fails. Otherwise a later flush would fail, which affects
-		// many writes.
+		// The space in the file is reserved now. If there is no space, only the write
+		// that needs the page fails. Without the reservation, a later flush would
+		// fail, which affects many writes.
 		err = t.store.reservePage(i)
 	}
 	if err != nil {
