@@ -76,7 +76,7 @@ type imageExtent struct {
 	Offset int64   `json:"offset"`
 }
 
-// applianceDisk is a disk of an appliance.
+// applianceDisk is what vddkcp info prints about one disk of an appliance (.ova or .ovf).
 type applianceDisk struct {
 	Number   int    `json:"number"`
 	Name     string `json:"name"`
@@ -125,8 +125,8 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 	return nil
 }
 
-// describeAppliance describes an appliance as a whole. Its sizes are the sums over
-// all disks.
+// describeAppliance describes an appliance as a whole. The sizes in its result are the sums
+// over all disks of the appliance.
 func describeAppliance(address string, disks []sourceopen.DiskEntry) *imageInfo {
 	i := &imageInfo{Source: address, Format: strings.ToLower(filepath.Ext(address)[1:])}
 	for _, d := range disks {

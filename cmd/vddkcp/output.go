@@ -54,9 +54,9 @@ func printJSON(w io.Writer, value any) error {
 	return e.Encode(value)
 }
 
-// pauseOf returns d.Pause if standard error is a terminal. Otherwise it returns a
-// function without effect, because a program that reads the progress lines must
-// continue to get them.
+// pauseOf returns the method Pause of the display if standard error is a terminal. If it is
+// not a terminal, pauseOf returns a function without effect, because a program that reads
+// the progress lines must continue to get them.
 func pauseOf(d *progress.Display) func() func() {
 	if !errorTerminal() {
 		return noPause

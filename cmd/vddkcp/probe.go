@@ -153,14 +153,14 @@ func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected)
 	return reached
 }
 
-// clearly is the fraction that decides whether disks limit each other: they do if their
-// rate when they are read together is below this fraction of the sum of their rates
-// when they are read alone. A smaller difference may be noise.
-const clearly = 0.8
+// slowedFraction decides whether disks slow each other down. They do if the rate at which
+// they are read together is less than this fraction of the sum of the rates at which they
+// are read alone. A smaller difference may be noise.
+const slowedFraction = 0.8
 
-// longEnough is the minimum duration of a measurement of several disks. The result of a
+// minMeasurement is the minimum duration of a measurement of several disks. The result of a
 // shorter measurement is not used.
-const longEnough = 20 * time.Millisecond
+const minMeasurement = 20 * time.Millisecond
 
 // probeSum reads the disks of several jobs at the same time. It returns the rate that these
 // jobs reach together, in bytes per second. It returns 0 if this rate could not be
@@ -186,7 +186,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 		b.log.Warn("disks cannot be measured together", "error", err)
 		return 0
 	}
-	if rate, took := m.rate(); took >= longEnough && rate < clearly*sum {
+	if rate, took := m.rate(); took >= minMeasurement && rate < slowedFraction*sum {
 		return rate
 	}
 	return 0

@@ -316,7 +316,8 @@ func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 	return batchEnd(r)
 }
 
-// batchEnd returns the error of a batch with this report, or nil if all jobs are done.
+// batchEnd returns the error of a batch that has the given report. It returns nil if all
+// jobs are done.
 func batchEnd(r *batch.Report) error {
 	if r.Exit == 0 {
 		return nil

@@ -21,7 +21,8 @@ func (b *batchRun) diskJobs() *diskjob.Jobs {
 	return &diskjob.Jobs{Spec: b.spec, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
 }
 
-// failed reports the error of the copy of a job.
+// failed shows the user the error of a job's copy. With --log-dir, it also writes the error
+// to the log of the job.
 func (b *batchRun) failed(t *batch.Task, err error) {
 	b.refuseReport(err)
 	if end := report.Of(err); b.LogDir != "" && !end.Done() {

@@ -159,7 +159,8 @@ func Descriptor(path string) (fd int, ok bool) {
 	return 0, false
 }
 
-// ErrForeign says that vddkcp cannot have written an existing file. Errors wrap it.
+// ErrForeign says that a file exists at a path and that vddkcp cannot have written it. Other
+// errors wrap ErrForeign.
 var ErrForeign = errors.New("not a file that vddkcp has written")
 
 // Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile.

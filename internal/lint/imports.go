@@ -8,9 +8,10 @@ import (
 // module is the path of the Go module of this repository, followed by a slash.
 const module = "github.com/vddkcp/vddkcp/"
 
-// imports are rules for the imports of packages. The field allowed contains the packages that a
-// package in the folder pkg may import. The first rule that matches the folder of a package
-// applies. If pkg ends in a slash, the rule is for all folders below it.
+// imports are rules for the imports of packages. In a rule, the field pkg is the folder of a
+// package, and the field allowed contains the packages that this package may import. If pkg ends
+// in a slash, the rule is for the packages in all folders below it. If several rules match a
+// package, the first one applies.
 //
 // Every package may import the packages below internal/. A package without a rule may import no
 // other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.

@@ -92,8 +92,8 @@ func terminalSignals() bool {
 // parent process has ended. The caller passes the process ID that the parent had when this
 // process started.
 func parentEnded(ctx context.Context, parent int) bool {
-	// PR_SET_PDEATHSIG is not used. It reports the end of the thread that started this
-	// process, and the parent process may outlive that thread.
+	// PR_SET_PDEATHSIG is not suitable here. It reports the end of the thread that started
+	// this process, not the end of the parent process, which may outlive that thread.
 	const milliseconds = 200 // time between two checks of the parent's ID
 	var wait []unix.PollFd
 	// A pidfd ends the poll below as soon as the parent process ends. Linux before 5.3

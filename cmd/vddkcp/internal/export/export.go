@@ -37,7 +37,8 @@ type Options struct {
 	Pattern string
 	// Opener opens the disks. If its Writable is true, clients may write to them.
 	Opener *sourceopen.Opener
-	// Format is the format of all sources, as for Opener.Open; "" detects it.
+	// Format is the format of all sources. If it is "", the format of each source is
+	// detected.
 	Format string
 	// Opened is called each time a disk has been opened, until the server starts. If
 	// Opened returns an error, Run fails. Opened may be nil.
@@ -107,7 +108,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer sockets.close(o.Log)
 	parent := os.Getppid()
-	// Disks stay open after the end of ctx, for requests in progress.
+	// Disks stay open after the end of ctx, so that requests in progress can complete.
 	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer kill(nil)
 	opening := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })

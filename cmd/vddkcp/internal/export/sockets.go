@@ -105,7 +105,8 @@ func CheckListen(addresses []string) error {
 	return nil
 }
 
-// privateSocket is the address of a socket in a new folder.
+// privateSocket is an address for the method listen. It stands for a socket that listen
+// creates in a new folder.
 const privateSocket = "unix:-"
 
 func (s *sockets) uris(overTLS bool, name string) (all []string) {
