@@ -127,7 +127,9 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // serve serves the opened exports. The function kill aborts calls in progress to the disks
-// that were opened before the server was created.
+// ending is a context that ends after a signal, when the parent process ends, and when the
+// server fails. The command of --run is stopped when this context ends. Without a command,
+// the server stops.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
 	// The context ending ends after a signal, when the parent process ends, and when the
