@@ -127,13 +127,11 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // serve serves the opened exports. The function kill aborts calls in progress to the disks
-// ending is a context that ends after a signal, when the parent process ends, and when the
-// server fails. The command of --run is stopped when this context ends. Without a command,
-// the server stops.
+// that were opened before the server was created.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
-	// The context ending ends after a signal, when the parent process ends, and when the
-	// server fails. Its end ends the command of --run or, without a command, the server.
+	// ending is a context that ends after a signal, with the parent process, or when the
+	// server fails. Its end stops the command of --run or, without a command, the server.
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
