@@ -116,7 +116,7 @@ func (s *status) add(r run) bool {
 func (c *conn) readChunk(r reader) error {
 	var b [nbd.ChunkSize - 4]byte
 	if err := r.readFull(b[:]); err != nil {
-		return &lostError{fmt.Errorf("cannot read the header of a chunk, %s: %w", c.outstanding(), err)}
+		return &lostError{fmt.Errorf("cannot read the header of a reply chunk (%s): %w", c.outstanding(), err)}
 	}
 	chunk := nbd.ParseChunk(&b)
 	k, err := c.find(chunk.Cookie)

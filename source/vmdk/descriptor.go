@@ -290,7 +290,7 @@ func (d *descriptor) readable() error {
 	}
 	v := d.values["createtype"]
 	if what, ok := unread[strings.ToLower(v.text)]; ok {
-		return fmt.Errorf("line %d: createType %s is not supported: the disk is %s", v.line, quote(v.text), what)
+		return fmt.Errorf("line %d: createType %s is not supported, because it stands for %s", v.line, quote(v.text), what)
 	}
 	return nil
 }

@@ -166,7 +166,7 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, checkpoint *jour
 	// either, because it may come from the backing disk.
 	same := !j.inPlace() && id != "" && id == checkpoint.Identity
 	if !same && (!checkpoint.Proves() || j.overlay.disk != nil && !j.inPlace()) {
-		return fmt.Errorf("%w: the identity of the target is %s, but was %s when the earlier copy wrote to its target; the copied data does not identify the target either, because this data is only zeros or may come from the backing image", errUnproved, cmp.Or(id, "unknown"), cmp.Or(checkpoint.Identity, "unknown"))
+		return fmt.Errorf("%w: the target has the identity %s, but the earlier copy wrote to a target with the identity %s; the data in the target cannot show that it is the same one, because this data is only zeros or may come from the backing image", errUnproved, cmp.Or(id, "unknown"), cmp.Or(checkpoint.Identity, "unknown"))
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func (j *job) compareSource(ctx context.Context, checkpoint *transfer.Checkpoint
 		return nil
 	}
 	if !checkpoint.Proves() {
-		return fmt.Errorf("%w: the source has no identity, and the earlier copy read only zeros before the checkpoint, which do not identify a source", errUnproved)
+		return fmt.Errorf("%w: the source has no identity that could be compared, and the earlier copy has read only zeros, which every disk may have", errUnproved)
 	}
 	err := checkpoint.CheckTail(ctx, j.source)
 	if errors.Is(err, transfer.ErrTail) {
