@@ -51,9 +51,10 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return err
 	})
 	if c.Report != "" {
-		// A copy that failed may have opened files without comparing them with the outputs.
-		// The report is an output, and must not overwrite one of these files. Therefore the
-		// files are compared with the outputs here, too.
+		// The report must not overwrite a file that the copy has read. A copy that failed
+		// may have returned before it compared the files that it had opened with the
+		// outputs of the command, one of which is the report. Therefore they are compared
+		// here.
 		reported := spec.Opened()
 		if reported == nil {
 			err = errors.Join(err, writeReport(r, c.Report))
@@ -111,8 +112,8 @@ func (c *copyCommand) spec() job.Spec {
 	return s
 }
 
-// addresses returns a job.Spec that contains nothing except the addresses of the copy. The
-// method Parse of job.Spec checks these addresses.
+// addresses returns a job.Spec that contains nothing except the addresses of the copy. That
+// is enough for its method Parse, which checks these addresses.
 func (c *copyCommand) addresses() job.Spec {
 	return job.Spec{Source: c.Src, Target: c.Dst, Backing: c.Backing}
 }

@@ -108,7 +108,7 @@ var reflinks = map[string]transfer.Reflink{
 // after an equals sign: --digest=sha256.
 type digestFlag digest.Algorithm
 
-// IsBool tells kong that the flag may have no value.
+// IsBool tells kong that the flag may be given without a value.
 func (*digestFlag) IsBool() bool { return true }
 
 // Decode implements kong.MapperValue.

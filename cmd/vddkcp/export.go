@@ -69,7 +69,7 @@ type cowFlag struct {
 	file string // "" means a temporary file
 }
 
-// IsBool tells kong that the flag may have no value.
+// IsBool tells kong that the flag may be given without a value.
 func (*cowFlag) IsBool() bool { return true }
 
 // Decode implements kong.MapperValue.
@@ -148,9 +148,9 @@ func (c *exportCommand) sources() []namedSource {
 	return append(all, c.Export...)
 }
 
-// addresses parses the addresses of the sources, SRC first. Only SRC is always opened
-// before the server starts. A remote disk of --export is opened when its first client
-// connects.
+// addresses parses the addresses of the sources, SRC first. SRC is opened before the server
+// starts, even if it is a remote disk. A remote disk of --export is opened when its first
+// client connects.
 func (c *exportCommand) addresses() ([]export.Source, error) {
 	var all []export.Source
 	for _, s := range c.sources() {

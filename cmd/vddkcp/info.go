@@ -182,9 +182,9 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 		i.Geometry = &diskGeometry{g[0], g[1], g[2]}
 	}
 	if i.VDDK != nil {
-		// Info does not tell how much of a disk is allocated if the disk was opened with
-		// VDDK. It has to be computed from the extents. Ranges whose allocation VDDK cannot
-		// report count as allocated.
+		// If a disk was opened with VDDK, its method Info does not tell how many bytes of
+		// it are allocated. This number is computed here from the extents. Ranges whose
+		// allocation VDDK cannot report count as allocated.
 		for e, err := range d.Extents(ctx, 0, d.Size()) {
 			if err != nil {
 				return nil, err

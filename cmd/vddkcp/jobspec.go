@@ -304,8 +304,8 @@ func filesOf(path string) []string {
 }
 
 // jobsFile reads a job file. The path "-" means standard input. jobsFile returns at once
-// when ctx ends, even if a read blocks. Every few seconds it calls notice with a message
-// that shows the progress.
+// when ctx ends, even if a read blocks. Every few seconds it calls the function notice with
+// a message that shows the progress.
 func (p *jobParser) jobsFile(ctx context.Context, path string, notice func(string)) (*batch.File, error) {
 	spec, err := p.spec()
 	if err != nil {

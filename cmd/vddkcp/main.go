@@ -166,7 +166,7 @@ func (e *signalError) Signal() syscall.Signal { return e.signal }
 
 func (e *signalError) Error() string { return fmt.Sprintf("stopped by %s", signalName(e.signal)) }
 
-// ExitStatus implements the interface of package report.
+// ExitStatus returns the exit status for the error. Package report calls this method.
 func (e *signalError) ExitStatus() int { return exit.Signal + int(e.signal) }
 
 func signalName(s syscall.Signal) string {

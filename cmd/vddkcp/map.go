@@ -136,7 +136,7 @@ func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk, counte
 	return nil
 }
 
-// appendHex appends n in the format %#-16x of C.
+// appendHex appends the number n to the text b, in the format %#-16x of C.
 func appendHex(b []byte, n int64) []byte {
 	start := len(b)
 	if n != 0 {

@@ -25,8 +25,9 @@ func decodeString(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// decodePath sets or appends a path as kong's own mapper does: it makes the path
-// absolute and replaces a leading ~ by the home folder.
+// decodePath stores a path from the command line in the field of a flag. If the flag can be
+// repeated, decodePath appends the path to those in the field. Like kong's own mapper, it
+// makes the path absolute and replaces a leading ~ by the home folder.
 func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {

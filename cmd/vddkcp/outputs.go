@@ -27,16 +27,15 @@ type outputs struct {
 	protected []protected
 }
 
-// outputFile is a file that a flag names. own is true for a file that only vddkcp
-// writes. The method check does not look at the content of such a file, because the code
-// that opens the file does so.
+// outputFile is a file that a flag names. The field own is true for a file that only vddkcp
+// writes. The method outputs.check does not look at the content of such a file, because the
+// code that opens the file does so.
 type outputFile struct {
 	flag, path string
 	own        bool
 }
 
-// protected is a file that no output may overwrite, and its description for
-// messages.
+// protected is a file that no output may overwrite. Messages use its description.
 type protected struct{ what, path string }
 
 // add adds the file that a flag names, if the flag is given.
@@ -113,9 +112,9 @@ func (o *outputs) withFile(flag, path string) *outputs {
 	return more
 }
 
-// check returns an *outputError in three cases. An output is a protected file, an output is
+// check returns an *outputError in three cases: an output is a protected file, an output is
 // the same file as another output, or an output is an existing file that cannot be a
-// report, a log or another text. It opens nothing for writing.
+// report, a log or another text. check opens nothing for writing.
 func (o *outputs) check() error {
 	places := newPlaces()
 	for _, out := range o.list {
@@ -143,9 +142,9 @@ func (o *outputs) check() error {
 	return nil
 }
 
-// checkOpened returns an *outputError if an output is a file that one of the openers
-// has opened, for example a part of an image or a parent image. The receiver o may be
-// nil. It then has no outputs.
+// checkOpened returns an *outputError if an output is a file that one of the given Openers
+// has opened, for example a part of an image or a parent image. If the receiver o is nil,
+// there are no outputs, and the result is nil.
 func (o *outputs) checkOpened(openers ...*sourceopen.Opener) error {
 	if o == nil {
 		return nil
@@ -178,8 +177,8 @@ func refused(out outputFile, what string) error {
 	return &outputError{usage.New(message, "name another file"), out.path}
 }
 
-// places finds the output that is the same file as a given path, whether or not that
-// file exists.
+// places contains the outputs of a command. Its method find returns the output that is the
+// same file as the file at a given path, whether or not this file exists.
 type places struct {
 	files   map[fileID]outputFile
 	paths   map[string]outputFile // by path with links resolved, for files that do not exist
@@ -267,7 +266,8 @@ func descriptor(path string) (fd int, ok bool) {
 
 const standardInput = "/dev/stdin"
 
-// resolved returns the absolute path of the file that would be created at path.
+// resolved returns the absolute path of the file that writing to the given path would
+// create. It resolves symbolic links for this.
 func resolved(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs

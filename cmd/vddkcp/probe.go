@@ -265,9 +265,9 @@ func someData(ctx context.Context, src source.Disk, skip, limit int64) (data []s
 	return data, nil
 }
 
-// probeMeter measures how fast disks are read together. The measurement lasts from the
-// time when the last disk begins until the first disk ends. It is safe for concurrent
-// use.
+// probeMeter measures how fast several disks are read together. The measurement begins when
+// reading the last of them begins. It ends as soon as one of them has been read. A
+// probeMeter is safe for concurrent use.
 type probeMeter struct {
 	mu          sync.Mutex // guards the other fields
 	from, until time.Time

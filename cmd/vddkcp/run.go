@@ -56,7 +56,7 @@ type batchError struct {
 func (e *batchError) Error() string { return e.message }
 func (e *batchError) Hint() string  { return e.hint }
 
-// ExitStatus implements the interface of package report.
+// ExitStatus returns the exit status for the error. Package report calls this method.
 func (e *batchError) ExitStatus() int { return e.exit }
 
 // Validate checks combinations of flags. The package kong calls it.
@@ -355,8 +355,8 @@ type batchRun struct {
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
 	refused map[string]bool         // paths of outputs that are files of a source, and must not be written; guarded by mu
 
-	// registry counts the disks of each VM, and prevents another login with a user and a
-	// password that the server has refused.
+	// registry counts the disks of each VM. It also prevents another login to a server with
+	// a user and a password that this server has refused.
 	registry *vddk.Registry
 }
 

@@ -160,7 +160,8 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			if end.Hint != "" {
 				ready += " (" + end.Hint + ")"
 			}
-			// A check that failed may not have determined the sizes. They are 0 then.
+			// If the check of a job failed, the sizes of its disk may be unknown. They are
+			// 0 then.
 			if c.data == 0 {
 				data = "-"
 			}
@@ -168,7 +169,8 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 				size = "-"
 			}
 		}
-		// The names are quoted, because a tab or a newline would start another cell.
+		// The names are quoted, because a tab or a newline in a name would start another
+		// cell of the table.
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable.Name(c.job.Name), size, data, printable.Name(c.job.Target), printable.Line(ready))
 	}
 	return bad, wrong, table.Flush()

@@ -81,8 +81,8 @@ func (b *batchRun) refuseReport(err error) {
 	b.refused[refused.path] = true
 }
 
-// jobLog returns the log of a job. With --log-dir it also writes to a file, which done
-// closes.
+// jobLog returns the log of a job. With --log-dir, the messages of this log are also
+// written to a file. The returned function done closes this file.
 func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	log, done = b.log.With("job", j.Name), func() {}
 	if b.LogDir == "" {
@@ -97,9 +97,9 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }
 
-// accesses contains the jobs with --prepare-access that have not ended. VDDK prevents the
-// migration of a VM while an access to the VM is prepared. This is the time from the
-// opening of the VM's first disk until all jobs of the VM have ended.
+// accesses contains the jobs with --prepare-access that have not ended. From the time when
+// the first disk of a VM is opened until all jobs of the VM have ended, an access to the VM
+// is prepared. VDDK prevents the migration of the VM during this time.
 type accesses struct {
 	registry *vddk.Registry
 	left     map[*batch.Job]*vddk.Params

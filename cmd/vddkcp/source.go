@@ -27,10 +27,10 @@ type sourceFlags struct {
 	vddkFlags
 }
 
-// opener returns an Opener with the options that the flags set. The caller passes
-// SourceFormat to the method Open of the Opener. Before that, the caller sets Log and
-// Warn in the field VDDK.Options of the Opener, and the options that tune a copy. If
-// the caller opens several disks, it also sets VDDK.Options.Registry.
+// opener returns an Opener with the options that the flags set. The caller passes the value
+// of --source-format to the method Open of the Opener. Before that, the caller sets Log and
+// Warn in the field VDDK.Options of the Opener, and the options that tune a copy. If the
+// caller opens several disks, it also sets VDDK.Options.Registry.
 func (f *sourceFlags) opener() *sourceopen.Opener {
 	o := &sourceopen.Opener{
 		AllowPath: f.AllowPath, SingleLink: f.SingleLink,
@@ -56,8 +56,8 @@ func (f *sourceFlags) protect(o *outputs, role string, a address.Address) {
 	o.protectSecret("the cookie", f.Cookie)
 }
 
-// open opens the log and the source of a command that only reads metadata. done closes
-// both.
+// open opens the log and the source of a command that only reads metadata. The returned
+// function done closes both.
 func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFlags) (d source.Disk, done func(), err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
@@ -96,7 +96,7 @@ func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFl
 	}, nil
 }
 
-// warnOf logs the warnings of disks.
+// warnOf logs the warnings that the given disks have collected.
 func warnOf(log *slog.Logger, disks ...source.Disk) {
 	for _, d := range disks {
 		if w, ok := source.Ability[sourceopen.Warned](d); ok {

@@ -96,7 +96,8 @@ func (p *portFlag) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// nfcBuffers is a value SIZExCOUNT.
+// nfcBuffers is the value SIZExCOUNT of --nfc-buffers: the size and the number of the
+// buffers that a connection reserves on the host.
 type nfcBuffers vddk.NFCBuffers
 
 func (b *nfcBuffers) UnmarshalText(text []byte) error {

@@ -91,7 +91,7 @@ type differenceError struct{ line string }
 
 func (e *differenceError) Error() string { return e.line }
 
-// ExitStatus implements the interface of package report.
+// ExitStatus returns the exit status for the error. Package report calls this method.
 func (*differenceError) ExitStatus() int { return exit.Difference }
 
 func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {

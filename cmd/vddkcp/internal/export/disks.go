@@ -20,8 +20,9 @@ import (
 )
 
 // open opens the sources whose field Eager is set. It checks the other sources as far as
-// possible without a login; a local source is opened for this check. The returned exports
-// are valid even if err is not nil.
+// possible without a login; a local source is opened for this check. If err is not nil,
+// open has closed the disks again. It returns exports in that case, too, and they may be
+// closed once more.
 func open(ctx context.Context, o Options) (e *exports, err error) {
 	e = &exports{life: ctx, Options: o}
 	if err = e.openAll(ctx); err != nil {
@@ -46,10 +47,9 @@ func (e *exports) openAll(ctx context.Context) error {
 			return err
 		}
 		if s.Eager {
-			// If clients can write to the disk, it does not stay open between clients.
-			// It is opened here for its first client, and the server closes it when no
-			// client uses it any more. The reason is that only closing a disk clears
-			// the error of a failed flush.
+			// If clients can write to the disk, it is closed whenever no client uses it any
+			// more, because only closing a disk clears the error of a failed flush. The
+			// disk is opened here for its first client, and the server closes it.
 			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
 		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
@@ -105,7 +105,7 @@ func (e *exports) close() error {
 	return all
 }
 
-// uriName returns the name of the export in the URI that is printed.
+// uriName returns the name of the export that the URI of the server contains.
 func (e *exports) uriName() string {
 	if len(e.list) > 0 {
 		return e.list[0].Name
@@ -146,8 +146,9 @@ func (e *exports) find(name string) *exportedDisk {
 	return nil
 }
 
-// named returns the exported disk with the given name. If it does not exist yet, named
-// returns a new one. The caller has already checked that Options.Pattern allows the name.
+// named returns the exported disk with the given name. If no such disk is recorded, named
+// returns a new one, which it does not record. The caller has already checked that
+// Options.Pattern allows the name.
 func (e *exports) named(name string) *exportedDisk {
 	if d := e.find(name); d != nil {
 		return d

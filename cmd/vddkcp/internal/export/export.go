@@ -1,7 +1,8 @@
 // Package export serves disks over NBD. It does the work of the command "vddkcp export"
 // after the command line was parsed. [Run] opens the disks, listens, and serves clients
-// until a signal arrives. Depending on the options, it also ends when the command that it
-// started ends, when its parent process ends, or when the last client disconnects.
+// until a signal arrives. Depending on the options, Run also ends when the command that Run
+// started ends, when the parent process of this process ends, or when the last client
+// disconnects.
 package export
 
 import (
@@ -100,8 +101,9 @@ const grace = 5 * time.Second
 // Signal() syscall.Signal, Run sends the signal that this method returns. If the cause has
 // no such method, Run sends SIGTERM.
 func Run(ctx context.Context, o Options) error {
-	// Opening a disk may start other processes. They inherit only sockets that are not
-	// acquired yet. Therefore the sockets are acquired first.
+	// Opening a disk may start other processes. They would inherit the sockets of socket
+	// activation that this process has not taken over yet. Therefore it takes over these
+	// sockets first.
 	sockets, err := activatedSockets()
 	if err != nil {
 		return err
@@ -210,8 +212,8 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 }
 
 // writePidFile writes the process ID to a new file at the given path. The new file replaces
-// an older file or a symbolic link. The function remove removes the new file, unless
-// another process has replaced it meanwhile.
+// an older file or a symbolic link. The returned function remove removes the new file,
+// unless another process has replaced it meanwhile.
 func writePidFile(path string) (remove func(), err error) {
 	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 		return nil, fmt.Errorf("cannot write the process ID: %w", err)
@@ -259,8 +261,8 @@ func (o *Options) certificates() (server.TLSMode, *tls.Config, error) {
 	return mode, config, nil
 }
 
-// certificateFolder returns the folder in which nbdkit would find certificates, or
-// "".
+// certificateFolder returns the folder in which nbdkit would find certificates. It returns
+// "" if nbdkit would find none.
 func certificateFolder() string {
 	folders := []string{"/etc/pki/nbdkit"}
 	if home := os.Getenv("HOME"); os.Geteuid() != 0 && home != "" {

@@ -63,8 +63,10 @@ func wildcard(pattern, s string) bool {
 	return err == nil && r.MatchString(s)
 }
 
-// characterSet converts a character set of fnmatch to one of a regular expression.
-// p is the text behind the opening bracket.
+// characterSet converts a character set such as [a-z] from the syntax of fnmatch to the
+// syntax of regular expressions. p is the part of the pattern after the opening bracket of
+// the set. rest is the part after its closing bracket. ok is false if no bracket closes the
+// set.
 func characterSet(p string) (set, rest string, ok bool) {
 	not := ""
 	if p != "" && (p[0] == '!' || p[0] == '^') {
