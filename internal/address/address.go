@@ -146,7 +146,7 @@ func parseSource(text string, role Role) (Address, error) {
 		return nil, usage.Errorf("address \"-\": standard input is a stream, which this command cannot use as a disk (for a file that is named \"-\", write ./-)")
 	}
 	if m := keyValue.FindStringSubmatch(text); m != nil {
-		// The message does not include the value, which may be a password.
+		// The error message does not include the value of the parameter, which may be a password.
 		return nil, usage.Errorf("%s= is a parameter of nbdkit-vddk-plugin, not an address (for a file of that name write ./%[1]s=...)", m[1])
 	}
 	return parsePath(text, role), nil

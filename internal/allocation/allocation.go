@@ -90,9 +90,9 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
 			w = ^w
-			// The shift has filled the highest bits of w with zeros, and the complement has
-			// turned these zeros into ones. They do not stand for chunks. They are cleared here.
-			// Otherwise TrailingZeros64 would take the lowest of them for the end of the run.
+			// The shift above has filled the highest bits of the word w with zeros. They do not
+			// stand for chunks. The complement has turned these zeros into ones. They are cleared
+			// here. Otherwise TrailingZeros64 would take the lowest of them for the end of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}

@@ -46,6 +46,6 @@ func (g *Group) Do(ctx context.Context, flush func() error) error {
 	return g.failed
 }
 
-// Calls returns the number of calls of Do that have begun so far. If a flush begins after that,
-// it flushes the data of all these calls.
+// Calls returns the number of calls of Do that have begun so far. A flush that begins later than
+// this call of Calls flushes the data of all calls of Do that were counted.
 func (g *Group) Calls() uint64 { return g.calls.Load() }

@@ -10,7 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// errStop ends a scan when the caller of an iterator stops the iteration early.
+// errStop is the error of a scan that ended early because the caller of the iterator did not want
+// more extents or mappings.
 var errStop = errors.New("stop")
 
 // Extents implements the method Extents of a disk for the range [off, off+length). size is the
@@ -44,7 +45,7 @@ type Merger struct {
 	held  source.Extent // the last extent, not yet yielded; none if Len is 0
 }
 
-// Add adds an extent. It must begin where the extent before it ends.
+// Add adds an extent. It must begin where the extent that was added before it ends.
 func (m *Merger) Add(e source.Extent) error {
 	if h := &m.held; h.Len > 0 && h.Kind == e.Kind && h.Depth == e.Depth && h.Absent == e.Absent {
 		h.Len += e.Len

@@ -23,9 +23,9 @@ func adler32(p []byte) uint32 {
 		p = p[len(part):]
 		for ; len(part) >= adlerBlock; part = part[adlerBlock:] {
 			even, odd, evens, odds := sumWords((*[adlerBlock]byte)(part))
-			// A byte is counted in b as often as there are bytes from it to the end of the
-			// block, including itself. That is eight times for each word after its own word, and
-			// 8, 7, .. 1 times within its own word.
+			// Each byte is added to b several times: once for itself, and once for each later byte
+			// of the block. Each later word counts 8 times. The word that contains the byte counts
+			// 8 times if the byte is its first one, 7 times if it is the second one, and so on.
 			before := evens&wide + evens>>16&wide + odds&wide + odds>>16&wide
 			b += a*adlerBlock + 8*(before>>32+before&0xffffffff)
 			b += 8*(even&0xffff) + 6*(even>>16&0xffff) + 4*(even>>32&0xffff) + 2*(even>>48)
@@ -42,10 +42,12 @@ func adler32(p []byte) uint32 {
 	return uint32(b%mod<<16 | a%mod)
 }
 
-// sumWords sums the bytes of a block, one word of eight bytes at a time. even sums the bytes at
-// even places of the words, and odd the bytes at odd places. evens sums the values that even had
-// before each word, and odds those that odd had. Each of these results contains four separate
-// sums of 16 bits, called lanes, one for each even or odd place of a word.
+// sumWords sums the bytes of a block, one word of eight bytes at a time. The result even is the sum
+// of the bytes at the even places of all words, and the result odd is that of the bytes at the odd
+// places. The result evens is the sum of the values that even had before each word. The result odds
+// is the sum of the values that odd had before each word. Each result contains four separate sums
+// of 16 bits, called lanes. even and evens have one lane for each of the four even places of a
+// word, and odd and odds one for each of the four odd places.
 //
 // The function is not inlined, because its caller would need too many registers then.
 //

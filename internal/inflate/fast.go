@@ -15,8 +15,8 @@ const (
 // The function is longer than 80 lines because the variables of its loop must stay in registers,
 // which calls of other functions would prevent.
 func (d *Decoder) decodeFast(s *stream) error {
-	// The slices get a capacity equal to their length. The compiler knows that, and needs two
-	// registers fewer in the loop.
+	// dst and src get a capacity equal to their length. The compiler then knows that the capacity
+	// and the length are equal, and needs two registers fewer in the loop.
 	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]
 	out := s.out
 	bits, nbits := s.bits, s.nbits // only the lowest 6 bits of nbits are used in this function
@@ -94,8 +94,8 @@ func (d *Decoder) decodeFast(s *stream) error {
 		switch {
 		case dist > out: // repeat returns the error
 		case dist >= 8:
-			// The match begins 8 or more bytes back. Therefore the match can be copied
-			// in words of 8 bytes that do not overlap. Bytes that are written after
+			// The match begins 8 or more bytes before the end of the output. Therefore it can be
+			// copied in words of 8 bytes: no word overlaps its copy. Bytes that are written after
 			// the end of the match are overwritten by the next symbols.
 			copy16((*[16]byte)(w[k:]), (*[16]byte)(dst[out-dist:]))
 			if length <= 16 {
@@ -111,9 +111,10 @@ func (d *Decoder) decodeFast(s *stream) error {
 				continue
 			}
 		case out >= 8 && len(to) >= length+8:
-			// The match repeats the last bytes of the output. Their number dist is less than 8.
-			// word contains these bytes, repeated to fill 8 bytes. step is the number of bytes of
-			// word that belong to complete repetitions.
+			// The match begins less than 8 bytes before the end of the output, and repeats these
+			// bytes. dist is their number. The variable word contains them, repeated to fill 8
+			// bytes. The variable step is the number of bytes of this word that belong to complete
+			// repetitions.
 			word, step := binary.LittleEndian.Uint64(dst[out-8:])>>(64-8*dist&63), 8
 			switch dist {
 			case 1:

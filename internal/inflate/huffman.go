@@ -10,11 +10,11 @@ import "math/bits"
 //	bits 13-15  flags
 //	bits 16-31  the literals, or the base to which the extra bits are added
 //
-// The literal/length table and the distance table are indexed by the first bits of a code.
-// Longer codes continue in a subtable, which is indexed by the next bits. All numbers of bits are
-// counted from the start of the code, in entries of subtables, too. The entry that leads to a
-// subtable has the place where the subtable begins in bits 16-31. Its bits 0-5 are the number of
-// bits of both indexes together: of the index into the table and of the index into the subtable.
+// The literal/length table and the distance table are indexed by the first bits of a code. Longer
+// codes continue in a subtable, which is indexed by the next bits. All numbers of bits are counted
+// from the start of the code, in entries of subtables, too. In an entry that leads to a subtable,
+// bits 16-31 are the index of the first entry of the subtable. Its bits 0-5 are the sum of two
+// numbers: the number of bits that index the table, and the number of bits that index the subtable.
 type entry uint32
 
 const (
@@ -164,8 +164,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	for n := tableBits + 1; n <= longest; n++ {
 		for remaining := int(count[n]); remaining > 0; remaining-- {
 			if p := code & (1<<tableBits - 1); p != prefix {
-				// The new subtable gets the smallest size that has room for all codes with this
-				// prefix.
+				// The codes of a subtable have the same first bits, the prefix. The new subtable
+				// gets the smallest size that has room for all codes with its prefix.
 				prefix = p
 				subBits = n - tableBits
 				for room := 1<<subBits - remaining; room > 0; room = room<<1 - int(count[tableBits+subBits]) {
@@ -231,7 +231,8 @@ func (d *Decoder) pairLiterals() {
 		e := t[i]
 		second := t[i>>(e&15)]
 		n := e&15 + second&15
-		// The computation has no branches, because the CPU could not predict them.
+		// fits is 1 if both entries are literals whose codes together fit into an index, and 0
+		// otherwise. It is computed without branches, because the CPU could not predict them.
 		fits := (n - litlenBits - 1) >> 31 & (e & second >> 15 & 1)
 		t[i] = e + -fits&(second&15|oneLiteral|second>>16<<24)
 	}

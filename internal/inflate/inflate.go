@@ -16,10 +16,10 @@ import (
 var (
 	// ErrCorrupt says that a stream violates the format. Errors wrap it.
 	ErrCorrupt = errors.New("corrupt deflate data")
-	// ErrTruncated says that src ends before the end of the stream. Errors wrap it.
+	// ErrTruncated says that the input ends before the end of the stream. Errors wrap it.
 	ErrTruncated = errors.New("truncated deflate data")
-	// ErrTooLarge says that a stream has more data than fits into dst. Errors wrap it. dst then
-	// contains the beginning of the data.
+	// ErrTooLarge says that a stream has more data than fits into the buffer for the output. Errors
+	// wrap it. The buffer then contains the beginning of the data.
 	ErrTooLarge = errors.New("deflate data is larger than expected")
 )
 
@@ -57,9 +57,9 @@ type stream struct {
 	src []byte
 	in  int // number of bytes read from src
 
-	// bits is the bit buffer. Its lowest nbits bits are the next bits of the stream. The bits
-	// above them are either zero or already have the right value from src, so that refill can
-	// set them with OR.
+	// bits is the bit buffer. Its lowest nbits bits are the next bits of the stream. The bits above
+	// them are either zero or already have the values that refill will read from src. Therefore
+	// refill can add bytes with OR.
 	bits  uint64
 	nbits uint
 }

@@ -36,9 +36,9 @@ func (d Disk) await(n uint64) {
 	}
 }
 
-// testTogether starts many calls of Flush while a first flush is running. If ends is false, it
-// checks that these calls share one second flush. If ends is true, it ends the context of these
-// calls during the first flush, and checks that no second flush begins.
+// testTogether starts many calls of Flush while a first flush is running. If the parameter ends is
+// false, it checks that these calls share one second flush. If the parameter ends is true, it ends
+// the context of these calls during the first flush, and checks that no second flush begins.
 func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
 	const calls = 50
 	first, going := make(chan struct{}), make(chan struct{})
@@ -82,8 +82,9 @@ func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends b
 	}
 }
 
-// testFailed checks that after a failed flush all calls of Flush fail: a call that began during
-// that flush, and a later one. The kernel may report lost data only to one flush.
+// testFailed checks that all calls of Flush fail after one flush has failed. It makes one call that
+// begins during the failed flush, and one call after it. Both must fail, because the kernel may
+// report lost data only to one flush.
 func testFailed(t *testing.T, open func(*testing.T, func() error) Disk) {
 	first, going := make(chan struct{}), make(chan struct{})
 	var flushes atomic.Int64
