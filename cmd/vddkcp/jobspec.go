@@ -280,8 +280,8 @@ func (n fileNames) folder(path string) string {
 func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
 
 // filesOf returns the keys by which package batch compares files. Two paths lead to the
-// same file or device if they have a key in common. filesOf returns nil if path leads to
-// neither a file nor a block device.
+// same file or device if they have a key in common. filesOf returns nil if the given path
+// leads to neither a file nor a block device.
 func filesOf(path string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address.Path(path)); place.Kind {

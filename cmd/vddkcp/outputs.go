@@ -232,8 +232,9 @@ func (p *places) find(path string) (outputFile, bool) {
 	return out, found
 }
 
-// idOf returns the identity of the file at path. ok is false for terminals, sockets
-// and other character devices, which several outputs may share.
+// idOf returns the identity of the file at the given path. exists is false if there is no
+// such file. ok is false for terminals, sockets and other character devices, which several
+// outputs may share.
 func idOf(path string) (id fileID, exists, ok bool) {
 	var st unix.Stat_t
 	var err error
@@ -254,8 +255,8 @@ func idOf(path string) (id fileID, exists, ok bool) {
 	return id, true, false
 }
 
-// descriptor returns the number of the file descriptor of this process that path stands
-// for, such as 3 for /dev/fd/3. It recognizes the paths that durable.Descriptor
+// descriptor returns the number of the file descriptor of this process that the given path
+// stands for, such as 3 for /dev/fd/3. It recognizes the paths that durable.Descriptor
 // recognizes, and /dev/stdin. ok is false for other paths.
 func descriptor(path string) (fd int, ok bool) {
 	if path == standardInput {

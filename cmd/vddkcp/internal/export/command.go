@@ -26,8 +26,8 @@ func (e *CommandStatus) Error() string { return fmt.Sprintf("CMD ended with stat
 func (e *CommandStatus) ExitStatus() int { return e.Status }
 
 // script returns the shell commands that set variables such as $uri and $port before the
-// command of --run. nbdkit sets the same variables. Like nbdkit, script does not export
-// them to the environment.
+// command of --run. nbdkit sets the same variables. As with nbdkit, the variables are not
+// exported to the environment.
 func (s *sockets) script(uri, name string) string {
 	port, path := "", ""
 	switch a := s.listeners[0].Addr().(type) {

@@ -29,8 +29,9 @@ import (
 
 // Options say which disks are served, to which clients, and until when.
 type Options struct {
-	// Sources are the disks that clients request by the name of an export. A single
-	// disk with an empty name answers to every name, unless there is a Pattern.
+	// Sources are the disks that clients request by the name of an export. If there is only
+	// one disk, its name is empty and Pattern is empty, clients get this disk under every
+	// name.
 	Sources []Source
 	// Pattern is a wildcard. Clients may request any disk that VDDK can open and whose
 	// path matches Pattern. A client sends the path of the disk as the name of the
@@ -41,8 +42,8 @@ type Options struct {
 	// Format is the format of all sources. If it is "", the format of each source is
 	// detected.
 	Format string
-	// Opened is called each time a disk has been opened, until the server starts. If
-	// Opened returns an error, Run fails. Opened may be nil.
+	// Until the server starts, Opened is called each time a disk has been opened. If Opened
+	// returns an error, Run fails. Opened may be nil.
 	Opened func() error
 	// Cow lets clients write without changing the disks. Their writes go to a temporary
 	// file. If CowFile is set, which is possible only for a single disk, they go to this
@@ -102,8 +103,8 @@ const grace = 5 * time.Second
 // no such method, Run sends SIGTERM.
 func Run(ctx context.Context, o Options) error {
 	// Opening a disk may start other processes. They would inherit the sockets of socket
-	// activation that this process has not taken over yet. Therefore it takes over these
-	// sockets first.
+	// activation unless this process has taken them over. Therefore the sockets are taken
+	// over before any disk is opened.
 	sockets, err := activatedSockets()
 	if err != nil {
 		return err
