@@ -231,8 +231,8 @@ func ForVDDK(file string) Address {
 	return VDDK{file}
 }
 
-// VDDKFile returns the name under which VDDK opens the disk at address, such as a datastore
-// path. ok is false if the disk is not opened with VDDK.
+// VDDKFile returns the name under which VDDK opens the disk at the given address, such as a
+// datastore path. ok is false if the disk is not opened with VDDK.
 func VDDKFile(address Address) (file string, ok bool) {
 	switch address := address.(type) {
 	case Datastore:
@@ -243,8 +243,8 @@ func VDDKFile(address Address) (file string, ok bool) {
 	return "", false
 }
 
-// IsRemote reports whether the disk at address is read through an NBD server or with VDDK. VDDK
-// can open local files, too; these also count as remote.
+// IsRemote reports whether the disk at the given address is read through an NBD server or with
+// VDDK. VDDK can open local files, too; these also count as remote.
 func IsRemote(address Address) bool {
 	switch address.(type) {
 	case NBD, Datastore, VDDK:

@@ -34,8 +34,8 @@ type Map struct {
 // sectors. A chunk counts as allocated if any part of it lies in a block.
 //
 // The blocks must be in ascending order, lie in the window, have at least one sector and not
-// overlap. Otherwise New returns an error, because a list of blocks that violates this cannot be
-// trusted.
+// overlap. If they violate one of these rules, New returns an error, because such a list of blocks
+// cannot be trusted.
 func New(firstSector uint64, chunks uint32, chunkSectors uint64, blocks []Block) (*Map, error) {
 	a := &Map{chunks: chunks}
 	if len(blocks) > int(chunks)/64 { // two borders for each block would take more memory than the bits
@@ -90,9 +90,10 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
 			w = ^w
-			// The shift above has filled the highest bits of the word w with zeros. They do not
-			// stand for chunks. The complement has turned these zeros into ones. They are cleared
-			// here. Otherwise TrailingZeros64 would take the lowest of them for the end of the run.
+			// The highest bits of the word w do not stand for chunks. The shift above has filled
+			// these bits with zeros, and the complement has turned the zeros into ones. The ones
+			// are cleared here. Otherwise TrailingZeros64 would take the lowest of them for the end
+			// of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}

@@ -28,10 +28,10 @@ import (
 // because they can contain anything that a server or a command prints.
 const Private fs.FileMode = 0o600
 
-// Replace creates or replaces the file at path. text is the new content, and perm are the new
-// permissions. Replace writes a temporary file in the same folder, makes it durable, renames it
-// to path, and makes the folder durable. If path is a symbolic link, the link itself is
-// replaced.
+// Replace creates or replaces the file at the given path. text is the new content, and perm are the
+// new permissions. Replace writes a temporary file in the same folder, makes it durable, renames it
+// to the given path, and makes the folder durable. If there is a symbolic link at the path, the
+// link itself is replaced.
 func Replace(path string, text []byte, perm fs.FileMode) error {
 	base := filepath.Base(path)
 	f, err := os.CreateTemp(filepath.Dir(path), "."+base[:min(len(base), 200)]+".*")
@@ -55,8 +55,8 @@ func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// replace writes text to the temporary file f, makes f durable, closes it, and renames it to
-// path.
+// replace writes text to the temporary file f, makes f durable, closes it, and renames it to the
+// given path.
 func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	_, err := f.Write(text)
 	if err == nil {
@@ -77,8 +77,8 @@ func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// SyncFolder makes the names of the files in the folder at path durable. It does nothing if the
-// file system does not support that.
+// SyncFolder makes the names of the files in the given folder durable. It does nothing if the file
+// system does not support that.
 func SyncFolder(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
@@ -127,7 +127,7 @@ func openInPlace(path string) (*os.File, error) {
 	return OpenOutput(path, os.O_WRONLY)
 }
 
-// OpenOutput opens an output that a user named. flags are those of os.OpenFile. If path is a
+// OpenOutput opens an output that a user named. flags are those of os.OpenFile. If the output is a
 // FIFO and no process reads from it, OpenOutput returns an error and does not wait.
 func OpenOutput(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0o666)
@@ -137,8 +137,8 @@ func OpenOutput(path string, flags int) (*os.File, error) {
 	return f, err
 }
 
-// Descriptor returns the number of the file descriptor of this process that path stands for.
-// Such paths are "-", /dev/stdout, /dev/stderr, /dev/fd/N and /proc/self/fd/N. ok is false for
+// Descriptor returns the number of the file descriptor of this process that the given path stands
+// for. Such paths are "-", /dev/stdout, /dev/stderr, /dev/fd/N and /proc/self/fd/N. ok is false for
 // other paths.
 func Descriptor(path string) (fd int, ok bool) {
 	if path == "-" {
@@ -163,10 +163,10 @@ func Descriptor(path string) (fd int, ok bool) {
 // errors wrap ErrForeign.
 var ErrForeign = errors.New("not a file that vddkcp has written")
 
-// Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile.
-// Such a file is always a regular file with one name. If path is a symbolic link, a FIFO, a
-// folder, a device or a file with several hard links, Open returns an error that wraps ErrForeign.
-// In that case Open has changed nothing, and it has not waited.
+// Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile. Such
+// a file is always a regular file with one name. If there is a symbolic link, a FIFO, a folder, a
+// device or a file with several hard links at the path, Open returns an error that wraps
+// ErrForeign. In that case Open has changed nothing, and it has not waited.
 func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	foreign := func(what string) error {
 		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%w: expected a regular file with a single name, found %s: remove what is at this path, or name another file", ErrForeign, what)}
@@ -216,9 +216,9 @@ func notOwn(info fs.FileInfo) string {
 	return "a device"
 }
 
-// ReadFile reads a regular file as os.ReadFile does, and follows symbolic links. If path is
-// anything else, such as a FIFO, a folder or a device, ReadFile returns an error without reading
-// or waiting.
+// ReadFile reads a regular file as os.ReadFile does, and follows symbolic links. If there is
+// anything else at the path, such as a FIFO, a folder or a device, ReadFile returns an error
+// without reading or waiting.
 func ReadFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {

@@ -68,9 +68,9 @@ func (r *Record) Encode(sequence uint64, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// Decode checks the content of a slot and returns its sequence number and payload. The payload
-// shares its memory with slot. Bytes after the payload are ignored. The error is ErrNoRecord,
-// ErrTorn or a *VersionError.
+// Decode checks the content of a slot and returns its sequence number and payload. The payload is a
+// part of the given slice and not a copy. Bytes after the payload are ignored. The error is
+// ErrNoRecord, ErrTorn or a *VersionError.
 func (r *Record) Decode(slot []byte) (sequence uint64, payload []byte, err error) {
 	header := r.headerSize()
 	if len(slot) < header || string(slot[:len(r.Magic)]) != r.Magic {

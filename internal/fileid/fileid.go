@@ -22,10 +22,10 @@ func Of(fd int) (string, error) {
 	return identity(&st), nil
 }
 
-// MarkOf returns the identity of the regular file at path. It follows symbolic links. The result
-// is "" if there is no such file. If the file system records no birth times, the identity
-// includes the size and the time of the last change. MarkOf is therefore only for files that are
-// no longer written.
+// MarkOf returns the identity of the regular file at the given path. It follows symbolic links. The
+// result is "" if there is no such file. If the file system records no birth times, the identity
+// includes the size and the time of the last change. MarkOf is therefore only for files that are no
+// longer written.
 func MarkOf(path string) string {
 	st, err := stat(unix.AT_FDCWD, path, 0)
 	if err != nil {

@@ -27,7 +27,7 @@ func ReadFull(f source.Disk, p []byte, off int64) error {
 }
 
 // PathOf returns the path of the image file that f reads. If f does not know its path, PathOf
-// returns name.
+// returns the given name.
 func PathOf(f source.Disk, name string) string {
 	if i, ok := source.Ability[source.Described](f); ok {
 		if chain := i.Info().Chain; len(chain) > 0 {

@@ -24,8 +24,9 @@ func adler32(p []byte) uint32 {
 		for ; len(part) >= adlerBlock; part = part[adlerBlock:] {
 			even, odd, evens, odds := sumWords((*[adlerBlock]byte)(part))
 			// Each byte is added to b several times: once for itself, and once for each later byte
-			// of the block. Each later word counts 8 times. The word that contains the byte counts
-			// 8 times if the byte is its first one, 7 times if it is the second one, and so on.
+			// of the block. For each word after its own word, it is added 8 times. For its own
+			// word, it is added 8 times if it is the first byte of the word, 7 times if it is the
+			// second one, and so on.
 			before := evens&wide + evens>>16&wide + odds&wide + odds>>16&wide
 			b += a*adlerBlock + 8*(before>>32+before&0xffffffff)
 			b += 8*(even&0xffff) + 6*(even>>16&0xffff) + 4*(even>>32&0xffff) + 2*(even>>48)
@@ -46,8 +47,8 @@ func adler32(p []byte) uint32 {
 // of the bytes at the even places of all words, and the result odd is that of the bytes at the odd
 // places. The result evens is the sum of the values that even had before each word. The result odds
 // is the sum of the values that odd had before each word. Each result contains four separate sums
-// of 16 bits, called lanes. even and evens have one lane for each of the four even places of a
-// word, and odd and odds one for each of the four odd places.
+// of 16 bits, called lanes: one for each of the four even places of a word in even and evens, and
+// one for each of the four odd places in odd and odds.
 //
 // The function is not inlined, because its caller would need too many registers then.
 //
