@@ -170,8 +170,8 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 		return "", fmt.Errorf("there is no terminal to ask for the secret (%w)", err)
 	}
 	defer tty.Close()
-	// The file stays registered with the poller of the Go runtime, so that a
-	// deadline can interrupt the read.
+	// With SyscallConn, the terminal stays registered with the poller of the Go runtime.
+	// Only then can a deadline interrupt a read from the terminal.
 	raw, err := tty.SyscallConn()
 	if err != nil {
 		return "", err

@@ -301,9 +301,10 @@ func (m *probeMeter) end() {
 	}
 }
 
-// rate returns the rate in bytes per second, or 0 if it is unknown, and the time over
-// which it was measured. The first half of the time does not count, because connections
-// are opened and queues are filled then.
+// rate returns the rate in bytes per second, or 0 if it is unknown, and the duration over
+// which the rate was measured. If there were at least 16 reads, this duration is only the
+// second half of the measurement, because connections are opened and queues are filled in
+// the first half.
 func (m *probeMeter) rate() (rate float64, over time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
