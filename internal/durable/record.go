@@ -53,8 +53,8 @@ func (r *Record) headerSize() int {
 // Room returns the size in bytes of the largest payload that fits into a slot.
 func (r *Record) Room() int { return r.SlotSize - r.headerSize() }
 
-// Encode returns the content of a slot with the given payload, which has at most Room bytes. The
-// content does not fill the slot if the payload is shorter. The sequence number is ignored
+// Encode returns the content of a slot with the given payload, which has at most Room bytes. If the
+// payload is shorter than that, the content does not fill the slot. The sequence number is ignored
 // unless Numbered is set.
 func (r *Record) Encode(sequence uint64, payload []byte) []byte {
 	b := make([]byte, 0, r.headerSize()+len(payload))
