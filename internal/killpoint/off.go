@@ -1,7 +1,8 @@
 //go:build !killpoints
 
-// Package killpoint lets tests kill the process at a named point with SIGKILL, in order to test
-// what happens if it stops there. These points exist only in builds with the tag killpoints.
+// Package killpoint lets tests kill the process with SIGKILL at named points of its code. The tests
+// check what happens if the process stops at such a point. The points exist only in builds with the
+// build tag killpoints.
 package killpoint
 
 import "time"

@@ -1,7 +1,8 @@
 //go:build killpoints
 
-// Package killpoint lets tests kill the process at a named point with SIGKILL, in order to test
-// what happens if it stops there. These points exist only in builds with the tag killpoints.
+// Package killpoint lets tests kill the process with SIGKILL at named points of its code. The tests
+// check what happens if the process stops at such a point. The points exist only in builds with the
+// build tag killpoints.
 package killpoint
 
 import (
@@ -18,9 +19,9 @@ var (
 	passed int
 )
 
-// At is a point with the given name. If the environment variable VDDKCP_KILL_AT has this name as
-// its value, At kills the process. If the value has the form NAME:N, the N-th call of At with
-// this name kills the process.
+// At is a point with the given name, at which tests may kill the process. If the environment
+// variable VDDKCP_KILL_AT has this name as its value, At kills the process. If the value has the
+// form NAME:N, the N-th call of At with this name kills the process.
 func At(name string) {
 	want, number, _ := strings.Cut(os.Getenv("VDDKCP_KILL_AT"), ":")
 	if name != want {

@@ -28,9 +28,9 @@ import (
 	"sync/atomic"
 )
 
-// Life is the state of a disk from its opening to its end. Context and Name are set before the
-// first call and do not change afterwards. All methods are safe for concurrent use. A Life must
-// not be copied after its first use.
+// Life is the state of a disk from its opening to its end. The fields Context and Name are set
+// before the first call and do not change afterwards. All methods are safe for concurrent use. A
+// Life must not be copied after its first use.
 type Life struct {
 	Context context.Context // the context that the disk was opened with
 	Name    string          // what errors call the disk
@@ -88,9 +88,10 @@ func (l *Life) End() {
 	}
 }
 
-// Close makes all later calls of Begin fail, waits for the calls in progress, and then returns
-// the result of the function release. It must not be called inside a call, between Begin and
-// End, because it would wait forever. If Close was called before, the error wraps os.ErrClosed.
+// Close makes all later calls of Begin fail, waits for the calls in progress, and then calls the
+// function release. Close returns the result of release. Close must not be called inside a call,
+// between Begin and End, because it would wait forever. If Close was called before, the error wraps
+// os.ErrClosed.
 func (l *Life) Close(release func() error) error {
 	if l.closed.Swap(true) {
 		return fmt.Errorf("close %s: %w", l.Name, os.ErrClosed)
@@ -103,8 +104,8 @@ func (l *Life) Close(release func() error) error {
 }
 
 // ReadAt implements the method ReadAt of a disk. size is the number of bytes of the disk. ReadAt
-// calls the function read with the part of p that lies in the disk. The function read returns how
-// many bytes of that part it has filled.
+// calls the function read with the part of the buffer p for which the disk has bytes. The function
+// read returns how many bytes of that part it has filled.
 func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error)) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", l.Name, off)
@@ -123,11 +124,11 @@ func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error
 	return len(p), atEnd
 }
 
-// Clip is for the method ReadAt of a disk, which reads p at the offset off. size is the number of
-// bytes of the disk, and off must not be negative. Clip returns the part of p that lies in the
-// disk, and an error. If ReadAt reads this part without an error of its own, it must return the
-// error of Clip. This error is io.EOF if p extends past the end of the disk or off is not in the
-// disk. Otherwise it is nil.
+// Clip is for the method ReadAt of a disk, and gets the arguments of ReadAt: the buffer p and the
+// offset off, which must not be negative. size is the number of bytes of the disk. Clip returns the
+// part of p that ReadAt can fill with bytes of the disk, and an error. The error is io.EOF if the
+// range extends past the end of the disk or begins after its last byte. Otherwise the error is nil.
+// If ReadAt fills its part of p without an error of its own, it must return the error of Clip.
 func Clip(p []byte, off, size int64) ([]byte, error) {
 	switch {
 	case off >= size:

@@ -30,8 +30,8 @@ const (
 	Ended
 )
 
-// Target is the state of a sink.Disk. Its exported fields are set before the first call. After
-// that only Size changes, in SetSize. It is safe for concurrent use.
+// Target is the state of a sink.Disk. Its exported fields are set before the first call. After that
+// only the field Size changes, in the method SetSize. A Target is safe for concurrent use.
 type Target struct {
 	Context context.Context
 	Name    string // what messages call the target
@@ -47,8 +47,8 @@ type Target struct {
 	err error // guarded by mu
 }
 
-// Begin starts a call that writes n bytes at off. If it returns nil, the caller must call Done
-// at the end of the call.
+// Begin starts a call that writes n bytes at the offset off of the disk. If Begin returns nil, the
+// caller must call Done at the end of the call.
 func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	t.calls.RLock()
 	err := t.ready(ctx, Writing)
@@ -63,7 +63,7 @@ func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// BeginAt starts a call that writes nothing and is allowed only in the given stage. If it
+// BeginAt starts a call that writes nothing and is allowed only in the given stage. If BeginAt
 // returns nil, the caller must call Done at the end of the call.
 func (t *Target) BeginAt(ctx context.Context, stage Stage) error {
 	t.calls.RLock()
@@ -77,7 +77,8 @@ func (t *Target) BeginAt(ctx context.Context, stage Stage) error {
 // Done ends a call for which Begin or BeginAt returned nil.
 func (t *Target) Done() { t.calls.RUnlock() }
 
-// inDisk returns an error if [off, off+n) does not lie in the disk or is not aligned.
+// inDisk returns an error if the range [off, off+n) does not lie in the disk or is not aligned to
+// the unit of the disk.
 func (t *Target) inDisk(off, n int64) error {
 	end := t.Size
 	if t.Size == sink.UnknownSize {
@@ -97,7 +98,8 @@ func (t *Target) inDisk(off, n int64) error {
 }
 
 // SetSize implements sink.Sizer for a disk whose size was unknown: it sets the size to n bytes.
-// Then it calls the function work, which makes the changes that the format of the disk needs.
+// Then it calls the function work, which makes the changes that the format of the disk needs for
+// this size.
 func (t *Target) SetSize(n int64, work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -208,9 +210,9 @@ func (t *Target) Abort(work func() error) error {
 	return nil
 }
 
-// InAnyStage implements the function that the method Checkpoint of a disk returns. It calls work,
-// which does the work of this function. Other calls are allowed only in one stage. This function
-// is allowed in every stage before Ended.
+// InAnyStage implements the function that the method Checkpoint of a disk returns. That function
+// may be called in every stage before Ended. InAnyStage checks this, and then calls the function
+// work, which makes the completed writes durable.
 func (t *Target) InAnyStage(ctx context.Context, work func() error) error {
 	t.calls.RLock()
 	defer t.calls.RUnlock()

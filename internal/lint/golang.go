@@ -88,8 +88,8 @@ func length(fset *token.FileSet, f *ast.FuncDecl) int {
 	return fset.Position(f.End()).Line - fset.Position(f.Type.Pos()).Line + 1
 }
 
-// holdsOptions reports whether a struct with the given name contains options of a user. The name
-// of such a struct has an ending such as Options or Flags.
+// holdsOptions reports whether a struct with the given name contains options that a user can set.
+// The name of such a struct has an ending such as Options or Flags.
 func holdsOptions(name string) bool {
 	name = strings.ToLower(name)
 	for _, suffix := range []string{"options", "flags", "command", "spec", "params"} {

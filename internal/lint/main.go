@@ -3,9 +3,9 @@
 //
 //	go run ./internal/lint [FOLDER...]
 //
-// Lint reads the Go files and Markdown pages of the repository. If folders are given, it reads
-// only the files below them. It prints one line for each violation, and its exit status is 1 if
-// there is one. The rules:
+// Lint reads the Go files and Markdown pages of the repository. If folders are given, it reads only
+// the files below them. It prints one line for each violation, and its exit status is 1 if there is
+// a violation. The rules:
 //
 //   - A package imports only the packages that imports.go allows.
 //   - A Go file has at most 600 lines, unless a comment in it says "longer than 600
@@ -53,8 +53,8 @@ type problem struct {
 	text string
 }
 
-// below reports whether a file is in one of the folders or below it. If there are no folders, it
-// returns true.
+// below reports whether a file is in one of the given folders or in one of their subfolders. If no
+// folders are given, it returns true.
 func below(file string, folders []string) bool {
 	for _, folder := range folders {
 		folder = path.Clean(folder)

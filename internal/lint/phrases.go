@@ -7,8 +7,8 @@ import (
 )
 
 // phrases contains regular expressions for phrases that readers of this repository misunderstood,
-// or understood only after they had read the code. The field advice says what to write instead of
-// the phrase. CONTRIBUTING.md has examples.
+// or understood only after they had read the code. The field advice of an expression says what to
+// write in place of the phrase. CONTRIBUTING.md has examples.
 var phrases = []struct {
 	pattern *regexp.Regexp
 	advice  string

@@ -1,7 +1,8 @@
-// Package linuxonly makes a build for a system other than Linux fail with a single message that
-// says so. Without it, there would be many messages about missing system calls.
+// Package linuxonly makes a build for a system other than Linux fail with a single message, which
+// says that Linux is needed. Without this package, there would be many messages about missing
+// system calls.
 //
-// A package that needs Linux imports it only for that effect:
+// A package that needs Linux imports the package linuxonly only for this message:
 //
 //	import _ "github.com/vddkcp/vddkcp/internal/linuxonly"
 //

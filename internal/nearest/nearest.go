@@ -3,16 +3,16 @@ package nearest
 
 import "slices"
 
-// Of returns the name in the given list that is most similar to word: the fewest edits turn
-// word into this name. If several names are equally similar, it returns the first of them.
+// Of returns the name in the given list that is most similar to the given word: the fewest edits
+// turn the word into this name. If several names are equally similar, it returns the first of them.
 // The list must not be empty.
 func Of(word string, names []string) string {
 	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
 }
 
-// Near returns the same name as Of. ok says whether word may be a misspelling of this name. It
-// is false if more than two edits are needed to turn word into the name. For a name of up to
-// four bytes, it is false if more than one edit is needed.
+// Near returns the same name as Of. ok says whether the given word may be a misspelling of this
+// name. ok is false if more than two edits are needed to turn the word into the name. For a name of
+// up to four bytes, ok is false if more than one edit is needed.
 func Near(word string, names []string) (name string, ok bool) {
 	name = Of(word, names)
 	most := 2

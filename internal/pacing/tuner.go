@@ -3,32 +3,33 @@ package pacing
 import "time"
 
 const (
-	// The rate, in bytes per second, is measured over a window of time. A window has at least
-	// minRequests requests and lasts at least minWindow. If there are fewer requests, the window
-	// ends after maxWindow.
+	// The Tuner measures how many bytes per second are read (the rate), each time over a window of
+	// time. A window has at least minRequests requests and lasts at least minWindow. If there are
+	// fewer requests, the window ends after maxWindow.
 	minWindow   = 200 * time.Millisecond
 	maxWindow   = time.Second
 	minRequests = 32
 	// settle is how long nothing is measured after the number of connections has changed,
 	// because a new connection has too few requests in flight at first.
 	settle = 50 * time.Millisecond
-	// gain is the factor by which one more connection must raise the rate. Otherwise the
-	// connection is not kept.
+	// gain is the factor by which one more connection must raise the rate. If it raises the rate by
+	// less, it is not kept.
 	gain = 1.1
-	// The load of the host and of the network may change. Therefore one more connection is
-	// tried again after 5 seconds (firstProbe). Each try without success doubles the time until
-	// the next try, up to 5 minutes (lastProbe).
+	// The load of the host and of the network may change. Therefore the Tuner tries one more
+	// connection from time to time, at first after 5 seconds (firstProbe). Each try without success
+	// doubles the time until the next try, up to 5 minutes (lastProbe).
 	firstProbe = 5 * time.Second
 	lastProbe  = 5 * time.Minute
 )
 
 // Tuner finds the smallest number of connections that reaches the highest rate, in bytes per
-// second. It adds one connection after the other, as long as each one raises the rate by a
-// tenth. It removes the last connection again if that connection did not raise the rate enough.
+// second. It adds one connection after the other, as long as each one raises the rate by a tenth.
+// If the connection that was added last did not raise the rate enough, the Tuner removes that
+// connection again.
 //
-// The caller calls Add for each request, and opens and closes connections as Add says. The Tuner
-// has no clock: all times are passed to it, and are durations since any fixed point in time. It
-// is not safe for concurrent use.
+// The caller calls Add for each request, and opens or closes connections until it has as many as
+// Add returns. The Tuner has no clock: all times are passed to it, and are durations since any
+// fixed point in time. It is not safe for concurrent use.
 //
 // The Tuner only measures while there are enough requests to keep all connections busy. If the
 // reader of the data is slower than the disk, there are too few requests, and the number of
@@ -44,7 +45,7 @@ type Tuner struct {
 	bytes    int64         // bytes read in the measured time
 	requests int           // requests in the measured time
 
-	// These fields contain the results of earlier windows.
+	// These fields contain the results of the windows that have been measured before.
 	state  tunerState
 	rates  []float64     // the last rate, in bytes per second, by the number of connections
 	probe  time.Duration // measured time until another number of connections is tried
@@ -68,9 +69,9 @@ func NewTuner(limit int) *Tuner {
 }
 
 // Add counts a request that has read n bytes and has ended now. open is the number of open
-// connections. loaded says whether there have been enough requests to keep all of them busy
-// since the last call of Add. The result is the number of connections that the caller should
-// have open.
+// connections. loaded says whether there have been enough requests to keep all of them busy since
+// the previous call of Add. The result is the number of connections that the caller should have
+// open.
 func (t *Tuner) Add(now time.Duration, n int64, open int, loaded bool) (want int) {
 	since := now - max(t.last, t.from)
 	t.last = now

@@ -32,8 +32,8 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// NeedFile skips the test if the file at path does not exist. The file is not part of the
-// project, so it may be missing. In CI the test fails instead.
+// NeedFile skips the test if the file with the given path does not exist. The file is not part of
+// the project, so it may be missing. In CI the test fails instead.
 func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {

@@ -49,10 +49,10 @@ func Line(s string) string {
 	return string(appendSafe(nil, s, false))
 }
 
-// Bytes returns text with escapes for everything that is not safe to show. Line ends and tabs
-// stay, because the program itself has written them: it has already escaped those that came
-// from outside. If text is JSON, the result is JSON with the same values. If nothing has to be
-// escaped, Bytes returns text itself.
+// Bytes returns text with escapes for everything that is not safe to show. Line ends and tabs are
+// not escaped, because the program itself has written them. The program has already escaped the
+// line ends and tabs that came from outside. If text is JSON, the result is JSON with the same
+// values. If nothing has to be escaped, Bytes returns text itself.
 func Bytes(text []byte) []byte {
 	if first(text, true) < 0 {
 		return text
@@ -61,8 +61,8 @@ func Bytes(text []byte) []byte {
 }
 
 // Error returns the text of err, escaped as [Line] does. Line ends that come from the program
-// itself are kept. These are the line ends between joined errors, and between the lines that a
-// method Lines of an error returns.
+// itself are kept. These are the line ends between joined errors. If an error has a method Lines,
+// they are also the line ends between the lines that the method returns.
 func Error(err error) string {
 	text := err.Error()
 	if !strings.Contains(text, "\n") {

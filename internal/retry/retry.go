@@ -57,7 +57,7 @@ type Policy struct {
 	// Retries is the number of times that a failed operation is tried again before its error is
 	// returned. A negative number means no limit.
 	Retries int
-	// Timeout limits the time without progress: after it, an operation is not tried again. 0
+	// Timeout limits the time without progress: after this time, an operation is not tried again. 0
 	// means 15 minutes.
 	Timeout time.Duration
 	// Permanent reports whether an error is permanent. Errors for which the function IsPermanent
@@ -72,7 +72,7 @@ type Policy struct {
 	OnRetry func(err error, wait time.Duration)
 }
 
-// Patience returns the longest time without progress. After it, an operation is given up.
+// Patience returns the longest time without progress. After this time, an operation is given up.
 func (p *Policy) Patience() time.Duration { return cmp.Or(p.Timeout, defaultTimeout) }
 
 // Delay returns the delay before retry n, which is 1 for the first retry. It does not consider
@@ -184,8 +184,9 @@ func IsMarked(err error) bool { return errors.As(err, new(*permanentError)) }
 // IsPermanent reports whether err is permanent: it was marked with Permanent, or it says that a
 // file does not exist or that a permission is missing.
 //
-// Errors of ended contexts do not count as permanent, because the timeout of a connection looks
-// the same. Therefore callers must check their own context.
+// The error of an ended context does not count as permanent, because a connection whose time limit
+// has passed fails with an error that looks the same (context.DeadlineExceeded). Therefore callers
+// must check whether their own context has ended.
 func IsPermanent(err error) bool {
 	return IsMarked(err) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }

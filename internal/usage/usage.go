@@ -10,8 +10,8 @@ import (
 )
 
 // Error reports an invalid address or option, or options that exclude each other. The command is
-// wrong whatever files and servers contain. It makes no sense to try again before the user has
-// changed the command.
+// wrong in any case, regardless of the content of files and servers. It makes no sense to run it
+// again before the user has changed it.
 type Error struct {
 	err  error
 	hint string
