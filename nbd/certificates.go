@@ -30,8 +30,8 @@ func wrong(hint, format string, args ...any) error {
 	return &CertificateError{fmt.Errorf(format, args...), hint}
 }
 
-// LoadCertificate reads a certificate and its private key from two PEM files. In the
-// file of the certificate, certificates of intermediate authorities may follow.
+// LoadCertificate reads a certificate and its private key from two PEM files. In its
+// file, the certificate may be followed by certificates of intermediate authorities.
 // LoadCertificate returns a *CertificateError, which names the file, if a file cannot
 // be read or is not PEM, if the key is encrypted or does not belong to the certificate,
 // or if the certificate has expired or is not valid yet.
@@ -56,9 +56,9 @@ func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	return pair, valid(certPath, pair.Leaf)
 }
 
-// LoadAuthorities reads the certificates of authorities from a PEM file. Some of these
-// certificates may have expired or may not be valid yet, as long as at least one is
-// valid. All errors are of the type *CertificateError: see LoadCertificate.
+// LoadAuthorities reads the certificates of authorities from a PEM file. At least one
+// of these certificates must be valid. It is not an error if others have expired or are
+// not valid yet. All errors are of the type *CertificateError: see LoadCertificate.
 func LoadAuthorities(path string) (*x509.CertPool, error) {
 	text, err := readPEM(path, "CERTIFICATE")
 	if err != nil {

@@ -60,9 +60,9 @@ func (s *server) readPart(p []byte, off int64) error {
 	return nil
 }
 
-// readBlock reads the whole block that contains the given offset. It returns the
-// completed read request, whose fields hold the offset of the block in the export (off)
-// and the bytes of the block (data).
+// readBlock reads the whole block that contains the given offset. It returns the call
+// that has read the block. The field off of this call holds the offset of the block in
+// the export, and the field data holds the bytes of the block.
 func (s *server) readBlock(off int64) (*call, error) {
 	block := int64(s.sizes.Min)
 	start := off - off%block

@@ -34,8 +34,8 @@ func (n *negotiated) checkWritable(name string, size int64) error {
 // Check returns an error if Create cannot write a disk of the given size, in bytes, to
 // the export with the given URI. It does not open the export. It only sends the option
 // INFO and disconnects. Some servers serve a single client and then exit. They do not
-// count this connection as that client, and continue to wait for a client that opens
-// the export.
+// count this connection as their single client, and continue to wait for a client that
+// opens the export.
 //
 // The error wraps errors.ErrUnsupported if the server does not support INFO or does not
 // answer within 5 seconds. A server that accepts only one client at a time does not

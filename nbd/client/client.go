@@ -31,9 +31,11 @@ const (
 	// openTimeouts is the time limit for opening a connection, as a multiple of
 	// Options.Timeout.
 	openTimeouts = 5
-	// extraTimeout is how long the client tries to open a connection that the user did
-	// not request. Without this limit, a server that accepts no more connections would
-	// make the client wait for openTimeouts times Options.Timeout.
+	// If Options.Connections is 0, the client tries to open further connections,
+	// which the user did not request. extraTimeout is how long it tries to open
+	// such a connection. Without this limit, a server that accepts no more
+	// connections would make the client wait for openTimeouts times
+	// Options.Timeout.
 	extraTimeout = 2 * time.Second
 )
 
@@ -83,7 +85,7 @@ func (s *server) pick() *conn {
 	return best
 }
 
-// do starts a call on the given connection and waits for its result.
+// do sends the request of a call on the given connection and waits for the reply.
 func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	if err := c.start(ctx, k); err != nil {
 		return err
@@ -91,11 +93,11 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	return k.wait(ctx)
 }
 
-// doAll starts many calls and waits for their results. It gets the calls from the
-// function next, one after another, until next returns nil or a call fails. Then it
-// waits for the calls in progress, and returns the first call that failed and its
-// error. Up to 2*depth calls are in progress at once. One connection has at most
-// depth calls in progress, so several connections are kept busy.
+// doAll sends the requests of many calls and waits for the replies. It gets the calls
+// from the function next, one after another, until next returns nil or a call fails.
+// Then it waits for the calls in progress, and returns the first call that failed and
+// its error. Up to 2*depth calls are in progress at once. This is twice the number that
+// one connection allows. Therefore several connections are kept busy.
 func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
 	var window [2 * depth]*call // ring buffer of the calls in progress
 	from, to := 0, 0

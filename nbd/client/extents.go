@@ -46,9 +46,9 @@ type segment struct {
 
 // find returns the cached segment that contains the given offset. If there is none, it
 // returns nil and the offset at which a query for the missing extents should begin. The
-// query should begin at the last multiple of window that is not after the given offset.
-// If the cache already has extents after this multiple, the query should begin at the
-// end of the last cached segment before the given offset.
+// query should begin at the last multiple of 1 GiB (the constant window) that is not
+// after the given offset. If the cache already has extents after this multiple, the
+// query should begin at the end of the last cached segment before the given offset.
 func (a *allocation) find(off int64) (*segment, int64) {
 	i, found := slices.BinarySearchFunc(a.segments, off, func(s *segment, off int64) int {
 		switch {
@@ -69,8 +69,8 @@ func (a *allocation) find(off int64) (*segment, int64) {
 	return nil, start
 }
 
-// add caches a segment, unless a concurrent call has already cached a part of its range. If
-// the cache is full, it is emptied first.
+// add caches a segment, unless a concurrent call has already cached a part of the
+// segment. If the cache is full, it is emptied first.
 func (a *allocation) add(s *segment) {
 	i, _ := slices.BinarySearchFunc(a.segments, s.off, func(e *segment, off int64) int {
 		if e.end <= off {
@@ -90,8 +90,8 @@ func (a *allocation) add(s *segment) {
 
 // Extents implements source.Disk with the metadata context base:allocation. It queries
 // the server for ranges of 1 GiB, and for the next range in advance. An extent is Zero
-// only if the server says that it reads as zeros. All others are Data, including holes
-// that may read as anything.
+// only if the server says that it reads as zeros. All other extents are Data, including
+// holes that may read as anything.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, d.size) {
@@ -224,8 +224,8 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 // query asks the server for the extents of [off, end). The returned segment begins at off
 // and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
-	// When ctx ends, the method do returns, although the server may still reply to
-	// the request. When the context of the disk ends, the connections are closed, so
+	// When ctx ends, s.do returns, although the server may still reply to the
+	// request. When the context of the disk ends, the connections are closed, so
 	// that the request fails.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {

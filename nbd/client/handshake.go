@@ -300,8 +300,8 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 }
 
 // refused returns the error for an option that the client needs and the server has
-// refused. It gets the type of the server's reply, and the explanation that the
-// server sent as text.
+// refused. The caller passes the type of the server's reply, and the explanation that
+// the server sent as text.
 func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
 	problem, hint := t.String(), ""
 	switch t {

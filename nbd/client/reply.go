@@ -38,8 +38,8 @@ func (s *spans) add(from, to int64) error {
 		}
 		return 1
 	})
-	// list[i] is the first range that overlaps the new range, touches it, or lies
-	// after it.
+	// s.list[i] is the first range in the set that overlaps the new range, touches
+	// it, or lies after it.
 	if i < len(s.list) && s.list[i].to == from {
 		if i+1 < len(s.list) && s.list[i+1].from < to {
 			return overlap(from, to, s.list[i+1])

@@ -241,8 +241,8 @@ func (t *target) ReadAt(p []byte, off int64) (int, error) {
 	return d.ReadAt(p, off)
 }
 
-// Reopen returns a disk that reads the export over the same connections, since a server may
-// accept no others.
+// Reopen returns a disk that reads the export over the same connections, since a server
+// may accept no further connections.
 func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 	if err := t.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err

@@ -71,8 +71,8 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	return nil
 }
 
-// zeroFast zeroes whole blocks if the server can do that faster than writing. Otherwise it
-// returns errors.ErrUnsupported.
+// zeroFast zeroes whole blocks if the server can do that faster than it writes zeros
+// that are sent as data. Otherwise zeroFast returns errors.ErrUnsupported.
 func (d *WritableDisk) zeroFast(ctx context.Context, off, n int64, mayTrim bool) error {
 	s := d.server
 	if s.flags&nbd.SendFastZero == 0 {

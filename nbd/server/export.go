@@ -70,8 +70,9 @@ func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	return e, nil
 }
 
-// forget counts one client less for an export whose disk is not open. After its last
-// client it removes the export from s.open. The caller holds s.mu.
+// forget records that a client no longer uses an export whose disk is not open. If no
+// client uses the export any more, forget removes it from s.open. The caller holds
+// s.mu.
 func (s *Server) forget(e *export) {
 	if e.users--; e.users == 0 {
 		delete(s.open, e.Name)

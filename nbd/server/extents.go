@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// queryBytes is the length of the range, in bytes, for which one query asks a
-	// disk for its extents. The length does not depend on the request of the
+	// A query asks a disk for its extents in a range. queryBytes is the length of
+	// this range, in bytes. The length does not depend on the request of the
 	// client, because many clients request one extent at a time. A remote disk
 	// needs as much time to report one extent as to report a thousand.
 	queryBytes = 4 << 30
@@ -20,8 +20,9 @@ const (
 	// queries at random offsets would divide the cached extents into many small
 	// spans.
 	queryAlign = 1 << 20
-	// maxRuns is how many extents of one query are used. It matters only for disks
-	// with many short extents.
+	// maxRuns limits the number of extents that one query reports: after that many
+	// extents, the query stops as soon as it has passed the requested offset. This
+	// matters only for disks with many short extents.
 	maxRuns = 4096
 	// maxCacheBytes is the maximum size, in bytes, of the cached extents of all
 	// exports together. In addition, each export may keep the extents of its last
@@ -56,8 +57,9 @@ type span struct {
 func (s *span) end() int64  { return s.runs[len(s.runs)-1].end }
 func (s *span) size() int64 { return spanSize + int64(len(s.runs))*runSize }
 
-// run is a source.Extent in a compact form. It begins where the previous run of the
-// span ends.
+// run is a source.Extent in a compact form. The runs of a span follow each other
+// without gaps: each run begins where the run before it ends, and the first run begins
+// at the beginning of the span.
 type run struct {
 	end    int64
 	depth  int32

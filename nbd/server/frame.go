@@ -32,9 +32,10 @@ type reply struct {
 	length int64
 
 	// If stream is not nil, it is a function that writes the data that follow the
-	// head. The kernel may have copied the beginning of the data from file already.
-	// The parameter copied is the length of this part, which stream does not write
-	// again. stream returns the bytes with which the message ends.
+	// head. The kernel may have copied a part at the beginning of the data from
+	// file already. The parameter copied is the length of this part. The function
+	// does not write this part again. stream returns the bytes with which the
+	// message ends.
 	stream func(w io.Writer, copied int64) (tail []byte, err error)
 }
 
@@ -49,17 +50,17 @@ func (r *reply) setHead(b []byte) {
 	}
 }
 
-// setEnd makes r the last message that answers the request. This message has no data. It
-// reports success or an error. If the connection or the server ends and the request is
-// to get no reply (o.dropped), the message has no bytes.
+// setEnd makes r the last message that answers the request o. This message has no data,
+// and reports success or an error. If o is to get no reply because the connection or
+// the server is ending (o.dropped), the message has no bytes.
 func (o *op) setEnd(r *reply) {
 	r.last, r.body = true, nil
 	r.setHead(o.appendEnd(r.head[:0]))
 }
 
-// setData sets the head of a reply with n bytes of data, which are at the given
-// offset of the disk. If last is true, the reply to the request ends with these data,
-// and no error can be reported after them.
+// setData sets the head of a reply with n bytes of data, which are at the given offset
+// of the disk. If last is true, the reply to the request o ends with these data, and no
+// error can be reported after them.
 func (o *op) setData(r *reply, off int64, n int, last bool) {
 	if !o.c.structured {
 		r.setHead(nbd.SimpleReply{Cookie: o.Cookie}.Append(r.head[:0]))
@@ -70,7 +71,7 @@ func (o *op) setData(r *reply, off int64, n int, last bool) {
 }
 
 // setHole makes r a chunk which says that the n bytes at the given offset of the disk
-// are zeros. If last is true, the reply to the request ends with this chunk.
+// are zeros. If last is true, the reply to the request o ends with this chunk.
 func (o *op) setHole(r *reply, off int64, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkHole, 8+4, last)
 	b = binary.BigEndian.AppendUint64(b, uint64(off))
@@ -84,7 +85,7 @@ func (o *op) setStatus(r *reply, id uint32, n int, last bool) {
 	r.setHead(binary.BigEndian.AppendUint32(b, id))
 }
 
-// appendEnd appends to b the last message that answers the request: see setEnd.
+// appendEnd appends to b the last message that answers the request o: see setEnd.
 func (o *op) appendEnd(b []byte) []byte {
 	switch {
 	case o.dropped:

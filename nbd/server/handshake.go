@@ -16,14 +16,14 @@ import (
 const (
 	// maxOptions is how many options a client may send in one handshake.
 	maxOptions = 256
-	// maxOption is the maximum length, in bytes, of the data of an option that is
-	// accepted. It is enough for the longest name and several long queries.
+	// maxOption is the maximum length, in bytes, of the data of an option that the
+	// server accepts. This is enough for the longest name and several long queries.
 	maxOption = 4 * nbd.MaxString
 	// maxSkip is the maximum length, in bytes, of the data of an option that is
 	// skipped, so that the option can be refused. Longer data end the connection.
 	maxSkip = 32 << 20
-	// padding is the number of zeros after the reply to EXPORT_NAME, in bytes, for
-	// clients that did not negotiate NoZeroes.
+	// padding is the number of zero bytes that follow the reply to EXPORT_NAME if
+	// the client did not negotiate NoZeroes.
 	padding = 124
 	// allocationDepth is the name of the metadata context of qemu that reports which
 	// image of a chain holds an extent.
@@ -147,8 +147,8 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 		_ = c.sendReply(o, nbd.RepAck, nil)
 		return false, errAborted
 	case o == nbd.OptExportName:
-		// The protocol has no error reply for EXPORT_NAME. The connection is closed
-		// instead.
+		// The protocol has no error reply for EXPORT_NAME. Therefore each error
+		// closes the connection.
 		if c.s.o.TLSMode == TLSRequire && !secure {
 			return false, errors.New("the client does not use TLS, which is required")
 		}
@@ -204,8 +204,9 @@ func (c *conn) refuse(o nbd.Option, t nbd.OptionReplyType, why string) error {
 }
 
 // selectExport makes the export with the given name the export of the connection. The
-// time to open its disk is added to the deadline of the handshake. If the export cannot
-// be opened, selectExport returns the type and the text of an error reply.
+// time that the opening of its disk takes does not count against the time limit of the
+// handshake. If the export cannot be opened, selectExport returns the type and the text
+// of an error reply.
 func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string) {
 	c.mu.Lock()
 	deadline := c.deadline

@@ -20,7 +20,7 @@ const (
 	// the connection.
 	maxDiscard = 2 * nbd.MaxPayload
 	// readBuffer is the size, in bytes, of the buffer for the requests of a
-	// connection. Data of a write that are longer do not go through this buffer.
+	// connection. Most of the data of long writes do not go through this buffer.
 	readBuffer = 4 << 10
 	// fast is a time limit for a client that counts as slow. Such a client only gets
 	// buffers of up to 16 KiB (the constant reserve). If it fills one of them within
@@ -55,8 +55,8 @@ func (in *inbox) next() (nbd.Request, error) {
 	return nbd.ParseRequest(&in.header)
 }
 
-// hasRequest reports whether a complete request is in the buffer, so that next need not
-// read from the connection.
+// hasRequest reports whether a complete request is in the buffer, so that the method
+// next need not read from the connection.
 func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
 
 // discard skips the n bytes of data of a refused write.
@@ -120,7 +120,7 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	in.slow = true
 	// Return the data up to the last offset in the disk that is a multiple of
 	// minPiece, so that no block of the disk is written in two parts. The rest of
-	// the data stays in in.carry for the next call.
+	// the data stays in in.carry for the next call of receive.
 	whole := max(have-int((off+int64(have))%minPiece), 0)
 	in.carry = bytes.Clone(b.b[whole:have])
 	if b.b = b.b[:whole]; whole > 0 {
