@@ -17,7 +17,7 @@ import (
 
 // ErrLost says that the connection to the target is lost. Data that the target
 // acknowledged but had not made durable may be lost as well. The caller opens the
-// sink again with the state of the last checkpoint and continues from there.
+// target again with the state of the last checkpoint and continues from there.
 var ErrLost error = lostError{}
 
 type lostError struct{}
@@ -26,13 +26,13 @@ func (lostError) Error() string {
 	return "connection to the target lost: data that was not made durable may be lost"
 }
 
-// Transient reports that a retry may succeed after ErrLost, because the server
-// may accept a new connection later.
+// Transient returns true, because a retry may succeed after ErrLost: the server may
+// accept a new connection later.
 func (lostError) Transient() bool { return true }
 
 // ErrElsewhere is wrapped by an error of Publish. It says that the target is
 // complete and durable under its final name, but not at the requested path, for
-// example because its folder was moved. There is nothing to resume.
+// example because the folder of the target was moved. There is nothing to resume.
 var ErrElsewhere = errors.New("the target is complete, but not at the requested path")
 
 // ErrUnsynced is wrapped by an error of Publish. It says that the target is
@@ -56,11 +56,11 @@ type unfitError struct{ error }
 func (e *unfitError) Unwrap() []error { return []error{e.error, ErrUnfit} }
 
 // Disk is a virtual disk that is being written. Its methods are called one at a
-// time, and each range that is written begins where the previous one ended. A
-// disk that is Parallel has weaker rules. A Disk ends with one call of Publish,
-// Suspend or Abort. Callers defer Abort, which does nothing after the disk has
-// ended. After one method has returned an error, every method fails, except
-// Suspend and Abort.
+// time, and its ranges are written in ascending order. The caller may leave out
+// ranges of zeros only if the disk is Zeroed. A disk that is Parallel takes calls
+// in any order. A Disk ends with one call of Publish, Suspend or Abort. Callers
+// defer Abort, which does nothing after the disk has ended. After one method has
+// returned an error, every method fails, except Suspend and Abort.
 //
 // All calls fail after the end of the context with which the Disk was created.
 type Disk interface {
@@ -75,23 +75,23 @@ type Disk interface {
 	// Unit returns the alignment of writes in bytes, a power of two. The
 	// result 1 means that any alignment is allowed.
 	Unit() int64
-	// Checkpoint starts a checkpoint at the given offset. It must not run at
-	// the same time as another call, unless the disk is Parallel. If the disk
-	// is Parallel, it is called when all writes below this offset have
-	// returned, while writes above it may still run.
+	// Checkpoint starts a checkpoint at the given offset. Unless the disk is Parallel,
+	// no other method may run at the same time. With a Parallel disk, Checkpoint is
+	// called when all writes below the given offset have returned, while writes above
+	// it may still run.
 	//
-	// Checkpoint writes the metadata for everything below this offset. It
-	// returns the value for Options.State, with which a later run resumes, and
-	// a function that makes the checkpoint durable. This function may run
-	// concurrently with later calls.
+	// Checkpoint writes the metadata for everything below the given offset. It returns
+	// the value for Options.State, with which a later run resumes, and a function that
+	// makes the checkpoint durable. This function may run concurrently with later
+	// calls of the disk.
 	Checkpoint(off int64) (state []byte, sync func(context.Context) error, err error)
 	// Finish makes the disk whole and durable, but not yet under its final name.
 	Finish(ctx context.Context) error
 	// Publish gives the disk its final name, durably. It is called after Finish.
 	Publish(ctx context.Context) error
-	// Suspend closes the sink and keeps the data, for a later run that resumes.
+	// Suspend closes the disk and keeps its data, for a later run that resumes.
 	Suspend() error
-	// Abort closes the sink and removes everything that this run made.
+	// Abort closes the disk and removes everything that this run made.
 	Abort() error
 }
 
@@ -101,25 +101,24 @@ type Options struct {
 	Info    source.Info // description of the source, for formats that record it
 	Backing source.Disk // the disk that SameAt refers to; nil: none
 	State   []byte      // state of the last checkpoint, to resume a target; nil creates a new one
-	// Identity is the identity (see Identified) of the block device or NBD
-	// export that an earlier run wrote to. If the target has a different
-	// identity, Create returns an *OtherError before it changes anything. An
-	// empty Identity allows any target. Targets that are new files ignore it.
+	// Identity is the identity (see Identified) of the block device or NBD export that
+	// an earlier run wrote to. If the target has a different identity, Create returns
+	// an *OtherError before it changes anything. An empty Identity allows any target.
+	// Identity has no effect if the target is a new file.
 	Identity string
 	Resume   int64 // offset in bytes: below it the target is complete, above it the content is undefined
 }
 
 // Identified is the ability to identify the file, device or export that is written.
 type Identified interface {
-	// Identity returns a string that is different for every target, even for
-	// two targets that have the same name one after the other. It returns "" if
-	// the target has nothing that identifies it. It must be called before the
-	// disk ends.
+	// Identity returns a string that is different for every target, even for two
+	// targets that have the same name at different times. It returns "" if the target
+	// has nothing that identifies it. It must be called before the disk ends.
 	Identity() (string, error)
 }
 
-// OtherError says that the block device or export at the given name is not the one
-// that an earlier run wrote to.
+// OtherError says that an earlier run wrote to another block device or export. Name
+// is the name of the present target.
 type OtherError struct {
 	Name    string
 	Is, Was string // the identities now and in the earlier run
@@ -130,7 +129,8 @@ func (e *OtherError) Error() string {
 }
 
 // CheckIdentity returns an *OtherError if Options.Identity is set and differs from
-// the given identity, which is that of the target with the given name.
+// the identity of the present target. The parameters are the name and the identity
+// of this target.
 func (o Options) CheckIdentity(name, identity string) error {
 	if o.Identity == "" || o.Identity == identity {
 		return nil
@@ -185,9 +185,9 @@ type Verifiable interface {
 	Reopen(ctx context.Context) (source.Disk, error)
 }
 
-// Readback is the ability to read data below the last checkpoint before Finish is
-// called. A resumed copy uses it to check that the target still has the data of the
-// earlier run.
+// Readback is the ability to read data back before Finish is called, up to the
+// offset of the last checkpoint. A resumed copy uses it to check that the target
+// still has the data of the earlier run.
 type Readback interface{ io.ReaderAt }
 
 // Cloner is the ability to share blocks with a local file instead of writing
@@ -197,11 +197,11 @@ type Cloner interface {
 	// lengths must have for sharing blocks with the file f. It returns 0 if
 	// the disk cannot share blocks with f.
 	CloneUnit(f *os.File) int64
-	// CloneFrom makes [off, off+n) share its blocks with n bytes of the file f,
-	// which begin at the position pos in f. The rules of WriteAt apply. If
-	// blocks cannot be shared, for example because f is in another file system,
-	// the error wraps errors.ErrUnsupported. Then nothing has changed, and
-	// further calls of the disk may succeed.
+	// CloneFrom makes [off, off+n) of the disk share blocks with the n bytes of the
+	// file f that begin at the position pos. The rules of WriteAt apply. If blocks
+	// cannot be shared, for example because f is in another file system, the error
+	// wraps errors.ErrUnsupported. Then nothing has changed, and further calls of the
+	// disk may succeed.
 	CloneFrom(f *os.File, pos, off, n int64) error
 }
 
@@ -214,11 +214,10 @@ type Encoder interface {
 	// NewEncoding returns an Encoding for one goroutine, or nil if this sink stores
 	// units without encoding them. In that case the caller uses WriteAt.
 	NewEncoding() Encoding
-	// Place stores the unit that lies at the given offset of the disk. Calls of
-	// Place, ZeroAt and SameAt are made in ascending order. If the parameter
-	// plain is true, enc is the unit itself. If plain is false, enc is what
-	// Encode has appended, at least one byte. Place does not use enc after it
-	// has returned.
+	// Place stores the unit that lies at the given offset of the disk. Calls of Place,
+	// ZeroAt and SameAt are made in ascending order. If the parameter plain is true,
+	// enc is the unit itself. If plain is false, enc is what Encoding.Encode has
+	// appended, at least one byte. Place does not use enc after it has returned.
 	Place(off int64, enc []byte, plain bool) error
 }
 
@@ -229,11 +228,10 @@ type Encoding interface {
 	// disk may be shorter than the others. The encoded form may have any
 	// length.
 	//
-	// In two cases Encode appends nothing and returns dst unchanged. If the
-	// encoded form would not be smaller than the unit, it returns true for
-	// plain, and the unit must be stored as it is. If the backing disk has the
-	// same content, it returns false for plain, and the caller calls SameAt
-	// instead of Place.
+	// In two cases Encode appends nothing and returns dst unchanged. If the encoded
+	// form would not be smaller than the unit, the result plain is true, and the unit
+	// must be stored as it is. If the backing disk has the same content, the result
+	// plain is false, and the caller calls SameAt instead of Place.
 	Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error)
 }
 

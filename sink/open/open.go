@@ -41,14 +41,14 @@ type Options struct {
 	Stdout        *os.File       // the file for "-"; nil means os.Stdout
 	NBD           client.Options // without Warn, which is the Warn above
 
-	// The remaining fields are for qcow2 targets. They are explained in the
+	// All fields below this comment are for qcow2 targets. They are explained in the
 	// documentation of qcow2.Options.
 	ClusterSize                int64 // bytes
 	BackingName, BackingFormat string
 }
 
-// ofImages looks for an option that is valid only for image formats. It returns
-// the name of one that is set, or "" if none of them is set.
+// ofImages returns an option that is set although it is valid only for image
+// formats. It returns "" if there is no such option.
 func (o Options) ofImages() string {
 	switch {
 	case o.Compress != "" && o.Compress != "none":
@@ -103,17 +103,17 @@ func (t *Target) Reserve(need int64) error {
 	return t.reserve()
 }
 
-// DropCache does what setting Options.DropCache does: data that were written
-// are removed from the page cache.
+// DropCache has the same effect as the field Options.DropCache: data that were
+// written are removed from the page cache.
 func (t *Target) DropCache() { t.options.DropCache = true }
 
 // Create makes the target, or opens it to resume it.
 func (t *Target) Create(ctx context.Context) (sink.Disk, error) { return t.create(ctx) }
 
 // Check checks whether a target that is an NBD export can be written, without
-// opening the export. Plan does not check that. For other targets Check does
-// nothing and returns nil. If the NBD server does not support such a check, the
-// error wraps errors.ErrUnsupported.
+// opening the export. Plan does not check this for NBD exports. For other targets
+// Check does nothing and returns nil. If the NBD server does not support such a
+// check, the error wraps errors.ErrUnsupported.
 func (t *Target) Check(ctx context.Context) error {
 	if t.check == nil {
 		return nil

@@ -19,8 +19,8 @@ type Place struct {
 	info    os.FileInfo // of a FIFO or a character device
 }
 
-// PlaceOf returns the place of a target. It opens and changes nothing. It does not
-// check whether the target can be written; Plan does that.
+// PlaceOf returns the place of a target. It opens and changes nothing. Whether the
+// target can be written is checked by Plan, not by PlaceOf.
 func PlaceOf(a address.Address) Place {
 	switch a := a.(type) {
 	case address.Null:
@@ -54,9 +54,10 @@ func placeOfPath(path address.Path) Place {
 // Path returns the path that the target file will have after it is published.
 func (p Place) Path() string { return strings.TrimSuffix(p.Partial, ".partial") }
 
-// Format returns the format in which the target is written. If requested is not
-// empty, it is the requested format. Otherwise a file whose name ends in .qcow2
-// or .vmdk has that format, and all other targets have the format "raw".
+// Format returns the format in which the target is written. The parameter requested
+// is the format that the user asked for, or "". If it is empty, a file whose name
+// ends in .qcow2 or .vmdk has the format qcow2 or vmdk, and all other targets have
+// the format "raw".
 func (p Place) Format(requested string) string {
 	if requested != "" {
 		return requested

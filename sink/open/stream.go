@@ -58,10 +58,11 @@ func (*closedError) Hint() string {
 	return `to read the source without writing a target, use "null:" as DST`
 }
 
-// wasClosed reports whether the process was started with f, its standard output,
-// closed. In that case the Go runtime has opened /dev/null in place of f, for
-// reading and writing. If a shell has redirected standard output to /dev/null, f
-// is open for writing only, and wasClosed returns false.
+// wasClosed reports whether standard output was closed when the process was
+// started. The parameter f is the file of standard output. If it was closed, the Go
+// runtime has opened /dev/null in its place, for reading and writing. If a shell
+// has redirected standard output to /dev/null, f is open for writing only, and
+// wasClosed returns false.
 func wasClosed(f *os.File, info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(uint64(st.Rdev)) != 1 || unix.Minor(uint64(st.Rdev)) != 3 {

@@ -90,18 +90,17 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 //
 // An earlier checkpoint stays valid, because save changes only one of the entries
 // that the earlier checkpoint has written. This entry is the refcount of the cluster
-// in which the data ended at that time: compressed data may have been added to this
-// cluster since then. The state of the earlier checkpoint records the old refcount
-// in its field headCount, and restore sets the refcount back to it. All other
-// changes of save fill empty entries.
+// in which the data ended at the earlier checkpoint: compressed data may have been
+// added to this cluster since then. The state of the earlier checkpoint records the
+// old refcount in its field headCount, and restore sets the refcount back to this
+// value. All other changes of save fill entries that were empty.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	// The L1 table is written up to the entry for the offset of the checkpoint,
-	// because restore reads it up to this entry. Entries without an L2 table
-	// are written too, as zeros, because a device may have old content in their
-	// place.
+	// restore reads the L1 table up to the entry for the offset of the checkpoint, so
+	// the table is written up to this entry. Entries without an L2 table are written
+	// as well, as zeros, because a device may have old content in their place.
 	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
@@ -115,8 +114,8 @@ func (t *tables) save(off int64) error {
 	}
 	// The file must be long enough to contain all allocated clusters.
 	if t.next == t.first {
-		// The L1 table is empty, and no cluster after it is allocated. Writing
-		// the last byte of the table extends the file to the end of the table.
+		// In this case the L1 table is empty, and no cluster after it is allocated.
+		// Writing the last byte of the table extends the file to the end of the table.
 		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
 		return err
 	}
@@ -127,9 +126,9 @@ func (t *tables) save(off int64) error {
 	return nil
 }
 
-// restore reads the tables from the file, and clears in memory all entries that
-// were added after the checkpoint. The parameters are the state and the offset in
-// the disk of this checkpoint.
+// restore reads the tables of a checkpoint from the file. It clears in memory all
+// entries that were added after this checkpoint. The parameters are the state of
+// the checkpoint and its offset in the disk.
 func (d *disk) restore(s state, off int64) error {
 	t := d.tables
 	t.next, t.out.start = s.next, s.head
@@ -178,10 +177,10 @@ func (d *disk) restore(s state, off int64) error {
 	return t.checkCounts()
 }
 
-// checkCounts checks the refcount block that is in memory. It returns an error
-// if one of the clusters before the first free cluster has the refcount 0. In
-// that case the checkpoint belongs to another file or device, or the file is
-// damaged, even if the other checks of restore have succeeded.
+// checkCounts checks the refcount block that is in memory. It returns an error if
+// one of the clusters before the first free cluster has the refcount 0. In this
+// case the checkpoint belongs to another file or device, or the file is damaged.
+// The other checks of restore do not find every such error.
 func (t *tables) checkCounts() error {
 	for c := t.block * t.perBlock; c < t.next; c++ {
 		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {

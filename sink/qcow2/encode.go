@@ -33,7 +33,8 @@ func Levels(c Compression) (least, most, usual int) {
 }
 
 // encoding implements sink.Encoding. It compares each cluster with the backing
-// disk, if there is one, and compresses it. All calls share the same buffers.
+// disk, if the image has one, and compresses the cluster. All calls share the same
+// buffers.
 type encoding struct {
 	cluster int
 	overlay *overlay // nil without a backing

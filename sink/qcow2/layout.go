@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// These are values of the format qcow2 (docs/interop/qcow2.txt of qemu) and limits
-// of qemu.
+// The constants below are values of the format qcow2 (docs/interop/qcow2.txt of
+// qemu) and limits of qemu.
 const (
 	minClusterSize     = 512
 	maxClusterSize     = 2 << 20
@@ -115,9 +115,9 @@ func (l *layout) header(o Options, refTable, refTableClusters int64) ([]byte, er
 		extension(extBackingFormat, []byte(o.BackingFormat))
 	}
 	if o.Compression == Zstd {
-		// This extension contains the name of the feature "compression
-		// type". A reader that does not support the feature can show the
-		// name in its error message.
+		// This extension of the header contains the name of the feature "compression
+		// type". A reader that does not support the feature can show the name in its
+		// error message.
 		const name = "compression type"
 		extension(extFeatureNames, append([]byte{0, 3}, name+string(make([]byte, 46-len(name)))...))
 	}

@@ -58,9 +58,9 @@ func (v *overlay) fill(off int64, n int) error {
 	return nil
 }
 
-// hide makes [off, off+n) read as zeros, whatever the backing disk contains
-// there. It does so by storing zero clusters. It stores none for ranges that the
-// backing disk reports as zeros in its extents.
+// hide makes [off, off+n) of the disk read as zeros, whatever the backing disk
+// contains in this range. For this purpose it stores zero clusters. It stores none
+// for ranges that are zeros according to the extents of the backing disk.
 func (d *disk) hide(ctx context.Context, off, n int64) error {
 	end := off + n
 	has := min(end, d.o.Backing.Size())

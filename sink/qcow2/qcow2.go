@@ -44,8 +44,8 @@ type Options struct {
 	BackingName, BackingFormat string
 }
 
-// OptionError reports options that are invalid, or that are invalid for a disk of
-// this size.
+// OptionError reports options that are invalid, either for every disk or for a disk
+// of the requested size.
 type OptionError struct{ Err error }
 
 func (e *OptionError) Error() string { return e.Err.Error() }
@@ -190,10 +190,10 @@ func (d *disk) begin(s state) error {
 			return err
 		}
 	}
-	// The bytes of the header are cleared first. Otherwise the header of an
-	// image that was in the file or device before would stay in front of the
-	// new content, and a crash would leave both. A resumed image, too, has a
-	// header if the earlier run has finished the image.
+	// The bytes of the header are cleared first. Otherwise the header of an image that
+	// was in the file or device before would stay in front of the new content, and
+	// after a crash the target would begin with this old header. A resumed image, too,
+	// has a header if the earlier run has finished the image.
 	if _, err := d.file.WriteAt(make([]byte, min(d.cluster, 4096)), 0); err != nil {
 		return err
 	}
@@ -206,8 +206,8 @@ func (d *disk) begin(s state) error {
 	return nil
 }
 
-// withAbilities returns the disk d as another type. This type implements the
-// interface of an ability only if d has the ability.
+// withAbilities returns the disk d as a sink.Disk whose type implements the
+// interface of an ability (see package sink) only if d has this ability.
 func (d *disk) withAbilities() sink.Disk {
 	cloner, ok := sink.Ability[sink.Cloner](d.file)
 	switch {
@@ -233,7 +233,7 @@ func (d *disk) Identity() (string, error) { return sink.IdentityOf(d.file) }
 
 // beginCall is called at the beginning of every method that writes a range. It
 // returns an error if the method must not write [off, off+n) now, for example
-// because the range begins before the end of the last range.
+// because the previous write ended at an offset above off.
 func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx, off, n); err != nil {
 		return err
@@ -245,9 +245,9 @@ func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// endCall is called at the end of every method that has called beginCall. The
-// parameter err is the error of the write, or nil. The method returns the result of
-// endCall.
+// endCall is called at the end of every method that has called beginCall, for
+// example WriteAt. The parameter err is the error of the write, or nil. The result
+// of endCall is the error that WriteAt or the other method must return.
 func (d *disk) endCall(off, n int64, err error) error {
 	defer d.life.Done()
 	if err != nil {
@@ -371,7 +371,8 @@ func (d *disk) Reopen(ctx context.Context) (source.Disk, error) {
 }
 
 // openImage opens the image that d writes, for reading. The parameter f is the file of
-// this image. If the image has a backing disk, it stays open when the image is closed.
+// this image. If the image has a backing disk, closing the image leaves the backing
+// disk open.
 func (d *disk) openImage(ctx context.Context, f source.Disk) (*qcow2.Disk, error) {
 	backing := func(context.Context, string, string, string) (source.Disk, error) { return borrowed{d.o.Backing}, nil }
 	return qcow2.Open(ctx, d.address, f, backing, qcow2.Options{})

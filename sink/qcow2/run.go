@@ -23,8 +23,8 @@ func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
 // the one that the method end returns before the call.
 func (r *run) add(p []byte) error {
 	for len(p) > 0 {
-		// A long piece is written without copying it to the buffer, if it begins at
-		// a page boundary.
+		// A long piece that begins at a multiple of 4096 bytes in the file is written
+		// without copying it to the buffer.
 		if r.end()%4096 == 0 && int64(len(p)) >= r.size/2 {
 			n := len(p) &^ 4095
 			if err := r.flush(); err != nil {

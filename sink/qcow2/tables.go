@@ -36,9 +36,9 @@ type tables struct {
 }
 
 // tail is the unused end of a cluster that contains compressed data. More
-// compressed data can be stored there, which increments the refcount of the
-// cluster. This is possible only as long as the refcount block that counts the
-// cluster is in memory.
+// compressed data can be stored there. To store them, the refcount of the cluster
+// must be incremented. This is possible only as long as the refcount block that
+// counts the cluster is in memory.
 type tail struct{ off, end int64 }
 
 const maxTails = 32
@@ -81,7 +81,7 @@ func (t *tables) count(c int64) error {
 }
 
 // openRange starts a new range of clusters if the next free cluster is the first
-// one of a range. A range consists of the clusters that one refcount block
+// cluster of a range. A range consists of the clusters that one refcount block
 // counts. The refcount block itself is the first cluster of its range.
 func (t *tables) openRange() error {
 	if t.next%t.perBlock != 0 {
@@ -111,9 +111,9 @@ func (t *tables) tooLarge() error {
 		bytesize.Format(t.next<<t.shift), t.cluster)
 }
 
-// pad writes zeros up to the next free cluster of the file. If these zeros
-// begin within a cluster, their range is the unused end of this cluster, and
-// pad adds it to t.tails.
+// pad writes zeros up to the next free cluster of the file. If these zeros begin
+// within a cluster, they fill the unused end of this cluster, and pad adds their
+// range to t.tails.
 func (t *tables) pad() error {
 	to := t.next << t.shift
 	if end := t.out.end(); end%t.cluster != 0 {
@@ -250,9 +250,9 @@ func (t *tables) zero(g int64) error {
 }
 
 // enter makes sure that the L2 table in memory is the one with the entry for
-// cluster g of the disk. If another table is in memory, enter saves that table
-// to the file and starts an empty one. The caller must not go back to a cluster
-// whose entry is in an earlier table.
+// cluster g of the disk. If another table is in memory, enter saves that table to
+// the file and starts an empty one. The caller must not go back to a cluster whose
+// entry is in a table that was saved in this way.
 func (t *tables) enter(g int64) error {
 	index := g >> t.l2Shift
 	if index == t.l2Index {
@@ -303,12 +303,12 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL1(zeroed); err != nil {
 		return 0, 0, err
 	}
-	// Usually a refcount block is the first cluster of the range of clusters
-	// that it counts. The refcount table must be contiguous, so there can be no
-	// refcount block inside the table. If a range begins inside the table, the
-	// refcount block of this range lies directly before the table instead. The
-	// size of the table depends on the number of refcount blocks before it, and
-	// this number depends on the size of the table. The loop finds both.
+	// Usually a refcount block is the first cluster of the range of clusters that it
+	// counts. The refcount table must be contiguous, so there can be no refcount block
+	// inside the table. If a range begins inside the table, the refcount block of this
+	// range therefore lies directly before the table. The size of the table depends on
+	// the number of refcount blocks before it, and this number depends on the size of
+	// the table. The loop below finds the size and the number.
 	begun := t.block + 1
 	ranges := begun
 	for {
@@ -389,9 +389,9 @@ func (t *tables) saveL1(zeroed bool) error {
 }
 
 // share makes n clusters of the disk, beginning with cluster g, share blocks with
-// the file f. Their content begins at the offset pos of f. The result done is the
-// number of clusters that share blocks now. It is valid even if share returns an
-// error.
+// the file f. In f, the content of these clusters begins at the offset pos. The
+// result done is the number of clusters that share blocks now. It is valid even if
+// share returns an error.
 func (t *tables) share(file sink.Cloner, f *os.File, pos, g, n int64) (done int64, err error) {
 	for done < n {
 		if err := t.enter(g); err != nil {

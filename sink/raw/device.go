@@ -19,8 +19,7 @@ import (
 )
 
 // zeroPiece is the maximum number of bytes that one system call zeroes. It is
-// small, because the disk checks only between two system calls whether the context
-// has ended.
+// small, because the end of the context is noticed only between two system calls.
 const zeroPiece = 64 << 20
 
 // CheckDevice returns the error that OpenDevice would return for the same
@@ -76,8 +75,8 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 	return d, nil
 }
 
-// openDevice opens a device and checks that it may be written. It also returns
-// the size of the device in bytes.
+// openDevice opens a device and returns an error if it must not be written. It also
+// returns the size of the device in bytes.
 func openDevice(path string, flags int, size int64, o Options) (f *os.File, has int64, err error) {
 	if err := o.checkRange(size); err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", path, err)

@@ -48,18 +48,18 @@ func CheckSpace(path string, size int64, o Options) error {
 	return p.checkSpace(size, partial, o)
 }
 
-// CreateFile makes a file of exactly the given size, which will be at the given
-// path. If the path is a symbolic link, the file will be at the path to which the
-// link leads. Until Publish renames it, the file is in the same folder, has
-// .partial after its name, and is locked with flock.
+// CreateFile makes a file of exactly the given size. After Publish the file is at
+// the given path, or, if this path is a symbolic link, at the path to which the
+// link leads. Until then the file is in the same folder, has .partial after its
+// name, and is locked with flock.
 //
 // With Options.State, CreateFile opens the .partial file of an earlier run
 // instead. It truncates this file at Options.Resume, so that everything after
 // that offset reads as zeros. Abort does not remove a file that was resumed.
 //
-// The error wraps fs.ErrExist if the file, or a .partial file of an earlier
-// run, exists already and the options do not allow replacing it. The error
-// wraps unix.ENOSPC if there is too little space.
+// The error wraps fs.ErrExist if a file with the final name, or a .partial file of
+// an earlier run, exists already and the options do not allow replacing it. The
+// error wraps unix.ENOSPC if there is too little space.
 //
 // The returned disk takes calls in any order, but only one at a time (sink.Parallel). It
 // also has the abilities sink.Sizer and sink.Verifiable, and sink.Zeroed unless
@@ -173,8 +173,8 @@ func (d *file) drop() error {
 	return nil
 }
 
-// acquire locks the open file f. It returns an error if another file has replaced f
-// as the .partial file.
+// acquire locks the open file f. It returns an error if f no longer has the name of
+// the .partial file.
 func (d *file) acquire(f *os.File) error {
 	if err := lock(f); err != nil {
 		return err
@@ -188,9 +188,9 @@ func (d *file) acquire(f *os.File) error {
 // prepare sets the owner, the mode and the size of the .partial file.
 func (d *file) prepare() error {
 	if d.old != nil {
-		// The new file gets the mode of the old file before any data is
-		// written. Otherwise users who must not read the old file could
-		// read the new data.
+		// The new file gets the mode of the file that it will replace before any data are
+		// written. Otherwise users who must not read the old file could read the new
+		// data.
 		if err := d.inherit(d.old); err != nil {
 			return err
 		}
@@ -217,8 +217,8 @@ func (d *file) truncate(size int64) error {
 	return nil
 }
 
-// inherit copies the owner and mode of the file that will be replaced to the new
-// file.
+// inherit gives the new file the owner and the mode of the old file, which the new
+// file will replace.
 func (d *file) inherit(old os.FileInfo) error {
 	now, err := d.w.f.Stat()
 	if err != nil {
@@ -238,8 +238,8 @@ func (d *file) inherit(old os.FileInfo) error {
 	return nil
 }
 
-// reserve allocates the space for the part of the file that is not written yet.
-// It allocates in pieces, so that it notices the end of the context soon.
+// reserve allocates the space for the part of the file that is not written yet. It
+// allocates in pieces, so that it soon notices when the context ends.
 func (d *file) reserve() error {
 	const piece = 16 << 30
 	fd := int(d.w.f.Fd())
@@ -271,8 +271,9 @@ func (d *file) Identity() (string, error) {
 	return id, nil
 }
 
-// ZeroedFrom returns true even for a resumed file, because everything after
-// Options.Resume was cut off when the file was opened.
+// ZeroedFrom returns true unless Preallocation is full. This is right even for a
+// resumed file, because everything after Options.Resume was cut off when the file
+// was opened.
 func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }
 
 func (d *file) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }
@@ -379,8 +380,8 @@ func (d *file) publish() error {
 	return p.elsewhere()
 }
 
-// rename gives the file its final name. If another file has that name, it is replaced
-// only if Options.Force is set.
+// rename gives the file its final name. If another file has this name, rename
+// replaces that file only if Options.Force is set.
 func (d *file) rename() error {
 	p, fd := d.place, d.place.fd()
 	flags := uint(unix.RENAME_NOREPLACE)
@@ -389,9 +390,8 @@ func (d *file) rename() error {
 	}
 	err := eintr.Retry(func() error { return d.w.sys.rename(fd, p.partial, p.name, flags) })
 	if flags != 0 && err != nil && lacking(err) {
-		// Some file systems do not support flags of rename. In this case
-		// a hard link is made, which does not replace an existing file
-		// either.
+		// Some file systems do not support flags of rename. In this case a hard link is
+		// made. A hard link does not replace an existing file either.
 		if err = eintr.Retry(func() error { return d.w.sys.link(fd, p.partial, p.name) }); err == nil {
 			if err = d.w.sys.unlink(fd, p.partial); err != nil {
 				err = errors.Join(err, d.w.sys.unlink(fd, p.name))
@@ -446,8 +446,8 @@ func (d *file) Abort() error {
 	return d.life.Abort(func() error {
 		p := d.place
 		var err error
-		// If another process has replaced the .partial file of this run by a file of
-		// its own, that file is not removed.
+		// This run removes only its own .partial file. A file that another process has
+		// put in its place is not removed.
 		if d.made && p.holds(p.partial, d.w.f) {
 			if err = d.w.sys.unlink(p.fd(), p.partial); err != nil {
 				err = fmt.Errorf("cannot remove %s: %w", p.partialPath(), err)

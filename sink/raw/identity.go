@@ -23,11 +23,12 @@ func deviceIdentity(f *os.File, size int64) (string, error) {
 	return fmt.Sprintf("%s of %d bytes", describeDevice("/sys/dev/block", number), size), nil
 }
 
-// describeDevice returns a description that identifies a device. devices is a
-// folder like /sys/dev/block, and number is MAJOR:MINOR. Properties of the device
-// itself, such as a serial number or the file behind a loop device, are preferred,
-// since device numbers can change with a reboot. The number is used only if there
-// is nothing else.
+// describeDevice returns a description that identifies a device. The parameter
+// devices is a folder like /sys/dev/block, and number consists of the device
+// numbers in the form MAJOR:MINOR. Properties of the device itself, such as a
+// serial number or the file behind a loop device, are preferred, since device
+// numbers can change with a reboot. The numbers are used only if the device has no
+// such property.
 func describeDevice(devices, number string) string {
 	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
 	if err != nil {

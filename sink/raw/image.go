@@ -12,9 +12,9 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Image is the file or block device into which the image of a disk is written,
-// for example a qcow2 image. The size of the image is at first sink.UnknownSize,
-// so SetSize must be called before Finish. Even before that, an Image can be read
+// Image is the file or block device into which the image of a disk is written, for
+// example a qcow2 image. The size of the image is at first sink.UnknownSize, so
+// SetSize must be called before Finish. Even before SetSize, an Image can be read
 // and can be resumed. If the Image is a file, its unwritten ranges read as zeros,
 // and it is also a sink.Cloner. Unwritten ranges of a block device may read as
 // anything.
@@ -38,10 +38,11 @@ func CheckImage(path string, o Options) error {
 	return CheckFile(path, sink.UnknownSize, o)
 }
 
-// CreateImage opens the block device at the given path. If there is none, it makes
-// a file. The rules of OpenDevice and CreateFile apply. To resume, Options.State
-// must be the state of a checkpoint of an Image, and Options.Resume an offset in
-// the file. A file is truncated at this offset. Preallocation must be off.
+// CreateImage opens the block device at the given path, under the rules of
+// OpenDevice. If the path is not a block device, it makes a file, under the rules
+// of CreateFile. To resume, Options.State must be the state of a checkpoint of an
+// Image, and Options.Resume an offset in the file or device. A file is truncated at
+// this offset. Preallocation must be off.
 func CreateImage(ctx context.Context, path string, o Options) (Image, error) {
 	return createImage(ctx, path, o, kernel())
 }
@@ -63,8 +64,8 @@ func createImage(ctx context.Context, path string, o Options, sys system) (Image
 	return d.(Image), nil
 }
 
-// isDevice reports whether path is a block device. If stat fails it returns
-// false, and the later check for files reports the error.
+// isDevice reports whether there is a block device at the given path. If stat
+// fails, isDevice returns false, and the later check for files reports the error.
 func isDevice(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().Type() == fs.ModeDevice

@@ -23,8 +23,9 @@ const (
 	PreallocateFull   Preallocation = "full"   // as written zeros
 )
 
-// Options are for CreateFile and OpenDevice. With the zero value, CreateFile
-// makes a new sparse file, and all zeros of the disk are written to a device.
+// Options are for CreateFile and OpenDevice. With the zero value, CreateFile makes
+// a new sparse file, and OpenDevice returns a disk that writes all zeros to the
+// device.
 type Options struct {
 	sink.Options
 	// If Force is set, Publish may replace an existing file, and CreateFile

@@ -29,10 +29,10 @@ func relatedFiles(devices, number string) []string {
 	return append(all, below(dir, 0)...)
 }
 
-// below returns the files and devices in which the data of a device are stored.
-// The parameter dir is the folder of this device in sysfs. The function calls
-// itself for each such device, and depth says how many of its calls are in
-// progress.
+// below returns the files and devices in which the data of a device are stored. The
+// parameter dir is the folder of this device in sysfs. The function calls itself
+// for each such device. The parameter depth says how many of its calls are already
+// in progress.
 func below(dir string, depth int) (all []string) {
 	if depth > 16 {
 		return nil

@@ -110,7 +110,8 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// writeUntil writes p. It returns early when ctx or the context of the disk ends.
+// writeUntil writes the bytes p. It returns early when its parameter ctx or the
+// context of the disk ends.
 func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	past := func() { d.deadline.SetWriteDeadline(time.Unix(1, 0)) }
 	defer context.AfterFunc(ctx, past)()

@@ -70,8 +70,9 @@ func lacking(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
 }
 
-// explain adds to err, the error of a failed write, the reason of the failure
-// or an instruction for the user.
+// explain is called with the error of a system call that failed to write to an open
+// file or to change its size or its blocks. It adds the reason of the failure or an
+// instruction for the user, if it knows one.
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):
@@ -95,8 +96,8 @@ func isBlockDevice(fd int) bool {
 	return eintr.Retry(func() error { return unix.Fstat(fd, &st) }) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-// freeSpace returns how many bytes an unprivileged user can still allocate. known
-// is false if the file system does not report that.
+// freeSpace returns how many bytes an unprivileged user can still allocate. The
+// result known is false if the file system does not report this number.
 func freeSpace(fd int) (n int64, known bool) {
 	var s unix.Statfs_t
 	if err := eintr.Retry(func() error { return unix.Fstatfs(fd, &s) }); err != nil || s.Blocks == 0 {

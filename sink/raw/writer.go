@@ -47,9 +47,9 @@ type writer struct {
 
 	cached atomic.Bool // RWF_DONTCACHE is not supported: do not try it again
 
-	// syncing is locked during every system call that may report a lost write.
-	// The kernel reports a lost write only once. The error is therefore stored
-	// in the field err, where the goroutine that locks syncing next finds it.
+	// syncing is locked during every system call that may report a lost write. The
+	// kernel reports a lost write to only one call. This call stores the error in the
+	// field err before it unlocks syncing, so that later calls find it.
 	syncing sync.Mutex
 	pushes  sync.WaitGroup
 
@@ -150,8 +150,8 @@ func (w *writer) writeBack(off, n int64) error {
 	}
 	err := eintr.Retry(func() error { return w.sys.syncRange(fd, off, n, flags) })
 	if err != nil && !lacking(err) {
-		// The kernel reports lost data to only one system call. That may be
-		// this call, so its error must not be ignored.
+		// The kernel reports lost data to only one system call. It may be the one above,
+		// so the error of that call must not be ignored.
 		return fmt.Errorf("cannot write bytes [%[2]d, %[3]d) of %[1]s from the page cache to the disk: %[4]w", w.name, off, off+n, explain(fd, err))
 	}
 	if w.drop {
@@ -186,8 +186,8 @@ func (w *writer) sync() error {
 	return nil
 }
 
-// forget removes the data of the file from the page cache. It is called when they are
-// durable.
+// forget removes the data of the file from the page cache. It is called when the data
+// are durable.
 func (w *writer) forget() { unix.Fadvise(int(w.f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
 func (w *writer) close() error {
