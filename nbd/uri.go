@@ -26,8 +26,8 @@ type URI struct {
 // String returns the text that ParseURI parsed.
 func (u *URI) String() string { return u.text }
 
-// schemes are the schemes of doc/uri.md and of libnbd. Schemes with vsock are not
-// supported. They are in this list so that an error can say so.
+// schemes are the schemes of doc/uri.md and of libnbd. The schemes with vsock are listed
+// although they are not supported, so that the error for such a URI can say that.
 var schemes = map[string]struct{ tls, unix, vsock bool }{
 	"nbd": {}, "nbds": {tls: true},
 	"nbd+unix": {unix: true}, "nbds+unix": {tls: true, unix: true},

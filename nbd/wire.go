@@ -7,9 +7,9 @@
 // decode it, such as [Request] and [ParseRequest].
 //
 // The protocol is described in doc/proto.md, and the URIs in doc/uri.md, of
-// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big endian.
-// A peer can send any length in a message. The functions of this package therefore
-// never allocate as much memory as a message says.
+// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big endian. A
+// peer can send any length in a message. The functions of this package therefore never
+// allocate memory of a length that a message states.
 package nbd
 
 import (
@@ -305,8 +305,9 @@ func (e Errno) Is(target error) bool {
 	return false
 }
 
-// Text makes a string that the peer sent safe to show. It replaces each character that
-// is not printable by "?", since such a character could control a terminal.
+// Text returns a string from the peer in a form that is safe to show. It replaces each
+// character that is not printable by "?", since such a character could control a
+// terminal.
 func Text(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
@@ -429,8 +430,8 @@ func AppendGo(b []byte, export string, infos ...InfoType) []byte {
 	return b
 }
 
-// AppendMetaContext appends the data of OptSetMetaContext or
-// OptListMetaContext.
+// AppendMetaContext appends the data of OptSetMetaContext or OptListMetaContext to b: the
+// name of the export and the queries.
 func AppendMetaContext(b []byte, export string, queries ...string) []byte {
 	b = appendString(b, export)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(queries)))

@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// ErrAddress is wrapped by the errors of CheckAddress. Its text names the forms of an
-// address that Listen accepts.
+// ErrAddress is wrapped by the errors of CheckAddress. The text of ErrAddress names the
+// forms of an address that Listen accepts.
 var ErrAddress = errors.New("invalid address: want tcp://HOST:PORT or unix:PATH")
 
 // CheckAddress checks the syntax of an address for Listen, without using the network or the
@@ -71,8 +71,8 @@ func checkTCP(address, hostPort string) (string, error) {
 }
 
 // Listen listens on tcp://HOST:PORT or unix:PATH. For port 0 the system chooses a free port.
-// Listen replaces a socket on which no server listens any more. A socket has mode 0600, and
-// is removed when the listener is closed.
+// If PATH is a Unix socket on which no server listens any more, Listen replaces it. The new
+// Unix socket has mode 0600, and is removed when the listener is closed.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
 	checked, err := CheckAddress(address)
 	if err != nil {
@@ -95,9 +95,9 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	// The file of the socket gets the mode that is set before bind, so that other
-	// users can never connect. The umask can only remove permissions from this
-	// mode.
+	// Mode 0600 is set before bind, which creates the file of the socket with this mode.
+	// Other users can therefore never connect. The umask can only remove permissions from
+	// this mode.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var chmod error
 		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
@@ -136,10 +136,10 @@ func removeStale(ctx context.Context, path string) error {
 const firstActivated = 3
 
 // Activated returns the sockets that systemd passed to this process by socket activation
-// (see sd_listen_fds(3)): listeners, and connections that were already accepted. Both are
-// empty if LISTEN_PID is not the ID of this process. Activated removes the variables of
-// socket activation from the environment, so that child processes and later calls do not
-// use the same sockets.
+// (see sd_listen_fds(3)): listeners, and connections that were already accepted. There
+// are none of either kind if LISTEN_PID is not the ID of this process. Activated removes
+// the variables of socket activation from the environment, so that child processes and
+// later calls do not use the same sockets.
 func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	if pid != strconv.Itoa(os.Getpid()) {
@@ -177,7 +177,7 @@ func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 }
 
 // adopt returns a listener or a connection for a file descriptor. It closes the
-// descriptor, since the result uses a copy of it.
+// descriptor, since the listener or connection uses a copy of it.
 func adopt(fd int) (net.Listener, net.Conn, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), "socket "+strconv.Itoa(fd))

@@ -8,22 +8,22 @@ import (
 )
 
 const (
-	// maxPiece is the maximum size of a buffer, in bytes. Longer requests are processed
-	// in several pieces.
+	// maxPiece is the maximum size, in bytes, of a buffer for the data of requests. The data
+	// of longer requests are processed in several pieces.
 	maxPiece = 1 << 20
-	// minPiece is the minimum size of a buffer, in bytes.
+	// minPiece is the minimum size, in bytes, of a buffer for the data of requests.
 	minPiece = 4 << 10
-	// reserve is the size, in bytes, of the connection's reserve: one buffer that
-	// each connection can always get in addition to the shared memory.
+	// reserve is the size, in bytes, of the reserve of a connection: one buffer that the
+	// connection can always get in addition to the shared memory.
 	reserve = 16 << 10
-	// patience is how long a connection waits for shared memory before it uses its
-	// reserve. It is also how long a connection keeps shared memory for data that
-	// do not arrive.
+	// patience is the length of one wait of a connection for shared memory. After this time,
+	// the connection uses its reserve or waits again (see maxTries). It is also the time in
+	// which a client must send the data for a buffer of more than 16 KiB (see receive).
 	patience = 500 * time.Millisecond
-	// maxTries is the maximum number of times that a connection waits for shared
-	// memory before it uses its reserve. Each wait takes half a second (the constant
-	// patience). After a wait in vain, the connection waits again only if other
-	// connections have released memory during this wait.
+	// maxTries is the maximum number of times that a connection waits for shared memory
+	// before it uses its reserve. Each wait takes half a second (the constant patience).
+	// After a wait without success, the connection waits again only if other connections
+	// have released memory during this wait.
 	maxTries = 4
 )
 
@@ -73,7 +73,8 @@ type waiter struct {
 	ready   chan struct{} // closed when the connection got memory
 }
 
-// buffer is memory for data. The code that uses a buffer may shorten its slice b.
+// buffer is memory for the data of a request. The code that uses a buffer may shorten the
+// slice b in it.
 type buffer struct {
 	b       []byte
 	holder  *holder
@@ -81,15 +82,15 @@ type buffer struct {
 	reserve bool  // the buffer is the reserve of its holder
 }
 
-// newMemory returns the account for a shared memory of the given size in bytes, but at
-// least four times maxPiece. It calls the function onPressure when a connection uses its
-// reserve.
+// newMemory returns the account for a shared memory that has the given size in bytes, or
+// four times maxPiece if that is more. The account calls the function onPressure when a
+// connection uses its reserve.
 func newMemory(size int64, onPressure func()) *memory {
 	return &memory{all: max(size, 4*maxPiece), onPressure: onPressure}
 }
 
-// class returns the size class of a buffer of n bytes, which is an index of
-// memory.free.
+// class returns the number of the size class of a buffer of n bytes. The number is an
+// index of memory.free.
 func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(minPiece-1) }
 
 // acquire returns a buffer of n bytes, where n is at most maxPiece. If the connection has
@@ -124,7 +125,7 @@ func (m *memory) tryAcquire(h *holder, n int) *buffer {
 	return m.buffer(h, n)
 }
 
-// buffer returns a buffer of n bytes. The caller has already counted the memory of the
+// buffer returns a buffer of n bytes. The caller must have counted the memory of the
 // buffer as used (see charge).
 func (m *memory) buffer(h *holder, n int) *buffer {
 	c := class(n)
@@ -136,7 +137,7 @@ func (m *memory) buffer(h *holder, n int) *buffer {
 	return b
 }
 
-// release frees a buffer, so that its memory can go to a connection that waits.
+// release frees a buffer, so that a connection that waits can get its memory.
 func (m *memory) release(b *buffer) {
 	h, size, own := b.holder, b.n, b.reserve
 	b.holder = nil
@@ -175,8 +176,9 @@ func (m *memory) decide(w *waiter, earlierWaits bool) verdict {
 	return memoryShort
 }
 
-// grant gives memory to the waiters that can get it, in the order of their arrival. The
-// caller holds m.mu.
+// grant goes through the waiters in the order of their arrival. It gives shared memory,
+// or the reserve of the connection, to each waiter that can get it. The caller holds
+// m.mu.
 func (m *memory) grant() {
 	if len(m.waiting) == 0 {
 		return
@@ -201,7 +203,8 @@ func (m *memory) grant() {
 	m.waiting = still
 }
 
-// charge records that a waiter now holds its memory. The caller holds m.mu.
+// charge records that a waiter now holds the shared memory that it waited for. The caller
+// holds m.mu.
 func (m *memory) charge(w *waiter) {
 	m.used += w.n
 	w.holder.held += w.n
@@ -209,7 +212,8 @@ func (m *memory) charge(w *waiter) {
 	w.holder.mayUseReserve = false
 }
 
-// refund records that n bytes of a holder are free again. The caller holds m.mu.
+// refund records that a connection has released n bytes of the shared memory. The
+// parameter h is the account of this connection. The caller holds m.mu.
 func (m *memory) refund(h *holder, n int64) {
 	m.released++
 	m.used -= n
@@ -247,7 +251,7 @@ func (m *memory) acquireOrQueue(w *waiter) bool {
 	return false
 }
 
-// wait waits until a waiter has got shared memory or the reserve of its connection. It
+// wait returns when a waiter has got shared memory or the reserve of its connection. It
 // fails only if ctx ends.
 func (m *memory) wait(ctx context.Context, w *waiter) error {
 	if m.acquireOrQueue(w) {
@@ -262,10 +266,9 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 			return nil
 		case <-timer.C:
 			if now := m.releases(); now != seen && tries < maxTries {
-				// Other connections release memory. This shows that
-				// memory is short because of slow disks, and not
-				// because of clients that have stopped. Therefore it
-				// is worth waiting longer for a large buffer.
+				// Other connections released memory during the wait. So memory is short because of
+				// slow disks, and not because clients have stopped. Therefore it is worth waiting
+				// longer for a large buffer.
 				seen = now
 				timer.Reset(patience)
 				continue
@@ -278,7 +281,8 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 	}
 }
 
-// releases returns how many buffers of the shared memory were released until now.
+// releases returns how many buffers of the shared memory have been released since the
+// start of the server.
 func (m *memory) releases() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()

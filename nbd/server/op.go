@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// op is a request in progress. Its data are processed in one or more pieces, which
-// run concurrently and finish in any order. The piece that finishes last ends the
+// op is a request in progress. Its data are processed in one or more pieces, which run
+// concurrently and finish in any order. The piece that finishes last sends the end of the
 // reply.
 type op struct {
 	nbd.Request
@@ -30,8 +30,8 @@ type op struct {
 func (o *op) end() int64 { return int64(o.Off) + int64(o.Len) }
 
 // startRequest checks a request and starts it. Work that may wait for the disk runs in
-// other goroutines. Only the goroutine that reads requests calls startRequest. An error
-// ends the connection.
+// other goroutines. Only the goroutine that reads requests calls startRequest. If
+// startRequest returns an error, the connection ends.
 func (c *conn) startRequest(r nbd.Request) error {
 	o, err := c.newOp(r)
 	if err != nil {
@@ -93,9 +93,9 @@ func (o *op) drop() {
 // fail records an error of the disk. The client gets an error number and the failed
 // range. The log gets the whole error.
 //
-// A request that failed because the server is shutting down gets no reply. A guest
-// would take an error for a fault of its disk. If the connection is closed instead, the
-// guest's NBD client connects again.
+// A request that failed because the server is shutting down gets no reply. If it got an
+// error, a guest would see a fault of its disk. Without a reply the connection is closed,
+// and the NBD client of the guest connects again.
 func (o *op) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -103,10 +103,10 @@ func (o *op) fail(err error) {
 		return
 	}
 	// An error that the shutdown caused is not reported to the client. After the grace
-	// period, the other errors are not reported either, because disks whose context
-	// has ended may fail in any way. A failed flush is an exception: the client must
-	// learn that data were lost. A server that is started later cannot report this,
-	// because it does not know of the failed flush.
+	// period, no other error is reported either, because disks whose context has ended may
+	// fail in any way. A failed flush is an exception: the client must learn that data were
+	// lost. A server that is started later cannot report the lost data, because it does not
+	// know of the failed flush.
 	if o.c.s.endedWith(err) || o.c.s.killed.Load() && o.Type != nbd.CmdFlush && o.Flags&nbd.FlagFUA == 0 {
 		o.dropped = true
 		return
@@ -118,24 +118,23 @@ func (o *op) fail(err error) {
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)
 }
 
-// sendEnd sends the last message that answers the request, which reports success or an
-// error: see setEnd. The caller provides the reply in which sendEnd composes this
-// message. sendEnd may wait until the client receives the message.
+// sendEnd sends the last message that answers the request. The message reports success or
+// an error: see setEnd. The parameter r is a reply of the caller, which sendEnd
+// overwrites with this message. sendEnd may wait until the client receives the message.
 func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
-// queueEnd queues the last message that answers the request, which reports success or an
-// error: see setEnd. It composes the message in the field o.first. It does not wait for
-// the client. Only the goroutine that reads requests calls it.
+// queueEnd queues the last message that answers the request. The message reports success
+// or an error: see setEnd. It is stored in o.first. queueEnd does not wait for the
+// client. Only the goroutine that reads requests calls queueEnd.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)
 }
 
-// addPiece counts a further piece of the request, which will be started after the current
-// piece.
+// addPiece counts one more piece of the request, before the piece is started.
 func (o *op) addPiece() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -163,8 +162,9 @@ func (o *op) recoverPanic(piece func() error) (err error) {
 	return piece()
 }
 
-// callDisk processes a piece of a request that calls the disk. If too many calls to
-// disks are in progress, it waits first: see acquireCall.
+// callDisk processes a piece of a request by calling the function piece, which calls the
+// disk. If too many calls to disks are in progress, callDisk waits first: see
+// acquireCall.
 func (o *op) callDisk(piece func() error) error {
 	release, err := o.c.acquireCall(o.c.s.disksCtx)
 	if err != nil {
@@ -174,9 +174,9 @@ func (o *op) callDisk(piece func() error) error {
 	return o.recoverPanic(piece)
 }
 
-// abandon ends a request because its next piece cannot be started. The reason for
-// this is an error of the connection. Pieces that are already running are finished,
-// but no reply is sent.
+// abandon ends a request because its next piece cannot be started. The parameter err is
+// the error of the connection that prevents this. Pieces that are already running are
+// finished, but no reply is sent.
 func (o *op) abandon(err error) {
 	o.c.failUnlessEnding(err)
 	o.mu.Lock()
@@ -210,8 +210,9 @@ func (c *conn) newOp(r nbd.Request) (*op, error) {
 	return o, nil
 }
 
-// replySent releases the resources of a reply, after it was sent or the connection
-// failed. After the last reply of a request, another request may start.
+// replySent releases the resources of a reply. It is called after the reply was sent, or
+// when the connection has failed. After the last reply that answers a request, another
+// request may start.
 func (c *conn) replySent(r *reply) {
 	if r.buf != nil {
 		c.s.memory.release(r.buf)

@@ -19,16 +19,16 @@ const (
 	// maxVectors is the maximum number of byte slices that one system call writes
 	// to a socket.
 	maxVectors = 64
-	// spool is the size, in bytes, of the buffer that gathers replies for a connection
-	// that is not a plain socket (TLS).
+	// spool is the size, in bytes, of the buffer that gathers replies for a connection that
+	// is not a plain socket, such as TLS.
 	spool = 32 << 10
 )
 
-// outbox sends the replies of a connection in the order in which they are queued. The
-// first goroutine that queues a reply while none is sending becomes the sender: it sends
-// all replies that are queued until none is left. Several small replies are sent with
-// one system call. The number of queued replies is limited, because the number of requests
-// in progress is limited.
+// outbox sends the replies of a connection in the order in which they are queued. A
+// goroutine that queues a reply while no goroutine is sending becomes the sender: it sends
+// queued replies until none is left. Several small replies are sent with one system call.
+// The number of queued replies is limited, because the number of requests in progress is
+// limited.
 type outbox struct {
 	c   *conn
 	raw syscall.RawConn // nil: the connection is not a plain socket
@@ -69,8 +69,8 @@ func (o *outbox) queueReply(r *reply) {
 	}
 }
 
-// flushLater records that no goroutine is sending the queued replies. The next call of
-// flushReplies then starts one.
+// flushLater records that replies are queued and that no goroutine is sending them. The
+// next call of flushReplies then starts a goroutine that sends them.
 func (o *outbox) flushLater() { o.unflushed = true }
 
 // flushReplies starts a goroutine that sends the queued replies, if flushLater was
@@ -138,8 +138,8 @@ func (o *outbox) stalled(limit time.Duration) bool {
 	return o.sending && !o.paused && time.Since(o.since) >= limit
 }
 
-// pause calls a function that reads from the disk. The method stalled does not count
-// the time that this takes, since the client is not responsible for a slow disk.
+// pause calls a function that reads from the disk. The method stalled does not count the
+// time of this call, since the client is not responsible for a slow disk.
 func (o *outbox) pause(read func() error) error {
 	start := time.Now()
 	o.setPaused(true, 0)
@@ -196,9 +196,9 @@ func (o *outbox) write(batch []*reply) error {
 }
 
 // writeStream writes the data that follow the head of a reply to the socket. It calls
-// writeFile for the data in the file of the reply (r.file), and the function r.stream
-// for the rest. The end of the reply stays in o.vectors, so that it is sent together
-// with the next reply.
+// writeFile for the data in the file of the reply (r.file), and the function r.stream for
+// the rest. The bytes that r.stream returns are the end of the reply. They stay in
+// o.vectors, so that they are sent together with the next reply.
 func (o *outbox) writeStream(r *reply) error {
 	if err := o.flush(unix.MSG_MORE); err != nil {
 		return err
@@ -217,8 +217,8 @@ func (o *outbox) writeStream(r *reply) error {
 	return err
 }
 
-// socketWriter is an io.Writer that writes to the socket of a connection. It first
-// writes what is still in outbox.vectors.
+// socketWriter is an io.Writer that writes to the socket of a connection. Before the new
+// bytes it writes those that are still in outbox.vectors.
 type socketWriter struct{ o *outbox }
 
 func (d socketWriter) Write(b []byte) (int, error) {
@@ -262,8 +262,8 @@ func (o *outbox) flush(flags int) error {
 	return err
 }
 
-// dropBytes returns a list of byte slices without its first n bytes, which the kernel
-// has accepted. It changes the list.
+// dropBytes returns a list of byte slices without its first n bytes, which the kernel has
+// accepted. It changes the given list.
 func dropBytes(v [][]byte, n int) [][]byte {
 	for len(v) > 0 && n >= len(v[0]) {
 		n -= len(v[0])
@@ -276,16 +276,17 @@ func dropBytes(v [][]byte, n int) [][]byte {
 }
 
 // writeFile makes the kernel copy the data of a reply from a file to the socket. It
-// returns how many bytes were sent. They are fewer than r.length if the file cannot be
-// read or has become shorter. An error means that the connection is broken.
+// returns how many bytes were sent. If the file cannot be read or has become shorter,
+// that is fewer than r.length, the length of the data. An error means that the connection
+// is broken.
 func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	left, from, pos := r.length, int(r.file.Fd()), r.pos
 	var failed error
 	err = o.raw.Write(func(fd uintptr) bool {
 		for left > 0 {
 			n := 0
-			// This call waits only for the disk and never for the client,
-			// because the socket is non-blocking.
+			// sendfile waits only for the disk and never for the client, because the socket is
+			// non-blocking.
 			err := o.pause(func() (err error) {
 				n, err = unix.Sendfile(int(fd), from, &pos, int(left))
 				return err

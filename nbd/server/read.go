@@ -19,16 +19,16 @@ const (
 	// minHole is the length, in bytes, of the shortest hole that is sent as a chunk
 	// of its own. Shorter holes are read together with the data around them.
 	minHole = 64 << 10
-	// maxSplit is the maximum number of pieces into which one read is divided by
-	// the extents in the cache. The rest of the range is read from the disk without
+	// maxSplit is the maximum number of pieces into which one read is divided according to
+	// the cached extents of the disk. The rest of the range is read from the disk without
 	// regard to extents.
 	maxSplit = 64
 	// maxCache is the maximum number of bytes that one CACHE request prefetches.
 	maxCache = nbd.MaxPayload
 )
 
-// read starts a read in one of four ways, depending on its length, on the disk and on
-// the client. An error ends the connection.
+// read starts to answer a read request, in one of four ways. The way depends on the
+// length, on the disk and on the client. If read returns an error, the connection ends.
 func (o *op) read() error {
 	if o.Len == 0 {
 		o.queueEnd()
@@ -47,9 +47,9 @@ func (o *op) read() error {
 }
 
 // sendFile queues a reply whose data the kernel copies from a file to the socket
-// (sendfile). It does this only if the data are contiguous in one file, the connection
-// is a plain socket, the read is not short, and the reply may begin before all data
-// were read (see mayStream). Otherwise it does nothing and returns false.
+// (sendfile). It does this only if the client requests at least minFile bytes, the data
+// are contiguous in one file, the connection is a plain socket, and the reply may begin
+// before all data were read (see mayStream). Otherwise it does nothing and returns false.
 func (o *op) sendFile() bool {
 	c, off, n := o.c, int64(o.Off), int64(o.Len)
 	if c.out.raw == nil || c.export.files == nil || n < minFile || !o.mayStream() {
@@ -106,21 +106,21 @@ func (o *op) readPieces() error {
 
 // mayStream reports whether the reply may begin before all data were read. A structured
 // reply can report an error at its end, so it may always begin early. A simple reply
-// cannot. It begins early only if the data may not fit in memory and no read of the
-// range has failed before.
+// cannot report an error at its end. It begins early only if the data are too long for
+// one buffer (see maxPiece) and no earlier read of the range has failed.
 func (o *op) mayStream() bool {
 	return o.c.structured || o.Len > maxPiece && !o.failedBefore()
 }
 
-// failedBefore reports whether the request overlaps the range in which earlier reads of
-// the export failed.
+// failedBefore reports whether an earlier read of the export failed in a range that
+// overlaps the range of this request.
 func (o *op) failedBefore() bool {
 	return o.c.s.badRanges.overlap(o.c.export.Name, int64(o.Off), o.end())
 }
 
 // readCached answers a short read from the page cache of the kernel, without starting a
-// goroutine. If the data are not in the page cache, or the disk is not a file, done is
-// false.
+// goroutine. The result done is false if the data are not in the page cache, the read is
+// too long, or the disk is not a file.
 func (o *op) readCached() (done bool, err error) {
 	c := o.c
 	if o.Len >= minFile || c.export.files == nil {
@@ -154,10 +154,10 @@ func (o *op) readCached() (done bool, err error) {
 	return true, nil
 }
 
-// plan divides the n bytes at the given offset into extents and appends these to a
-// list. Long holes (see minHole) that are in the cache become extents of kind Zero.
-// The other extents have the kind Data and at most maxPiece bytes, and must be read
-// from the disk.
+// plan divides the n bytes at the given offset into extents and appends these to a list.
+// Long holes (see minHole) that are in the cache of extents become extents of kind Zero.
+// All other ranges become extents of kind Data, which have at most maxPiece bytes and
+// must be read from the disk.
 func (f *facts) plan(list []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
@@ -182,8 +182,8 @@ func (f *facts) plan(list []source.Extent, off, n int64) []source.Extent {
 // queuePiece finishes a piece of a read that is answered with a structured reply. The
 // piece has n bytes at the given offset of the disk. It is a hole, or its data are in
 // r.body. queuePiece queues the piece as a chunk, and the last piece ends the reply.
-// After an error no more data are queued. If drain is true, the caller must call
-// outbox.drain.
+// After an error no more data are queued. If the result drain is true, the caller must
+// call outbox.drain.
 func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
 	// The chunk is queued while o.mu is locked, so that the chunk that ends the
 	// reply is queued after all others.
@@ -215,8 +215,9 @@ func (o *op) readAt(p []byte, off int64) error {
 	})
 }
 
-// readPiece reads a piece of the disk, which begins at the given offset, into r.body and
-// sends it. If all its bytes are zeros, it is sent as a hole.
+// readPiece reads the piece of the disk that begins at the given offset, and sends it.
+// The slice r.body receives the bytes of the piece, and its length is that of the piece.
+// If all bytes are zeros, the piece is sent as a hole.
 func (o *op) readPiece(r *reply, off int64) {
 	n, hole := len(r.body), false
 	if err := o.readAt(r.body, off); err != nil {
@@ -233,10 +234,10 @@ func (o *op) readPiece(r *reply, off int64) {
 	}
 }
 
-// readWhole starts a read whose data must be sent in one message. The message is a
-// simple reply, or a single chunk because of the flag DF. If the read is long or memory
-// is short, the data do not fit in one buffer. They are then read while the reply is
-// being sent.
+// readWhole starts a read whose data must be sent in one message. The message is a simple
+// reply, or it is a single chunk because the request has the flag DF. If the read is long
+// or memory is short, the data do not fit in one buffer. They are then read while the
+// reply is being sent.
 func (o *op) readWhole() error {
 	c := o.c
 	b, err := c.allocate(int(min(o.Len, maxPiece)))
@@ -281,15 +282,15 @@ func (o *op) readAll(b []byte) error {
 }
 
 // stream writes the data of a read to w. The kernel may have copied the beginning of the
-// data from a file already. The parameter copied is the length of this part, which
+// data from a file already. The parameter copied is the length of this beginning, which
 // stream does not write again. stream returns the bytes with which the reply ends: see
 // reply.stream.
 //
 // If the disk fails, stream writes zeros in place of the missing data of a structured
 // reply, which reports the error at its end. A simple reply can no longer report an
-// error, so stream returns the error and the connection ends. In this case stream
-// records the failed range in badRanges. The next read of this range then reads all its
-// data before its reply begins.
+// error. In this case stream returns the error, and the connection ends. Before that, it
+// records in badRanges the range that could not be read. The next read of this range then
+// reads all its data before its reply begins.
 func (o *op) stream(w io.Writer, copied int64) (tail []byte, err error) {
 	off, end := int64(o.Off)+copied, o.end()
 	var b []byte

@@ -10,9 +10,9 @@
 // be written to ([Options].Writable).
 //
 // Each connection has one goroutine that reads requests, and one for each request in
-// progress. Their memory is bounded, for each connection and for all together
-// ([Options].Memory). The server checks everything that clients send; a client that
-// breaks the protocol, or is slow, does not affect the others.
+// progress. The memory for the data of requests is bounded, for each connection and for
+// all connections together ([Options].Memory). The server checks everything that clients
+// send. A client that breaks the protocol, or is slow, does not affect other clients.
 package server
 
 import (
@@ -39,13 +39,13 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
-	// stall is how long a client may hold shared memory without sending or receiving 64
-	// KiB (the constant stallBytes), if other clients are short of memory. After that
-	// its connection is closed.
+	// stall is how long a client may hold shared memory without sending or receiving 64 KiB
+	// (the constant stallBytes), if other clients are short of memory. After this time its
+	// connection is closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
-	// stallCheck is a minimum time. When memory is short, the server searches for
-	// clients that have stalled, but waits at least this long between two searches.
+	// stallCheck is the minimum time between two searches for clients that have stalled. The
+	// server searches for them when memory is short.
 	stallCheck = time.Second
 	// lastWrites is how long a client has, after the grace period, to receive its
 	// last replies.
@@ -112,9 +112,9 @@ type Options struct {
 	// Kill is called with ErrShutdown at the end of Grace, to end the calls to disks
 	// that do not use the context of Exports.Open. It may be nil.
 	Kill func(cause error)
-	// Memory is the maximum size, in bytes, of the data of all requests in
-	// progress. It is raised to 4 MiB if it is less. If this memory is used up,
-	// each connection gets 16 KiB in addition. The value 0 stands for 64 MiB.
+	// Memory is the maximum size, in bytes, of the data of all requests in progress. The
+	// value 0 stands for 64 MiB. Other values below 4 MiB stand for 4 MiB. If this memory is
+	// used up, each connection gets 16 KiB in addition.
 	Memory int64
 	// Stats counts the requests. It may be nil.
 	Stats *Stats
@@ -227,8 +227,9 @@ func (s *Server) endDisksLocked() {
 	s.cancelDisks(ErrShutdown)
 }
 
-// accept serves the connections that the listener l accepts, until ctx ends or the listener
-// fails. It closes the listener, and returns after the last connection has ended.
+// accept accepts connections from the listener l and serves them, until ctx ends or the
+// listener fails. It closes the listener, and returns after the last of these connections
+// has ended.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -284,9 +285,9 @@ func isTemporary(err error) bool {
 	return false
 }
 
-// ServeConn serves a client that is already connected until the client disconnects or ctx
-// ends, and closes the connection. When ctx ends, the whole server shuts down: see
-// Serve.
+// ServeConn serves a client over an existing connection. It closes the connection and
+// returns when the client has disconnected or ctx ends. When ctx ends, the whole server
+// shuts down: see Serve.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 
 // serve serves one connection, and logs its error.

@@ -8,8 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// operations is the length of the array Stats.operations. An index in this array is the
-// number of an NBD command. CmdBlockStatus is the highest of these numbers.
+// The constant operations is the length of the array in the field Stats.operations. An
+// index in this array is the number of an NBD command. CmdBlockStatus is the highest of
+// these numbers.
 const operations = int(nbd.CmdBlockStatus) + 1
 
 // sizeClasses is the number of classes in Operation.Sizes: up to 512 bytes, up to 1 KiB,

@@ -112,7 +112,7 @@ func (m *metaContext) matches(queries []string, list bool) bool {
 	return list && len(queries) == 0
 }
 
-// contexts returns the metadata contexts of the export.
+// contexts returns the metadata contexts that the server offers for the open disk.
 func (f *facts) contexts() []metaContext {
 	all := []metaContext{{name: nbd.BaseAllocation, flag: allocation}}
 	if f.chain {

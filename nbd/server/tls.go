@@ -28,9 +28,9 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot load the authority certificates for verifying clients: %w", err)
 	}
-	// The authorities are not set as ClientCAs, because the server would then send
-	// their names to clients. If GnuTLS 3.7 gets such names with TLS 1.3, it sends
-	// no certificate.
+	// The authorities of ca-cert.pem are not set as ClientCAs, because the server would then
+	// send their names to clients. If GnuTLS 3.7 gets such names with TLS 1.3, it sends no
+	// certificate.
 	config.ClientAuth = tls.RequireAnyClientCert
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		between := x509.NewCertPool()

@@ -8,10 +8,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// write receives the data of a write request in one or more buffers. For each buffer
-// it starts a goroutine that writes this piece of the data to the disk. If the
-// parameter errno is not 0, write instead discards the data and sends this error as
-// the reply. If write returns an error, the connection ends.
+// write receives the data of a write request in one or more buffers. For each buffer it
+// starts a goroutine that writes this piece of the data to the disk. If the parameter
+// errno is not 0, write only discards the data and sends this error as the reply. If
+// write returns an error, the connection ends.
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
@@ -71,9 +71,9 @@ func (o *op) writePiece(b *buffer, off int64) {
 }
 
 // runCommand carries out a request without data in a new goroutine. The goroutine calls
-// the parameter work, unless the range of the request is empty. Then it flushes the
-// disk if the parameter flush is true, and sends the reply. runCommand always returns
-// nil.
+// the parameter work, unless the range of the request is empty. After work has succeeded,
+// the goroutine flushes the disk if the parameter flush is true. At the end it sends the
+// reply. runCommand always returns nil.
 func (o *op) runCommand(work func() error, flush bool) error {
 	e := o.c.export
 	go func() {
