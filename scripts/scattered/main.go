@@ -1,13 +1,13 @@
-// Command scattered makes a monolithicSparse VMDK for a disk of GIB GiB. It is for
-// benchmarks of programs that read grain tables. Each grain is allocated with a
-// probability of PERCENT percent. Grains that are neighbours on the disk are not
+// Command scattered makes a monolithicSparse VMDK, for benchmarks of programs that read
+// grain tables. The argument GIB is the size of the disk in GiB. Each grain is allocated
+// with a probability of PERCENT percent. Grains that are neighbours on the disk are not
 // neighbours in the file. The content of all grains is a hole in the file, so that even
 // terabytes of grains take no space.
 //
 //	go run ./scripts/scattered FILE GIB PERCENT
 //
-// With -raw, scattered makes a sparse raw disk of GIB GiB, with DATA GiB of data in
-// scattered pieces of 64 KiB:
+// With -raw, scattered makes a sparse raw disk of GIB GiB. It contains DATA GiB of data,
+// in pieces of 64 KiB that are scattered over the disk:
 //
 //	go run ./scripts/scattered -raw FILE GIB DATA
 package main
@@ -68,8 +68,8 @@ func run(args []string) error {
 	return f.Close()
 }
 
-// scatter makes the sparse raw disk that the flag -raw asks for. size and data are the
-// arguments GIB and DATA.
+// scatter makes the sparse raw disk that the flag -raw asks for. The parameters size and
+// data are the arguments GIB and DATA of the command.
 func scatter(path, size, data string) error {
 	const piece = 64 << 10
 	gib, err := strconv.ParseInt(size, 10, 64)
@@ -134,9 +134,9 @@ func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	}
 	io.CopyN(w, zeros{}, firstTable*sector-directorySector*sector-tables*4)
 
-	// Each of the two loops below draws the same random numbers. The first loop counts
-	// the allocated grains. The second loop writes the grain tables. They contain the
-	// place of each grain in the file, which depends on the count.
+	// Each of the two loops below draws the same random numbers. The first loop counts the
+	// allocated grains. The second loop writes the grain tables. They contain the place of
+	// each grain in the file, which depends on the number of allocated grains.
 	has := func() func() bool {
 		r := rand.New(rand.NewPCG(1, 2))
 		return func() bool { return r.IntN(100) < percent }
