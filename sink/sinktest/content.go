@@ -15,9 +15,10 @@ type span struct{ from, to int64 }
 
 func (s span) overlaps(o span) bool { return s.from < o.to && o.from < s.to }
 
-// addSpan adds the span s to a sorted list of spans, none of which it may
-// overlap. It merges s with the spans that end where s begins or begin where s
-// ends. The list therefore stays short if a disk is written almost in order.
+// addSpan adds the span s to a sorted list of spans. The span s must not
+// overlap any of them. A span that ends where s begins is merged with s, and so
+// is a span that begins where s ends. The list therefore stays short if a disk
+// is written almost in order.
 func addSpan(spans []span, s span) []span {
 	i, _ := slices.BinarySearchFunc(spans, s.from, func(o span, from int64) int { return int(min(max(o.from-from, -1), 1)) })
 	if i < len(spans) && spans[i].from == s.to {

@@ -102,9 +102,9 @@ func testError(t *testing.T, c Config) {
 	}
 }
 
-// allFail calls all methods except those that end the disk, and expects each of
-// them to return an error. It passes these errors to the parameter check, which
-// checks that they are the expected ones.
+// allFail calls all methods of the disk d except Unit, Suspend and Abort, and
+// expects each of them to return an error. It passes these errors to the
+// parameter check, which checks that they are the expected ones.
 func (c Config) allFail(t *testing.T, d sink.Disk, p plan, check func(error) error) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
@@ -241,8 +241,8 @@ func testContext(t *testing.T, c Config) {
 		c.checkNothingLeft(t, target)
 	}
 
-	// Here the context of a single call ends, but not the context of the
-	// disk.
+	// Here the context that is passed to Finish has ended, but not the context
+	// of the disk.
 	target := c.New(t)
 	d := c.create(t, target, p.size(), sink.Options{})
 	ctx, stop := context.WithCancelCause(t.Context())

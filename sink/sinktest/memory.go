@@ -33,9 +33,9 @@ const (
 	OpAbort      Op = "abort"
 )
 
-// Call is one call with its range in bytes. For OpSize, OpCheckpoint and OpSync,
-// Off is the argument of the call and Len is zero. For other calls without a
-// range, both are zero.
+// Call is one call with its range in bytes. If the call has no range, Len is zero.
+// Off is then the size for OpSize, the offset of the checkpoint for OpCheckpoint
+// and OpSync, and zero for all other operations.
 type Call struct {
 	Op       Op
 	Off, Len int64
@@ -74,10 +74,10 @@ type Memory struct {
 	Encoded   bool  // the disks are sink.Encoders and refuse WriteAt; cannot be used with Parallel
 	Fill      byte  // every byte of a new disk; cannot be used with Zeroed
 	CountOnly bool  // keep only Counts, no content and no log: for disks of any size
-	// Before is called before a call takes effect. If calls run concurrently,
-	// Before is called concurrently too. ctx is always the context of the disk. If Before returns
-	// an error, the call fails with this error. Before may block, for example
-	// until ctx ends.
+	// Before is called before a call takes effect. It must be safe for
+	// concurrent use. Its parameter ctx is always the context of the disk. If
+	// Before returns an error, the call fails with this error. Before may
+	// block, for example until ctx ends.
 	Before func(ctx context.Context, c Call) error
 
 	mu         sync.Mutex
@@ -203,7 +203,7 @@ func (m *Memory) Log() string {
 	return b.String()
 }
 
-// Counts returns the counts of all disks so far.
+// Counts returns the counts of the calls of all disks so far.
 func (m *Memory) Counts() Counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -241,7 +241,7 @@ type memoryDisk struct {
 	fresh   bool
 	content *content
 
-	// The next fields are guarded by m.mu.
+	// The mutex m.mu of the Memory guards the following fields.
 	size     int64 // or sink.UnknownSize
 	stage    int
 	err      error // the first error, which all later calls return
@@ -380,9 +380,9 @@ func (d *memoryDisk) breach(c Call) string {
 
 func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
 
-// uncovered returns the first offset below end that lies in none of the ranges
-// of earlier calls. It returns -1 if there is no such offset, or if ranges may
-// be left out because unwritten ranges read as zeros.
+// uncovered returns the first offset that lies in none of the ranges of earlier
+// calls. It returns -1 if these ranges cover everything below the parameter end, or
+// if gaps are allowed because unwritten ranges read as zeros.
 func (d *memoryDisk) uncovered(end int64) int64 {
 	switch {
 	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:

@@ -18,9 +18,8 @@ func testResume(t *testing.T, c Config) {
 		d := c.create(t, target, p.size(), sink.Options{})
 		p.putAll(t, d, p.pieces[:at])
 		state := c.checkpointBeside(t, d, off, func() {
-			// The content that the first run writes after the
-			// checkpoint is stale, because the second run resumes
-			// from the checkpoint.
+			// These bytes lie above the checkpoint. The second run, which
+			// resumes from the checkpoint, must overwrite them.
 			stale := bytes.Repeat([]byte{0xAA}, int(p.pieces[at+1].end-off))
 			if _, err := d.WriteAt(stale, off); err != nil {
 				t.Error(err)
@@ -35,8 +34,9 @@ func testResume(t *testing.T, c Config) {
 		c.unpublished(t, target, "after Suspend")
 
 		d = c.create(t, target, p.size(), sink.Options{State: state, Resume: off})
-		// The second run writes zeros over the stale bytes of the first
-		// run, and then writes the other pieces as planned.
+		// The stale bytes cover the first two of the remaining pieces. The
+		// second run writes zeros over the first one, and writes all pieces
+		// after it as planned.
 		rest := slices.Clone(p.pieces[at:])
 		split := rest[0]
 		rest[0].zero = true
@@ -51,9 +51,9 @@ func testResume(t *testing.T, c Config) {
 	}
 }
 
-// checkpointBeside makes a checkpoint at the given offset. It runs the function
-// that Checkpoint returns, which makes the checkpoint durable, at the same time
-// as the parameter write.
+// checkpointBeside makes a checkpoint at the given offset. Checkpoint returns a
+// function that makes the checkpoint durable. checkpointBeside runs this
+// function and the given function write at the same time.
 func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, write func()) []byte {
 	t.Helper()
 	state, sync, err := d.Checkpoint(off)

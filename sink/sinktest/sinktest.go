@@ -38,12 +38,12 @@ type Breaker interface{ Break(err error) }
 
 // Config describes the abilities of the sink under test.
 type Config struct {
-	// New returns a new target for a disk of up to MaxSize bytes. If such a
-	// target exists before a disk is written to it, New fills it with nonzero
-	// bytes. The suite calls New only after all earlier disks have ended, so
-	// that New may return the same device for all tests.
+	// New returns a new target for a disk of up to MaxSize bytes. Some targets
+	// exist before a disk is written to them (see InPlace). New fills such a
+	// target with nonzero bytes. The suite calls New only after all earlier
+	// disks have ended, so that New may return the same device for all tests.
 	New func(t testing.TB) Target
-	// Unit is what the method Unit of each disk should return.
+	// Unit is the number that the method Unit of each disk should return.
 	Unit int64
 	// Multiple is a number of bytes. The suite creates only disks whose size is
 	// a multiple of it. The value 0 stands for 1.
@@ -62,12 +62,13 @@ type Config struct {
 	Backing bool
 }
 
-// MaxSize returns the size in bytes of the largest disk that the suite writes, if
-// the method Unit of the disks returns the given number.
+// MaxSize returns the size in bytes of the largest disk that the suite writes
+// to a sink whose Config has the given Unit.
 func MaxSize(unit int64) int64 { return (pieces + 1) * max(unit, 64<<10) }
 
-// pieces is the number of pieces into which the suite divides a disk, without the
-// shorter piece at the end of the disk.
+// pieces determines the size of the disks of the suite. The size of a disk is
+// this many times the length of its shortest regular piece, plus a short piece
+// at the end (see newPlan).
 const pieces = 12
 
 // Test runs the conformance suite with the sink that the Config describes.
@@ -117,9 +118,9 @@ type plan struct {
 
 func (p plan) size() int64 { return int64(len(p.want)) }
 
-// newPlan returns a plan in which every third piece is zeros. If Config does not
-// require an alignment, the pieces begin at unaligned offsets. The last piece is
-// short, and need not be a whole unit.
+// newPlan returns a plan in which every third piece is zeros. If Config does
+// not require an alignment, the pieces begin at unaligned offsets. The last
+// piece of the disk is short, and need not be a whole unit.
 func (c Config) newPlan() plan {
 	step := max(c.Unit, 4096)
 	if c.Unit == 1 && c.Multiple == 1 {
@@ -135,8 +136,8 @@ func (c Config) newPlan() plan {
 	random := rand.NewChaCha8([32]byte{10})
 	p.want = make([]byte, size)
 	random.Read(p.want)
-	// The lengths of the pieces repeat: they are step, 2*step, 3*step bytes,
-	// and then step bytes again.
+	// The first piece has the length step, the second one 2*step and the third
+	// one 3*step. The lengths of all further pieces repeat this pattern.
 	for off, i := int64(0), int64(0); off < size; i++ {
 		end := min(off+(i%3+1)*step, size)
 		if end > size-step { // the short end of the disk is a piece of its own
@@ -244,7 +245,8 @@ func (c Config) unpublished(t *testing.T, target Target, when string) {
 	}
 }
 
-// check compares the published target with want.
+// check compares the content of the published target with the content that it
+// should have, and checks that no partial files are left.
 func (c Config) check(t *testing.T, target Target, want []byte) {
 	t.Helper()
 	if left := target.Leftovers(); len(left) > 0 {
