@@ -50,7 +50,7 @@ const (
 // it, because data that cannot be compressed grows by less than 64 bytes.
 const maxPacked = 2 * grainSize
 
-// chunk is the number of bytes that are written to the file at once.
+// chunk is the number of bytes that are written to the file with one call.
 const chunk = 1 << 20
 
 var errTooLong = errors.New("the file of a VMDK can have at most 2 TiB, and the compressed disk is larger: write a raw or qcow2 target instead")
@@ -86,8 +86,8 @@ func (f *file) begin(descriptor string) error {
 	return f.zeros(firstGrainSector*sectorSize - f.pos)
 }
 
-// header returns a SparseExtentHeader. The file begins with one, the header, and
-// another one near its end is the footer.
+// header returns a SparseExtentHeader. A file has this structure twice: at its
+// beginning (the header) and near its end (the footer).
 func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le := binary.LittleEndian
 	copy(b[:], magic)

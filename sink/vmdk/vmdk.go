@@ -57,13 +57,14 @@ func CheckSize(size int64) error {
 // image to the parameter out, such as a raw file or a stream. This must be a new
 // sink.Disk that is a sink.Sizer and was created with sink.UnknownSize. The
 // parameter name is the name of the image in messages and in the descriptor. The
-// returned disk owns out and ends it. If Create returns an error, it has called
-// the method Abort of out.
+// returned disk owns out: its methods Publish, Suspend and Abort call the methods
+// of out that have the same names. If Create returns an error, it has called the
+// method Abort of out.
 //
 // The returned disk is sequential, with units of 64 KiB. It has the abilities
 // sink.Zeroed and sink.Encoder. It is sink.Verifiable if out is. It cannot be
 // checkpointed or resumed. Writing fails when the file of the image reaches 2
-// TiB, where the sector numbers of the format end.
+// TiB, because the format has no sector numbers for longer files.
 func Create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (sink.Disk, error) {
 	d, err := create(ctx, out, name, size, o)
 	if err != nil {
@@ -125,8 +126,9 @@ func (d *disk) Unit() int64 { return grainSize }
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
 // call calls the parameter do, which writes the range [off, off+n). It returns
-// an error without calling do if the range must not be written now, for example
-// because it begins before the end of the last range.
+// an error without calling do if the range must not be written now. For
+// example, the range must not begin before the end of a range that was written
+// earlier.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err
