@@ -1,6 +1,6 @@
-// Package cow makes a disk writable without changing it. [New] takes this disk, the
-// base, and returns a [Disk]. Blocks that are written are stored in a file, the layer.
-// All other blocks are read from the base.
+// Package cow makes a disk writable without changing it. This disk is called the base.
+// [New] returns a [Disk] for it. Blocks that are written are stored in a file, which is
+// called the layer. All other blocks are read from the base.
 //
 // The layer records the state of each block in two bits: absent (the base has the
 // content), present (the layer has the content) or zeroed. These states are kept in
@@ -79,9 +79,9 @@ type Disk struct {
 	flushes flush.Group
 }
 
-// New returns a disk that reads from the given base and stores writes in a layer.
-// After the context has ended, all calls of the disk return the cause of that
-// (context.Cause). The disk owns the base and closes it. If New fails, the base still
+// New returns a disk that reads from the given base and stores writes in a layer. After
+// the context has ended, all calls of the disk return the cause that context.Cause
+// returns for it. The disk owns the base and closes it. If New fails, the base still
 // belongs to the caller.
 //
 // New returns an error if Options.File is in use, is not a layer, or is the layer of
@@ -172,9 +172,9 @@ func (d *Disk) buffer() (b []byte, err error) {
 // Size returns the size of the base in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity returns the identity of the base with the prefix "cow:". The result proof is
-// always "none" (see source.Identified), because a write changes the content of the
-// disk but not its identity.
+// Identity returns the identity of the base with the prefix "cow:", and always the
+// proof "none" (see source.Identified): a write changes the content of the disk but not
+// its identity.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Check(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.life.Name, err)
@@ -182,10 +182,11 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return "cow:" + d.id, "none", nil
 }
 
-// Info returns the description of the base, with the layer as the first element of
-// Chain. ClusterSize is at least the block size of the layer. An NBD server derives its
-// preferred block size from ClusterSize. Its clients then prefer to write whole blocks,
-// and writing a whole block does not read from the base.
+// Info returns the description of the base with two changes. The layer is the first
+// element of the field Chain. The field ClusterSize is at least the block size of the
+// layer. An NBD server derives its preferred block size from ClusterSize. Its clients
+// then prefer to write whole blocks, and writing a whole block does not read from the
+// base.
 func (d *Disk) Info() source.Info { return d.info }
 
 // ReadUncached makes reads of the base bypass the page cache. Reads of the layer still
@@ -197,17 +198,17 @@ func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 // only for a single request.
 const inFileAhead = 64 << 20
 
-// InFile returns the position of the content in a file. If the block at the given
-// offset is present, this is the file of the layer. If the block is absent, InFile
-// returns what the method InFile of the base returns. With Options.OnRead, however,
-// it returns no position for absent blocks, because a read that bypasses this disk
-// would not copy the block into the layer.
+// InFile returns the file and the position that have the content at the given offset.
+// If the block at this offset is present, the file is that of the layer. If the block
+// is absent, InFile returns what the method InFile of the base returns. With
+// Options.OnRead, however, it returns no position for absent blocks, because a read
+// that bypasses this disk would not copy the block into the layer.
 //
-// A position is valid until the range is written. A caller may still read from the
-// position if the range is written while the caller answers a request. The base never
-// changes, and a block never moves within the file of the layer. The caller therefore
-// gets content that the range had at some time since the call of InFile. Any read that
-// overlaps a write may return such content.
+// A position is valid for a range of n bytes, until this range is written. If that
+// happens while the caller answers a request, the caller may still read from the
+// position to answer this request. It then gets content that the range had at some time since the call of
+// InFile, because the base never changes, and a block never moves within the file of
+// the layer. Any read that overlaps a write may return such content.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -226,9 +227,9 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 }
 
 // run examines n bytes, beginning at the given offset. It returns the state of the
-// block with the first byte, and how many of the bytes belong to blocks that are
-// known to have this state. Further bytes may belong to such blocks as well, because
-// run examines a limited number of pages.
+// block with the first byte, and how many of the bytes belong to blocks that are known
+// to have this state. Further bytes may belong to such blocks as well, because run
+// examines a limited number of pages of the table.
 func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	b := off / d.block
 	last := (off + n - 1) / d.block

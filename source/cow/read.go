@@ -64,9 +64,9 @@ func (d *Disk) copyRange(p []byte, off int64) error {
 	return nil
 }
 
-// copyPart reads the bytes from the given offset to the end of the block into p, or
-// fewer bytes if p is shorter, and returns their number. If the block is absent,
-// copyPart copies all of it into the layer.
+// copyPart reads a part of one block into p: from the given offset to the end of the
+// block that contains this offset, or less if p is shorter. It returns the number of
+// bytes. If the block is absent, copyPart copies all of it into the layer.
 func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	buf, err := d.buffer()
 	if err != nil {

@@ -41,10 +41,10 @@ func kernel() system {
 	}
 }
 
-// store is the file of a layer: the headers, the pages of the table, and the blocks,
-// each at its offset in the disk plus layout.data. A temporary layer has no header. A
-// temporary layer consists of several files if the file system does not support a
-// single file that is large enough.
+// store is the file of a layer: the headers, the pages of the table, and the blocks.
+// The position of a block in the file is the offset of the block in the disk plus
+// layout.data. A temporary layer has no header. It consists of several files if the
+// file system does not support a single file that is large enough.
 type store struct {
 	layout
 	name      string // what errors call the layer
@@ -88,8 +88,8 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("cannot lock the layer: %w", err)
 	}
-	// The size is read again after locking, because another process may have created
-	// the layer in the meantime.
+	// The size of the file is read again after the file was locked, because another
+	// process may have created the layer in the meantime.
 	if info, err = f.Stat(); err != nil {
 		return nil, err
 	}
@@ -125,7 +125,8 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 // openOrMake opens a file for reading and writing, and creates it if it does not
 // exist. It also reports whether it created the file.
 func openOrMake(path string) (f *os.File, made bool, err error) {
-	// O_NONBLOCK prevents waiting for the other end of a FIFO.
+	// If the path names a FIFO, O_NONBLOCK prevents OpenFile from waiting until another
+	// process opens the FIFO.
 	const flags = os.O_RDWR | unix.O_NONBLOCK
 	f, err = os.OpenFile(path, flags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -277,7 +278,8 @@ func (s *store) write(p []byte, off int64) error {
 	return nil
 }
 
-// cause removes the name of the file from err. The caller adds the name itself.
+// cause returns the reason in err without the name of the file. The caller adds this
+// name itself.
 func cause(err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {

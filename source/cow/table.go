@@ -38,16 +38,16 @@ const (
 	// maxResident limits the number of pages in memory. This many pages take about 16
 	// MiB. With blocks of 64 KiB they cover about 4 TiB of the disk.
 	maxResident = 4000
-	// maxRunPages limits the number of pages that one call of run examines. The caller
-	// of run can check its context between two calls.
+	// maxRunPages limits the number of pages that one call of table.run examines. The
+	// caller of table.run can check its context between two calls.
 	maxRunPages = 1024
 )
 
 // page has the states of pageBlocks blocks, which are stored in words of 64 bits.
 // Readers load these words without a lock. They may load them even after the page was
-// written to the file and removed from the table. Such a reader may see the state that
-// a block had before a concurrent write. This is allowed, because that write has not
-// returned yet.
+// written to the file and removed from the table. A reader may then see the state that
+// a block had before a concurrent write. This is allowed, because the concurrent write
+// has not returned yet.
 type page struct {
 	words [pageWords]atomic.Uint64
 	used  atomic.Bool // used since drop last examined the page
@@ -186,9 +186,9 @@ func (t *table) peek(i int64) (*page, error) {
 		return p, nil
 	}
 	if t.failed() != nil {
-		// After a failed write, pages with changes can no longer be written to the
-		// file. They must therefore stay in memory, and cannot make room for this page.
-		// The page is read for this call only.
+		// After a failed write of the table, changed pages can no longer be written to
+		// the file. They must therefore stay in memory, and acquire found no room for
+		// page i. This call loads page i from the file without keeping it in memory.
 		return t.load(i)
 	}
 	return nil, err
@@ -217,9 +217,9 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	if t.pages[i].Load() == t.onFile {
 		p, err = t.load(i)
 	} else {
-		// The space in the file is reserved now. If there is no space, only the write
-		// that needs the page fails. Without the reservation, a later flush would
-		// fail, which affects many writes.
+		// The space for the page in the file is reserved now. If there is no space,
+		// only the write that needs the page fails. Without the reservation, a later
+		// flush would fail, which affects many writes.
 		err = t.store.reservePage(i)
 	}
 	if err != nil {
@@ -348,9 +348,9 @@ func (t *table) writePages(durable bool) error {
 	return nil
 }
 
-// encode writes page p, which has the number i, into b in the form that the file has. A
-// sector whose blocks are all absent consists of zeros. It is therefore equal to a hole
-// of the file.
+// encode writes page p, which has the number i, into the buffer b, in the form in which
+// the file of the layer has it. A sector whose blocks are all absent consists of zeros.
+// It is therefore equal to a hole of the file.
 func (p *page) encode(i int64, b *[pageSize]byte) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]

@@ -15,8 +15,8 @@ const maxLocked = 256
 
 // change runs a function that changes the bytes [off, off+n) of the disk. It returns an
 // error without running the function if the disk is closed or its context has ended, if
-// the range is not in the disk, or if the table of the blocks' states could not be
-// written before. The text of an error begins with the given operation.
+// the range is not in the disk, or if an earlier write of the table of the blocks'
+// states failed. The text of an error begins with the given operation.
 func (d *Disk) change(ctx context.Context, operation string, off, n int64, call func() error) error {
 	err := d.life.Begin(ctx)
 	if err == nil {
@@ -59,7 +59,8 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 
 // writeSome writes the beginning of p, and returns the number of bytes that it wrote.
 // If p begins with a whole block of the disk, it writes up to maxLocked whole blocks.
-// Otherwise it writes only the bytes of p that lie in the first block.
+// Otherwise it writes only those bytes of p that lie in the same block as the first
+// byte.
 func (d *Disk) writeSome(p []byte, off int64) (int, error) {
 	b := off / d.block
 	if n := min(d.wholeBlocks(off, int64(len(p))), maxLocked); n > 0 {
@@ -159,10 +160,10 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 	})
 }
 
-// Trim implements source.Writable. Whole blocks read as zeros afterwards. The range may
-// also have a part of a block at its beginning and at its end. If the layer has this
-// block, Trim overwrites the part with zeros. Otherwise the part keeps its content,
-// because a trim must not use space.
+// Trim implements source.Writable. The whole blocks of the range read as zeros
+// afterwards. The range may also begin and end with a part of a block. If the layer has
+// the block of such a part, Trim overwrites the part with zeros. Otherwise the part
+// keeps its content, because a trim must not use space.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	return d.change(ctx, "trim", off, n, func() error {
 		first, whole := d.inner(off, n)
@@ -184,9 +185,10 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero makes [off, off+n) read as zeros. In this range, the first whole block has the
-// number first, and the parameter whole is the number of whole blocks. zero sets their
-// state to zeroed. If free is true, it also deallocates their space.
+// zero makes [off, off+n) read as zeros. The method inner has returned the parameters
+// first and whole: the number of the first whole block in this range, and how many
+// whole blocks the range has. zero sets their state to zeroed. If the parameter free is
+// true, it also deallocates their space. Otherwise it reserves their space.
 //
 // The range may begin and end with a part of a block. For each of these two parts, zero
 // calls the function writeZeros. It passes a slice of zeros that is as long as the
