@@ -26,10 +26,11 @@ type Mapped interface {
 }
 
 // Map yields the extents of [off, off+length) of d, each with the position of its bytes
-// in a local file. If d has the ability Mapped, Map calls its method Map, and otherwise
-// its methods Extents and InFile. Map checks the mappings in the same way as Covered
-// checks extents. Two adjacent mappings are merged if their bytes are also adjacent in
-// the same file, and their extents differ only in Off and Len.
+// in a local file. If d has the ability Mapped, the mappings come from the method Map
+// of d, and otherwise from its methods Extents and InFile. Map checks the mappings in
+// the same way as Covered checks extents. Two adjacent mappings are merged if their
+// bytes are also adjacent in the same file, and their extents differ only in Off and
+// Len.
 func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		all := located(ctx, d, off, length)
@@ -115,15 +116,15 @@ func Windows(size int64) iter.Seq2[int64, int64] {
 	}
 }
 
-// continues reports whether the mapping n can be appended to the mapping m. n must
-// begin at the offset where m ends.
+// continues reports whether the mapping n can be appended to the mapping m. The caller
+// has checked that n begins at the offset where m ends.
 func (m *Mapping) continues(n Mapping) bool {
 	return m.Kind == n.Kind && m.Depth == n.Depth && m.Absent == n.Absent &&
 		m.File == n.File && (m.File == nil || m.Pos+m.Len == n.Pos)
 }
 
 // located yields the extents of d as mappings. It splits an extent whose bytes lie in
-// several files or are not contiguous in the file.
+// several files, or are not contiguous in their file.
 func located(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		files, _ := Ability[InFile](d)
