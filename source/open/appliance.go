@@ -118,15 +118,14 @@ func (e *ChoiceError) Hint() string {
 // ExitStatus returns the exit status of a program that ends with this error.
 func (*ChoiceError) ExitStatus() int { return exit.Usage }
 
-// hasName reports whether name identifies the disk. It must be the name of the disk or of
-// its file.
+// hasName reports whether the given name is the name of the disk or of its file.
 func (e *DiskEntry) hasName(name string) bool {
 	return name != "" && (e.Name == name || e.File == name)
 }
 
 // FileOf returns the path of the local file to which an address leads. For a disk in an
-// appliance, this is the file of the appliance. ok is false if the address does not
-// lead to a local file.
+// appliance, this is the file of the appliance. The result ok is false if the address
+// does not lead to a local file.
 func FileOf(a address.Address) (path string, ok bool) {
 	switch a := a.(type) {
 	case address.Path:
@@ -149,8 +148,8 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 		return nil, nil
 	}
 	path := at.Path
-	// The appliance is opened through a second Opener. Otherwise o.Files would also
-	// list the files that are opened here only to inspect the appliance.
+	// The appliance is opened through a second Opener, so that o.Files does not list
+	// the files that are opened here only to inspect the appliance.
 	appliance, _, err := (&Opener{AllowPath: o.AllowPath}).appliance(ctx, path)
 	if err != nil {
 		return nil, err
@@ -166,8 +165,8 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 	return disks, nil
 }
 
-// appliance opens an .ova or .ovf file. For an .ovf file it also returns folder, an
-// Opener for the files that the .ovf file names. For an .ova file folder is nil.
+// appliance opens an .ova or .ovf file. For an .ovf file it also returns an Opener for
+// the files that the .ovf file names. For an .ova file this Opener is nil.
 func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, folder source.Opener, err error) {
 	f, err := o.openFile(ctx, path)
 	if err != nil {
@@ -229,8 +228,8 @@ func notRead(path string, e *DiskEntry) error {
 	return fmt.Errorf("%s: the format of disk %s is %s, which vddkcp cannot read: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
 }
 
-// pick returns the index of the disk that choice selects. choice is the number or the
-// name of a disk. It may be "" if there is only one disk.
+// pick returns the index of the disk that the user has chosen. The parameter choice is
+// the number or the name of this disk. It may be "" if there is only one disk.
 func pick(path, choice string, disks []DiskEntry) (int, error) {
 	if choice == "" {
 		if len(disks) == 1 {
@@ -270,9 +269,10 @@ func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (sourc
 	return d, nil
 }
 
-// openApplianceDisk opens a disk of the appliance a, which is at the given path. choice
-// is the number or the name of the disk. For an .ovf file, folder opens the files that
-// the .ovf file names. For an .ova archive, folder is nil.
+// openApplianceDisk opens a disk of the appliance a, which is at the given path. The
+// parameter choice is the number or the name of the disk. If the appliance is an .ovf
+// file, the parameter folder is the Opener for the files that the .ovf file names. For
+// an .ova archive, folder is nil.
 func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder source.Opener, path, choice string) (source.Disk, error) {
 	disks := entries(a)
 	i, err := pick(path, choice, disks)
@@ -324,10 +324,11 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 }
 
 // inArchive returns the Opener for the files to which an image in an archive refers. It
-// opens files of the same archive only. member is the name of the image in the archive,
-// and shown is its name in errors. children is the chain of images that led to this
-// image: first the image that was opened directly, and last the image that names this
-// one. It is empty if this image was opened directly.
+// opens files of the same archive only. The parameter member is the name of the image
+// in the archive, and shown is the name that errors have for it. The parameter children
+// is the chain of images that led to this image: first the image that was opened
+// directly, and last the image that names this one. It is empty if this image was
+// opened directly.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {
@@ -363,9 +364,9 @@ type applianceDisk struct {
 	unchecked string
 }
 
-// referencesOf returns the Opener for the files that the image in f names. It records
-// their names for VerifyManifest. file is the name of the image in the descriptor of
-// the appliance, and shown is its name in errors.
+// referencesOf returns the Opener for the files that the image in f names. This Opener
+// records their names for VerifyManifest. The parameter file is the name of the image
+// in the descriptor of the appliance, and shown is the name that errors have for it.
 func (d *applianceDisk) referencesOf(o *Opener, f *raw.Disk, shown, file string) (source.Opener, error) {
 	opens, err := o.references(f, shown, nil)
 	if err != nil {

@@ -9,9 +9,9 @@ import (
 const maxChain = 256
 
 // chain lists the images of a chain that are open so far: the image that the user
-// named, its parent or backing file, the parent of that, and so on. A faulty chain may
-// loop, which only the method extend detects. The readers of the image formats do not
-// detect it.
+// named, its parent or backing file, the parent of this parent, and so on. A faulty
+// chain may loop, which only the method extend detects. The readers of the image
+// formats do not detect it.
 type chain []link
 
 // link identifies an image in a chain. The image is a local file or a file in an
@@ -29,8 +29,8 @@ func (l link) equals(other link) bool {
 	return l.file == nil && other.file == nil && l.member == other.member
 }
 
-// extend appends the image l, which was opened as path, to the chain. It returns an
-// error if the chain already has that image, or if the chain gets too long.
+// extend appends the image l, which was opened under the given path, to the chain. It
+// returns an error if the chain already has this image, or if the chain gets too long.
 func (c chain) extend(path string, l link) (chain, error) {
 	for _, earlier := range c {
 		if earlier.equals(l) {

@@ -29,8 +29,9 @@ type folder struct {
 	path string    // the path by which f was opened
 }
 
-// folderOf returns the folder of the image in f, which was opened as path. If the image
-// is not a local file but lies in an archive, for example, folderOf returns nil.
+// folderOf returns the folder of the image in f, which was opened under the given path.
+// If the image is not a local file but lies in an archive, for example, folderOf
+// returns nil.
 func (o *Opener) folderOf(f source.Disk, path string) vmdk.Folder {
 	if f, ok := f.(*raw.Disk); ok {
 		return &folder{o, f, path}

@@ -72,9 +72,9 @@ func (c content) isLUKS() bool {
 	return bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x01")) || bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x02"))
 }
 
-// foreign returns a *ForeignError for path if the content has a known format that this
-// package cannot read. A file with a partition table counts as a raw disk, unless its
-// last bytes are those of an image.
+// foreign returns a *ForeignError for the given path if the content has a known format
+// that this package cannot read. A file with a partition table counts as a raw disk,
+// unless its last bytes are those of an image.
 func (c content) foreign(path string) error {
 	if !c.hasPartitions() {
 		for _, s := range signatures {
@@ -92,8 +92,8 @@ func (c content) foreign(path string) error {
 	return c.foreignTail(path)
 }
 
-// foreignTail returns a *ForeignError for path if the last bytes of the content show a
-// format that this package cannot read.
+// foreignTail returns a *ForeignError for the given path if the last bytes of the
+// content show a format that this package cannot read.
 func (c content) foreignTail(path string) error {
 	if at, ok := fixedVHD(c.tail); ok {
 		return &ForeignError{path, "a VHD image of fixed size", fmt.Sprintf("found a footer %q %d bytes before the end", "conectix", len(c.tail)-at), imageHint("vpc")}
@@ -292,8 +292,8 @@ const utf8BOM = "\xef\xbb\xbf"
 // setting matches a line of a VMware text file: a key, and a value in quotes.
 var setting = regexp.MustCompile(`^[.A-Za-z][A-Za-z0-9_.:-]* *= *".*"$`)
 
-// text describes the kind of text that the content is, such as a web page. It returns
-// "" for anything else, which may be a raw disk.
+// text returns the name of the kind of text that the content is, such as "a web page".
+// It returns "" for any other content, which may be a raw disk.
 func (c content) text() string {
 	head := c.head
 	if narrow, ok := fromUTF16(head); ok {
@@ -327,8 +327,9 @@ func (c content) mayBeJSON() bool {
 	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
 }
 
-// settings describes the kind of VMware text file that head is the beginning of, such
-// as the configuration of a machine (.vmx). For anything else it returns "".
+// settings returns the name of the kind of VMware text file that begins with the bytes
+// in head, such as the configuration of a machine (.vmx). If these bytes are the
+// beginning of anything else, it returns "".
 func (c content) settings(head []byte) string {
 	if bytes.IndexByte(head, 0) >= 0 {
 		return ""
@@ -359,8 +360,8 @@ func (c content) settings(head []byte) string {
 	return ""
 }
 
-// fromUTF16 converts head from UTF-16 to ASCII. ok is false if head does not begin with
-// a byte order mark of UTF-16, or if it has a character that is not ASCII.
+// fromUTF16 converts head from UTF-16 to ASCII. The result ok is false if head does not
+// begin with a byte order mark of UTF-16, or if it has a character that is not ASCII.
 func fromUTF16(head []byte) (narrow []byte, ok bool) {
 	var order binary.ByteOrder = binary.LittleEndian
 	switch {

@@ -26,8 +26,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// ErrNotRead means that vddkcp recognizes an address or a format, but cannot read such
-// disks.
+// ErrNotRead means that vddkcp recognizes an address or a format, but cannot read disks
+// at such an address or of such a format.
 var ErrNotRead error = notReadError{}
 
 type notReadError struct{}
@@ -72,7 +72,7 @@ type File struct {
 	Info os.FileInfo
 }
 
-// Open opens the disk at an address, which is one of these:
+// Open opens the disk at an address in the given format. The address is one of these:
 //
 //   - the path of a local file or block device. format is "raw", "vmdk" or "qcow2". If
 //     format is empty, the content of the file decides;
@@ -204,15 +204,15 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 }
 
 // notWritable returns a usage error for a disk that cannot be written to. The given
-// text names the disk and says why.
+// text names the disk and its format, or says why it cannot be written to.
 func notWritable(format string, args ...any) error {
 	return usage.Errorf("%s: only raw files, block devices, writable NBD exports and disks that VDDK opens can be written to", fmt.Sprintf(format, args...))
 }
 
-// notEmpty checks the result of opening the disk at the address a. The result is d, or
-// err. notEmpty normally returns both unchanged. If the disk has 0 bytes and the user
-// gave no format, it closes the disk and returns an error, because the server or
-// library most likely opened an empty file that is not a disk.
+// notEmpty gets the two results of opening the disk at the address a: the disk d and an
+// error. It normally returns both unchanged. If the disk has 0 bytes and the user gave
+// no format, it closes the disk and returns an error, because the server or library
+// most likely opened an empty file that is not a disk.
 func notEmpty(d source.Disk, a address.Address, format string, err error) (source.Disk, error) {
 	if err != nil || format != "" || d.Size() > 0 {
 		return d, err
@@ -261,7 +261,8 @@ func (o *Opener) openFile(ctx context.Context, path string) (*raw.Disk, error) {
 	return f, nil
 }
 
-// list adds a file to the list that Files returns, unless the list has it.
+// list adds a file to the list that Files returns, unless the file is in the list
+// already.
 func (o *Opener) list(path string, fi os.FileInfo) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -273,17 +274,19 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 	o.files = append(o.files, File{path, fi})
 }
 
-// openFormat opens the image in the local file f, which was opened as path. It takes
-// over f and closes it on error. children is the chain of images that led to this
-// image: first the image that was opened directly, and last the image that names this
-// one. It is empty if this image was opened directly.
+// openFormat opens the image in the local file f, which was opened under the given
+// path. It takes over f, and closes f if it returns an error. The parameter children is
+// the chain of images that led to this image: first the image that was opened directly,
+// and last the image that names this one. It is empty if this image was opened
+// directly.
 func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children chain) (source.Disk, error) {
 	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
 }
 
-// openImage does the work of openFormat. f has the raw bytes of the image. It may also
-// be a file in an archive. The function references returns the Opener for the files
-// that the image names. It is called only if images of this format can name files.
+// openImage does the work of openFormat. It can also open an image that is a file in an
+// archive. The parameter f has the raw bytes of the image. The function references
+// returns the Opener for the files that the image names. It is called only if images of
+// this format can name files.
 func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
 	format, warnings, err := inspect(f, path, format)
 	if err != nil {
@@ -323,10 +326,11 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 	return nil, fmt.Errorf("%s is a %s image: %w", path, format, ErrNotRead)
 }
 
-// inspect returns the format of f, which was opened as path, and warnings about its
-// content. If the given format is not empty, inspect returns that format. Otherwise it
-// recognizes the format by the content. It returns a *ForeignError if the content has a
-// known format that this package cannot read, unless the given format is "raw".
+// inspect returns the format of f, which was opened under the given path, and warnings
+// about its content. If the given format is not empty, inspect returns that format.
+// Otherwise it recognizes the format by the content. It returns a *ForeignError if the
+// content has a known format that this package cannot read, unless the given format is
+// "raw".
 func inspect(f source.Disk, path, format string) (_ string, warnings []string, err error) {
 	if format == "raw" {
 		return format, nil, nil
@@ -368,9 +372,9 @@ func (o *Opener) Files() []File {
 	return append([]File(nil), o.files...)
 }
 
-// Uses reports whether the Opener has opened the file or block device that fi
-// describes. It returns the path by which the file was opened, which may be another
-// name of the file.
+// Uses reports whether the Opener has opened the file or block device that the given
+// FileInfo describes. It returns the path by which the file was opened, which may be
+// another name of the file.
 func (o *Opener) Uses(fi os.FileInfo) (path string, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

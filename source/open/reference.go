@@ -34,10 +34,11 @@ func (e *OutsideError) Hint() string {
 	return fmt.Sprintf("if you trust the image, add --allow-path %s to permit images to use the files in this folder", printable.Word(filepath.Dir(e.Target)))
 }
 
-// references returns the Opener for the files that an image names. f is the file of the
-// image, which was opened as path. children is the chain of images that led to this
-// image: first the image that was opened directly, and last the image that names this
-// one. It is empty if this image was opened directly.
+// references returns the Opener for the files that an image names. The parameter f is
+// the file of the image, which was opened under the given path. The parameter children
+// is the chain of images that led to this image: first the image that was opened
+// directly, and last the image that names this one. It is empty if this image was
+// opened directly.
 //
 // The Opener checks each path twice. Before it opens a file, it checks the path, so
 // that files outside of the permitted folders are normally not opened. Afterwards it
@@ -65,8 +66,9 @@ func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Op
 }
 
 // openNamed opens the file with the given name, to which an image refers. The parameter
-// from is the path of the image, and folder is its folder. openNamed also returns the
-// path of the opened file. It does not add the file to the list that Files returns.
+// from is the path of the image, and folder is the folder of the image. openNamed also
+// returns the path of the opened file. It does not add the file to the list that Files
+// returns.
 func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *raw.Disk, target string, fi os.FileInfo, err error) {
 	target = name
 	if !filepath.IsAbs(name) {
@@ -77,8 +79,8 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// err shows whether the file exists. The user must not learn this about files
-		// outside of the permitted folders.
+		// The error shows whether the file exists. The user must not learn this about
+		// files outside of the permitted folders.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
 		}
@@ -102,9 +104,9 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	return f, target, fi, nil
 }
 
-// openError returns an error that says that path cannot be opened, and why. The reason
-// is taken from err. The path in err is not used: it may be the path of a symbolic link
-// that leads to the file.
+// openError returns an error that says that the file at the given path cannot be
+// opened, and why. The reason is taken from err. The path in err is not used, because
+// it may be the path of a symbolic link that leads to the file.
 func openError(path string, err error) error {
 	var cause *fs.PathError
 	if errors.As(err, &cause) { // it may name a link on the way
@@ -113,9 +115,9 @@ func openError(path string, err error) error {
 	return &fs.PathError{Op: "open", Path: path, Err: err}
 }
 
-// permits reports whether an image in folder may name the file at path. Both paths are
-// absolute. permits compares them as they are, and does not follow symbolic links in
-// them.
+// permits reports whether an image in the given folder may name the file at the given
+// path. Both the folder and the path are absolute. permits compares them as they are,
+// and does not follow symbolic links in them.
 func (o *Opener) permits(folder, path string) bool {
 	if isBelow(folder, path) {
 		return true
@@ -132,14 +134,16 @@ func (o *Opener) permits(folder, path string) bool {
 	return false
 }
 
-// isBelow reports whether path is the folder itself or anything below it.
+// isBelow reports whether the given path is that of the folder itself or of anything
+// below it.
 func isBelow(folder, path string) bool {
 	rel, err := filepath.Rel(folder, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // whereIs returns the path of the open file f without symbolic links. It asks the
-// kernel for the path of the open file, because another file may be at path by now.
+// kernel for this path. The path under which f was opened may lead to another file by
+// now.
 func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) {
 	if fi, err = f.File().Stat(); err != nil {
 		return "", nil, err
@@ -153,7 +157,8 @@ func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) 
 	if err != nil {
 		return "", nil, fmt.Errorf("cannot find the folder of %s: %w", path, err)
 	}
-	// If the file was removed, the kernel returns its former path.
+	// If the file was removed, the kernel still returns a path, but the file is not
+	// there.
 	now, err := os.Lstat(real)
 	if err != nil || !same(now, fi) {
 		return "", nil, fmt.Errorf("cannot find the folder of %s: the file was moved, replaced or removed while it was opened", path)

@@ -13,12 +13,12 @@ var ErrEmptyStream = errors.New("the stream is empty (0 bytes): the command that
 // RawStream checks that the stream r is a raw disk. It waits for the first bytes of r
 // and returns a reader that yields all bytes of r, including the first ones. If the
 // first bytes show another format, RawStream returns a *ForeignError. Some formats can
-// be recognized only by their last bytes. In this case the reader returns a
-// *ForeignError instead of io.EOF. For an empty stream RawStream returns an
+// be recognized only by their last bytes. For these formats, the reader returns a
+// *ForeignError instead of io.EOF. For an empty stream, RawStream returns an
 // ErrEmptyStream.
 //
-// name is the name of the stream in messages. luks reports whether the disk is
-// encrypted with LUKS.
+// The parameter name is the name of the stream in messages. The result luks reports
+// whether the disk is encrypted with LUKS.
 func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	b := bufio.NewReaderSize(r, textSize+1)
 	var c content
