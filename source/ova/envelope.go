@@ -109,7 +109,8 @@ func parseEnvelope(text []byte) (*envelope, error) {
 
 // checkTags returns an error if a tag is longer than maxTag. This is necessary because
 // the XML decoder keeps all attributes of an element in memory. Texts, comments and
-// CDATA sections may be longer: the memory that they need is no more than their bytes.
+// CDATA sections may be longer, because they do not need more memory than they have
+// bytes.
 //
 // checkTags looks for characters such as < in the bytes as they are, before the
 // character encoding is decoded. This is correct because all supported encodings have
@@ -286,15 +287,17 @@ func (p *parser) atPath(path ...string) bool {
 
 // isOVF reports whether the elements and attributes of a namespace belong to OVF. This
 // is so for the namespace of the root element, for no namespace, and for a namespace
-// that looks like one of OVF. It is also so for "ovf": if the document does not declare
-// this prefix, the XML decoder returns the prefix as the namespace.
+// that looks like one of OVF. It is also so for the namespace "ovf": if the document
+// uses the prefix "ovf" without declaring it, the XML decoder returns the prefix as the
+// namespace.
 func (p *parser) isOVF(space string) bool {
 	return space == "" || space == p.namespace || space == "ovf" ||
 		strings.Contains(space, "/ovf/") && strings.Contains(space, "envelope")
 }
 
-// attributes returns the values of those attributes of an element that belong to OVF.
-// The keys of the result are the names of the attributes.
+// attributes returns the values of the attributes of an element. It leaves out
+// attributes that do not belong to OVF. The keys of the result are the names of the
+// attributes.
 func (p *parser) attributes(t xml.StartElement) (map[string]string, error) {
 	values := map[string]string{}
 	for _, a := range t.Attr {
@@ -325,7 +328,7 @@ func (p *parser) file(t xml.StartElement) error {
 		return fmt.Errorf("the descriptor has more than %d elements File", maxFiles)
 	}
 	f := file{href: a["href"], compression: a["compression"]}
-	// Writers put 0 or -1 for a size that they do not know. ovftool accepts any
+	// Writers put 0 or -1 if they do not know the size of the file. ovftool accepts any
 	// size, with a warning.
 	if n, err := strconv.ParseInt(a["size"], 10, 64); err == nil && n > 0 {
 		f.size = n
@@ -402,8 +405,8 @@ func capacity(number, units string) (n, unit int64, err error) {
 	return n * unit, unit, nil
 }
 
-// product multiplies factors such as "* 2^10 * 3". ok is false if the result is 0 or
-// does not fit into an int64.
+// product multiplies factors such as "* 2^10 * 3". The result ok is false if the
+// product is 0 or does not fit into an int64.
 func product(factors string) (n int64, ok bool) {
 	n = 1
 	for _, m := range factor.FindAllStringSubmatch(factors, -1) {

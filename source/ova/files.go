@@ -18,7 +18,7 @@ type files interface {
 	// open returns the raw bytes of a file.
 	open(ctx context.Context, name string) (source.Disk, error)
 	// manifest returns the raw bytes of the manifest, and the path that messages show
-	// for it. name is the name that the manifest should have.
+	// for it. The parameter name is the name that the manifest should have.
 	manifest(ctx context.Context, name string) (f source.Disk, shown string, err error)
 	// shown returns the path that messages show for the file with the given name.
 	shown(name string) string
@@ -60,7 +60,7 @@ func (t *archive) manifest(ctx context.Context, name string) (source.Disk, strin
 
 // named returns the names of the members that have the given extension, in upper or
 // lower case. It leaves out names that begin with "._". macOS adds members with such
-// names to an archive, to store attributes of files that other systems do not have.
+// names to an archive, to store those attributes of files that only macOS has.
 func (t *archive) named(ext string) []string {
 	var names []string
 	for name := range t.members {

@@ -51,7 +51,7 @@ type digest struct {
 }
 
 // algorithms are the algorithms of the digests in manifests. DSP0243 has SHA1 in
-// version 1 and SHA256 in version 2, and ovftool also writes the two others. SHA1
+// version 1 and SHA256 in version 2, and ovftool also writes SHA384 and SHA512. SHA1
 // detects accidental damage only: it does not protect against deliberate changes.
 var algorithms = map[string]algorithm{
 	"SHA1":   {sha1.Size, sha1.New},
@@ -157,8 +157,9 @@ func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, 
 	return digests, shown, nil
 }
 
-// verifyFile computes the digests of the content of a file. It returns a *ManifestError
-// if one of them differs from the given digest of the same algorithm.
+// verifyFile computes a digest of the content of a file for each of the given digests,
+// with the same algorithm. It returns a *ManifestError if a computed digest differs
+// from the given one.
 func (a *Appliance) verifyFile(ctx context.Context, name string, digests []digest) error {
 	f, err := a.files.open(ctx, name)
 	if err != nil {

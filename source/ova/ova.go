@@ -40,8 +40,8 @@ type Disk struct {
 	File   string // href, the name relative to the descriptor; "": the disk has no file and is empty
 	System string // id of the virtual system that uses the disk; "": not recorded
 	Format string // URI of the format, as it is written; may be ""
-	// Capacity is the virtual size in bytes, 0 if the descriptor does not record
-	// it. Writers round it up to a multiple of Unit, which is in bytes too.
+	// Capacity is the virtual size in bytes, or 0 if the descriptor does not record it.
+	// Writers round it up to a multiple of Unit bytes.
 	Capacity, Unit int64
 
 	file file
@@ -89,10 +89,10 @@ type Appliance struct {
 	notes map[int][]string // warnings from opening a disk, by its index
 }
 
-// Open opens the appliance in the tar archive f, which was opened as path. It reads
-// only the headers of the archive and the descriptor. The Appliance takes over f. If
-// Open returns an error, it has closed f. When ctx ends, the calls of the disks of the
-// appliance fail.
+// Open opens the appliance in the tar archive f, which was opened under the given path.
+// It reads only the headers of the archive and the descriptor. The Appliance takes over
+// f. If Open returns an error, it has closed f. When ctx ends, the calls of the disks
+// of the appliance fail.
 func Open(ctx context.Context, path string, f source.Disk) (*Appliance, error) {
 	a, err := open(ctx, path, f)
 	if err != nil {
@@ -132,9 +132,9 @@ func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 }
 
 // OpenDescriptor opens the appliance whose descriptor is f, an .ovf file that was
-// opened as path. The function open opens the files of the disks: OpenDescriptor passes
-// it their names in the descriptor, and the format "raw". The Appliance takes over f.
-// If OpenDescriptor returns an error, it has closed f.
+// opened under the given path. The function open opens the files of the disks:
+// OpenDescriptor passes it their names in the descriptor, and the format "raw". The
+// Appliance takes over f. If OpenDescriptor returns an error, it has closed f.
 func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance, error) {
 	a, err := read(path, filepath.Base(path), f, &folder{path: path, f: f, opens: open})
 	if err != nil {
@@ -144,8 +144,8 @@ func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance,
 	return a, nil
 }
 
-// read parses the descriptor of the appliance at path. f has the bytes of the
-// descriptor, and name is the name of the descriptor.
+// read parses the descriptor of the appliance at the given path. The parameter f has
+// the bytes of the descriptor, and the parameter name is its name.
 func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	if err := checkPacked(files.shown(name), f); err != nil {
 		return nil, err
@@ -341,8 +341,8 @@ func (a *Appliance) note(i int, warning string) {
 }
 
 // openParts opens the file that the element x of the descriptor describes. The file may
-// be split into chunks. name is the name of the file, or of the chunks without their
-// numbers.
+// be split into chunks. The parameter name is the name of the file, or of the chunks
+// without their numbers.
 func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
 	if x.chunkSize == 0 {
 		return a.openFile(ctx, name)
@@ -438,9 +438,9 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 
 // OpenFile opens the raw bytes of a file to which an image of the appliance refers. The
 // parameter from is the name of the image, relative to the folder of the descriptor
-// (like Disk.File). name is the name of the file in the image, which is relative to the
-// folder of the image. The returned name of the file is relative to the folder of the
-// descriptor.
+// (like Disk.File). The parameter name is the name that the image has for the file,
+// relative to the folder of the image. The returned name of the file is relative to the
+// folder of the descriptor.
 func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
 	named = path.Join(path.Dir(from), name)
 	if path.IsAbs(name) {

@@ -52,7 +52,7 @@ func newSection(ctx context.Context, name string, parts ...part) *Section {
 // Size returns the size of the section in bytes.
 func (s *Section) Size() int64 { return s.size }
 
-// find returns the index of the part that has the byte at off.
+// find returns the index of the part that has the byte at the given offset.
 func (s *Section) find(off int64) int {
 	return sort.Search(len(s.parts), func(i int) bool { return s.parts[i].start+s.parts[i].size > off })
 }
