@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// RetryOptions say how often and how long Retry repeats a call. The zero value never
-// repeats one.
+// RetryOptions say how often and how long Retry repeats a call. With the zero value,
+// Retry never repeats a call.
 type RetryOptions struct {
 	// Retries is the number of times that a failed call is tried again before its error
 	// is returned. A negative number means no limit.
@@ -37,7 +37,7 @@ type RetryOptions struct {
 	// again. Without Revive, all later calls fail too.
 	Revive bool
 	// Mutable says that other programs may change the disk while it is read, and that
-	// each read should return the content at that time.
+	// each read should return the content that the disk has at the time of the read.
 	//
 	// Without Mutable, the content of the disk should stay the same. If a disk cannot
 	// prove this, some ranges that were read are read again and compared when the disk
@@ -84,10 +84,10 @@ var ErrGone = errors.New("the requested state of the disk (such as a snapshot) n
 // administrator can correct a password, a certificate or a server.
 var ErrReopen = errors.New("cannot open the source again")
 
-// Retry opens a disk and returns a Disk that repeats failed calls. If the disk cannot
-// be opened at first, Retry returns the error. The first retry of a call uses the same
-// opened disk. Before later retries the disk is closed and opened again, once for all
-// calls that failed in the meantime.
+// Retry opens a disk and returns a Disk that repeats failed calls. If the disk cannot be
+// opened at first, Retry returns the error. The first retry of a call uses the same
+// opened disk. Before each later retry the disk is closed and opened again. Calls that
+// fail at about the same time share one reopening.
 //
 // If the identity or the size differs after the disk was opened again, the failed calls
 // return a permanent error. They also do so if the content was compared (see
@@ -116,8 +116,8 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 	return r.withAbilities(), nil
 }
 
-// withAbilities returns r. It adds the abilities Allocator and Described if the opened
-// disk has them.
+// withAbilities returns r as a Disk that also has the abilities Allocator and Described,
+// if the opened disk has them.
 func (r *retrying) withAbilities() Disk {
 	_, allocates := Ability[Allocator](r.first.Disk)
 	described, describes := Ability[Described](r.first.Disk)
@@ -171,8 +171,8 @@ type retrying struct {
 	outage     outage
 }
 
-// outage describes the time since the last opened disk was lost. A disk is lost when it
-// is closed or given up after an error.
+// outage describes the time in which no disk is open. It begins when the open disk is
+// lost, which means that the disk is closed or given up after an error.
 type outage struct {
 	reopening *reopening  // in progress, or nil
 	abandoned *openedDisk // must be closed before the disk is opened again, or nil

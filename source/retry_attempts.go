@@ -11,8 +11,8 @@ import (
 )
 
 // pause waits for the given time before a retry. err is the error that made the retry
-// necessary. If Close is called, or ctx or the context of the disk ends during the
-// wait, pause returns the cause of this.
+// necessary. If Close is called, or ctx or the context of the disk ends during the wait,
+// pause returns os.ErrClosed or the cause with which the context ended.
 func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) error {
 	if r.policy.Pause(ctx, err, wait, r.ending.Done()) {
 		return nil
@@ -36,10 +36,10 @@ func (r *retrying) newAttempts(ctx context.Context) attempts {
 // responded for too long.
 var errNoAnswer = errors.New("no answer from the source")
 
-// watch limits the duration of the next call of d, which the caller makes. After that
-// call has returned, the caller must call stop. If the policy's time limit passes and
-// no call of the disk has succeeded, watch gives up d and cancels its context, so that
-// the call returns.
+// watch limits the duration of one call of d, which the caller makes after watch has
+// returned. When that call has returned, the caller must call stop. If the time limit of
+// RetryOptions passes before that, and no call of the disk has succeeded in this time,
+// watch gives up d and cancels the context of d, so that the call returns.
 func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	var mu sync.Mutex // guards timer and stopped
 	var timer *time.Timer
@@ -69,10 +69,10 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 }
 
 // prepareRetry is called after a call of the disk failed with err. generation is the
-// number of the opened disk that was used, or 0 if the disk could not be opened.
-// prepareRetry waits and, if necessary, starts to open the disk again. It returns nil
-// if the caller should repeat the call with the current disk. Otherwise it returns the
-// error that the caller must return.
+// generation of the opened disk that the call used (see current), or 0 if the disk could
+// not be opened. prepareRetry waits and, if necessary, starts to open the disk again. It
+// returns nil if the caller should repeat the call with the current disk. Otherwise it
+// returns the error that the caller must return.
 func (a *attempts) prepareRetry(generation int, err error) error {
 	r := a.r
 	r.mu.Lock()

@@ -17,8 +17,8 @@ func (r *retrying) Ended() error {
 }
 
 // endedLocked returns an error if no call can succeed any more: the disk was closed, it
-// cannot be opened again, or its context or ctx has ended. If endedLocked returns nil,
-// the disk can be called. The caller holds mu.
+// cannot be opened again, its context has ended, or the context of the call has ended
+// (ctx). If endedLocked returns nil, the disk can be called. The caller holds mu.
 func (r *retrying) endedLocked(ctx context.Context) error {
 	switch {
 	case r.ctx.Err() != nil:
@@ -238,9 +238,10 @@ func (i retryingInfo) Info() Info { return i.info }
 // retryingBuffer adds the ability Allocator to the disk that Retry returns.
 type retryingBuffer struct{ r *retrying }
 
-// Buffer implements Allocator. A call of Buffer may wait for a buffer that its user
-// frees only after Close. Therefore Close does not wait for such calls. Close closes
-// the opened disk, whose method Buffer then returns an error, and this ends the wait.
+// Buffer implements Allocator. A call of Buffer may wait until another caller frees a
+// buffer, and that caller may do so only after Close. Therefore Close does not wait for
+// calls of Buffer. Close closes the opened disk, whose method Buffer then returns an
+// error, and this ends the wait.
 func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	a := b.r.newAttempts(ctx)
 	for {

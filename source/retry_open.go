@@ -30,8 +30,8 @@ type reopening struct {
 }
 
 // openOnce tries once to open the disk, and gets its identity. It is interrupted when
-// Close is called, and when the time limit is over. If the limit is 0, there is no time
-// limit.
+// Close is called, and when the time given as limit is over. If limit is 0, there is no
+// time limit.
 func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	stop := context.AfterFunc(r.ending, func() { cancel(context.Cause(r.ending)) })
@@ -59,10 +59,10 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	return o, nil
 }
 
-// current returns the open disk and its generation. The generation is 1 for the disk
-// that was opened first, and one more after each successful reopening. If the disk is
-// not open, current waits until it is opened again. current returns an error if that
-// fails, or if the time for the retries of the call is over.
+// current returns the open disk and its generation. The generation is 1 for the disk that
+// was opened first, and one more after each successful reopening. If the disk is not
+// open, current waits until it is opened again. current returns an error if opening the
+// disk again fails, or if the time for the retries of the call is over.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,8 +118,9 @@ func (r *retrying) discard(generation int) {
 	r.startReopening(old)
 }
 
-// abandon gives up the opened disk with the given generation, which has failed, but
-// does not close it yet. The next call closes it and opens the disk again.
+// abandon gives up the opened disk with the given generation, because it has failed.
+// abandon does not close this opened disk. The next call that needs the disk closes it,
+// and opens the disk again.
 func (r *retrying) abandon(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -187,10 +188,10 @@ func (r *retrying) delayLocked() time.Duration {
 // again. It closes the old disk first because the host may limit the number of
 // connections.
 //
-// lastErr is the error of the previous attempt to open the disk again. If there was
-// one, reopen waits for the given delay before it opens the disk. reopen runs in its
-// own goroutine, because each of the calls that wait for the disk may stop waiting
-// earlier.
+// lastErr is the error of the previous attempt to open the disk again, or nil. If there
+// was such an attempt, reopen waits for the given delay before it opens the disk. reopen
+// runs in its own goroutine, because each of the calls that wait for the disk may stop
+// waiting earlier.
 func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, lastErr error) {
 	defer r.work.Done()
 	defer close(f.done)
@@ -249,8 +250,8 @@ func (r *retrying) checkIdentity(d *openedDisk) error {
 }
 
 // compareSamples reads some ranges of d that were also read before the disk was opened
-// again, and returns an error if their content has changed. It is interrupted when
-// Close is called, and when it takes longer than the time limit of the policy.
+// again, and returns an error if their content has changed. It is interrupted when Close
+// is called, and when it takes longer than RetryOptions.Timeout.
 func (r *retrying) compareSamples(d *openedDisk) error {
 	stop := context.AfterFunc(r.ending, func() { d.cancel(context.Cause(r.ending)) })
 	defer stop()

@@ -91,10 +91,10 @@ func appendLast(list []sample, one sample, limit int) []sample {
 // error that wraps ErrChanged if the content differs.
 //
 // Check calls the function read for each range. read must fill its argument p with the
-// bytes of the disk from off on, or return an error. A host may refuse a single
-// request. In this case read should return true together with the error. Check then
-// continues with the other ranges. If read returns false together with the error, or if
-// it fails for all ranges, Check returns the error of read.
+// bytes of the disk from off on, or return an error. A host may refuse a single request.
+// In this case read should return true together with the error. Check then continues with
+// the other ranges. If read returns false together with an error, or if read fails for
+// all ranges, Check returns the error of read.
 //
 // Each failed Check halves the number of ranges that later Checks read. Otherwise a
 // disk that loses its connection after every few reads could never pass a Check.

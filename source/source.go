@@ -54,9 +54,9 @@ type Extent struct {
 	// parent, and so on. If no image has the range, Depth is that of the last image in
 	// the chain.
 	Depth int
-	// Absent reports that no image of the chain has the range. For such a range
-	// qemu-img map prints "present": false. A Zero extent that is not Absent is an
-	// explicit zero cluster or grain.
+	// Absent reports that no image of the chain has the range. For such a range qemu-img
+	// map prints "present": false. A Zero extent that is not Absent is a cluster or grain
+	// that an image marks as zeros, or a hole in a file that holds data of the disk.
 	Absent bool
 }
 
@@ -74,9 +74,9 @@ const (
 	Data Kind = iota
 	// Zero means that the extent reads as zeros, so that it need not be read.
 	Zero
-	// Inherited means that this image of a chain does not have the range. The content
-	// is that of its parent. Only a disk that was opened without its parents has such
-	// extents.
+	// Inherited means that the image that was opened does not have the range. The content
+	// of the range is that of the parent of the image. Only a disk that was opened
+	// without its parents has such extents.
 	Inherited
 )
 
@@ -178,7 +178,7 @@ const (
 	FastOnly
 )
 
-// Has reports whether flags has all flags that are set in f.
+// Has reports whether all flags that are set in f are also set in the receiver.
 func (flags ZeroFlags) Has(f ZeroFlags) bool { return flags&f == f }
 
 // Writable is the ability to write to the disk, so that it can be served read-write.
@@ -219,7 +219,7 @@ type Stats struct {
 	ExtentsSource string // "query" or "full" if the disk knows it; empty: derive it from the extents
 }
 
-// Wrapper is implemented by a Disk that wraps another one without changing its bytes or
+// Wrapper is implemented by a Disk that wraps another Disk without changing its bytes or
 // its lifetime, for example to log, limit or count its calls.
 type Wrapper interface{ Unwrap() Disk }
 

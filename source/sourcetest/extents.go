@@ -118,8 +118,8 @@ func testExtentsBreak(t *testing.T, c Config) {
 			}
 		}
 	}
-	// The loops over extents have ended with break. Close must not wait for a lock that
-	// such an iteration may have left locked.
+	// The loops over extents above have ended with break. Extents may have left a lock
+	// locked in such a loop. Close must not wait for that lock.
 	within(t, "Close after iterations that were left", func() {
 		if err := d.Close(); err != nil {
 			t.Errorf("Close: %v", err)

@@ -20,8 +20,8 @@ func testContext(t *testing.T, c Config) {
 			t.Fatal(err)
 		}
 	}
-	// Each of these readers reads until a read fails. The error of this read must be
-	// why, the cause with which the context is canceled below.
+	// Each of these readers reads until a read fails. The error of this read must be the
+	// cause with which the context is canceled below. The variable why has this cause.
 	why := errors.New("the operator said stop")
 	var readers, running sync.WaitGroup
 	for g := range 4 {

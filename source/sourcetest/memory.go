@@ -23,9 +23,9 @@ type Memory struct {
 	Context context.Context
 	// Bytes is the content.
 	Bytes []byte
-	// Content, if it is not nil, is the content instead of Bytes. The size of the disk
-	// is then Length. The bytes that Content.ReadAt returns must not depend on what its
-	// buffer had before.
+	// Content, if it is not nil, is the content instead of Bytes. The size of the disk is
+	// then Length. The bytes that Content.ReadAt returns must not depend on what the
+	// buffer had before the call.
 	Content io.ReaderAt
 	Length  int64
 	// ExtentList are the extents of the disk. If it is nil, the disk is one Data

@@ -13,8 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Each byte of a buffer's capacity after its length is set to guard before a read. The read
-// must not change these bytes.
+// guard is the value of the bytes that follow a buffer in memory, and that belong to the
+// capacity of the buffer but not to its length. A read into the buffer must not change
+// these bytes.
 const guard = 0xA5
 
 // readAt reads n bytes at off and compares them with the expected content. The whole range
@@ -39,9 +40,9 @@ func (c Config) readAt(d source.Disk, off int64, n int) error {
 	return nil
 }
 
-// differ compares the bytes that were read, got, with the expected bytes, want. If they are
-// not equal, it returns an error that names the first different byte. off is the offset in
-// the disk at which the bytes were read.
+// differ compares got, the bytes that were read, with want, the expected bytes. If the
+// two are not equal, it returns an error that names the first different byte. off is the
+// offset in the disk at which the bytes were read.
 func differ(got, want []byte, off int64) error {
 	if bytes.Equal(got, want) {
 		return nil
