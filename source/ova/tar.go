@@ -21,7 +21,7 @@ const (
 	maxName        = 4096     // bytes, the longest path of Linux
 )
 
-// member is a regular file in an archive: a range of the archive.
+// member says which range of an archive has the content of a regular file.
 type member struct {
 	off, size int64 // bytes
 }
@@ -33,8 +33,8 @@ type member struct {
 // its last member is complete.
 //
 // Appliances consist of files and folders. readTar returns an error for members of any
-// other type, such as links, and for names that lead out of the archive. name is the
-// name that errors show for f.
+// other type, such as links, and for names that lead out of the archive. The given name
+// is used only in errors: they show it as the name of the archive.
 func readTar(ctx context.Context, name string, f source.Disk) (map[string]member, error) {
 	h := &headers{ctx: ctx, f: f}
 	t := tar.NewReader(h)
@@ -66,9 +66,10 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		switch header.Typeflag {
 		case tar.TypeReg, tar.TypeDir:
 		case tar.TypeXGlobalHeader:
-			// Other readers apply a global header to all members, but archive/tar
-			// ignores it. A global header that sets the name or the size of members is
-			// refused: with it, other readers would read other bytes.
+			// Other programs apply a global header to all members that follow it, but
+			// archive/tar ignores it. A global header that sets the name or the size of
+			// members is refused: if it were accepted, other programs would read other
+			// bytes from the archive than this package.
 			if header.PAXRecords["path"] != "" || header.PAXRecords["size"] != "" {
 				return nil, bad("a global header sets the name or the size of all members, which is not supported")
 			}
@@ -128,10 +129,10 @@ func checkName(name string) error {
 	return nil
 }
 
-// headers is the io.ReadSeeker through which package archive/tar reads the headers of
-// an archive. That package seeks past the content of the members. After it has read a
-// header, the field pos is the offset where the content of the member begins. After
-// maxHeaderBytes bytes, Read returns an error.
+// headers is the io.ReadSeeker through which package archive/tar reads the headers of an
+// archive. That package seeks past the content of the members. After it has read a
+// header, the field pos is the offset where the content of the member begins. Read
+// returns an error when it has read more than maxHeaderBytes bytes in total.
 type headers struct {
 	ctx  context.Context
 	f    source.Disk // the archive

@@ -71,15 +71,15 @@ type Options struct {
 	SingleLink bool
 }
 
-// Open opens the image in f, which was opened as path, and all files that it names. f
-// has the raw bytes of the image file. The Disk takes over f. If Open returns an error,
-// it has closed f.
+// Open opens the image in f, and all files that the image names. f has the raw bytes of
+// the image file, and path is the name of that file. The Disk takes over f. If Open
+// returns an error, Open has closed f.
 //
-// The function open opens the other files. Open passes it their names in the image,
-// without a leading "file:". The format that it passes is "raw" for a data file. For a
-// backing file it is the format that the image records, or "raw" if it records none.
-// The function open decides which files may be opened, and must return an error for a
-// chain of images that loops.
+// The function open opens the other files. It is called with the name that the image has
+// for a file, without a leading "file:", and with the format of the file. The format of a
+// data file is "raw". The format of a backing file is the format that the image records,
+// or "raw" if the image records none. The function open decides which files may be
+// opened, and must return an error for a chain of images that loops.
 //
 // When ctx ends, the calls of the disk return the error context.Cause(ctx).
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
@@ -181,9 +181,9 @@ func (d *Disk) openBacking(open source.Opener) error {
 	return nil
 }
 
-// share makes the image and its backing files use the memory m, a cache of a fixed
-// size. If this image is the backing file of another image, m is the cache of that
-// image, so that all images of a chain have one cache together.
+// share makes the image and all its backing files use m, a cache of a fixed size. When an
+// image is opened, its backing file changes to the cache of the image. All images of a
+// chain therefore have one cache together.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
 	m.Share(d.tables)
@@ -195,7 +195,8 @@ func (d *Disk) share(m *image.Memory) {
 	}
 }
 
-// protocol matches the beginning of a name that qemu does not take for a local file.
+// protocol matches the beginning of a name for which qemu does not open a local file: the
+// name of a protocol and a colon, as in "nbd:".
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
 // localName returns the path of the local file that qemu would open for a name in an
@@ -246,8 +247,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// read fills p with the content of the stretch s, a range whose content is of one kind.
-// The run r has the table entries of this range.
+// read fills p with the content of the stretch s, a range whose content is of one kind. r
+// has the table entries of this range.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:

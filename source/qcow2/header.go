@@ -179,10 +179,10 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	return nil
 }
 
-// readBackingName reads the name of the backing file and stores it in h. The name has n
-// bytes and begins at the given offset in the file. length is the size of the header in
-// bytes. The header extensions lie between the header and the name. readBackingName
-// returns the offset where the space for them ends.
+// readBackingName reads the name of the backing file and stores the name in h. The name
+// has n bytes and begins at the given offset in the file. length is the size of the
+// header in bytes. The header extensions lie between the header and the name.
+// readBackingName returns the offset where the space for the extensions ends.
 func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32) (end int64, err error) {
 	cluster := int64(1) << h.clusterShift
 	end = min(cluster, f.Size())
@@ -209,9 +209,9 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 	return min(end, int64(offset)), nil
 }
 
-// readExtensions reads the header extensions, which lie in [off, end) of f. One of them
-// has names for incompatible features. readExtensions returns these names. The keys of
-// the result are the numbers of the features' bits.
+// readExtensions reads the header extensions, which lie in [off, end) of f. It returns
+// the names of incompatible features that the image has in the extension "feature name
+// table". The keys of the result are the numbers of the features' bits.
 func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
 	var head [8]byte
 	for end-off >= 8 {
@@ -265,9 +265,9 @@ func featureNames(data []byte) map[uint8]string {
 	return names
 }
 
-// checkFeatures returns an error if the image has incompatible features that this
-// package does not support. names has names of features for the text of the error. Its
-// keys are the numbers of the features' bits.
+// checkFeatures returns an error if the image has incompatible features that this package
+// does not support. The parameter names is used for the text of the error: it has names
+// of features, and its keys are the numbers of the features' bits.
 func (h *header) checkFeatures(names map[uint8]string) error {
 	if unknown := h.features &^ featuresKnown; unknown != 0 {
 		var list []string

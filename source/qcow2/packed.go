@@ -42,8 +42,8 @@ func (d *Disk) place(entry uint64) (start, end int64) {
 }
 
 // checkPacked returns an error if the compressed bytes of cluster c cannot begin at the
-// given offset in the file, because it is past the end of the file, or in the header or
-// a table.
+// given offset in the file, because this offset is past the end of the file, or in the
+// header or a table.
 func (d *Disk) checkPacked(c, offset int64) error {
 	switch {
 	case offset>>56 != 0:
@@ -56,8 +56,8 @@ func (d *Disk) checkPacked(c, offset int64) error {
 	return nil
 }
 
-// unpackAt fills p with the bytes of the disk from the offset off on. All of them must
-// lie in compressed clusters. The run r must have the table entries of these clusters.
+// unpackAt fills p with the bytes of the disk from the offset off on. All of these bytes
+// must lie in compressed clusters, and r must have the table entries of these clusters.
 func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -121,8 +121,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 		entry, _ := d.entry(r, c)
 		s, e := d.place(entry)
 		// The capacity of dst is larger than its length, because the zstd decoder may
-		// write a few bytes past the end of the cluster. These bytes are overwritten
-		// with the next cluster.
+		// write a few bytes past the end of the cluster. The next cluster is then
+		// unpacked over these bytes.
 		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
 			return 0, d.errorAt(c, "compressed bytes from offset %d to %d: %w", s, e, err)
@@ -182,7 +182,7 @@ const zstdSlack = 32
 
 // unzstd decodes zstd frames of src into dst, until dst is full or src has no more
 // frames. It returns the number of decoded bytes. If the capacity of dst is larger than
-// its length, unzstd may overwrite up to zstdSlack bytes after its end.
+// its length, unzstd may overwrite up to zstdSlack bytes after the end of dst.
 func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	if u.zstd == nil {
 		u.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -225,8 +225,8 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 const zstdMagic = 0xfd2fb528
 
 // frameSize returns the size in bytes of the zstd frame at the start of src (RFC 8878,
-// 3.1.1). It is needed because the decoder returns an error if it is passed other bytes
-// after the frame.
+// 3.1.1). unzstd needs this size because the decoder accepts only one frame: the decoder
+// returns an error if other bytes follow the frame.
 func frameSize(src []byte) (int, error) {
 	cut := func(at int) error { return fmt.Errorf("the zstd frame is truncated at byte %d", at) }
 	if len(src) < 5 {

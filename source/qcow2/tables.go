@@ -49,9 +49,9 @@ type stretch struct {
 	pos    int64 // of a plain stretch, which is contiguous in the file: its offset there, bytes
 }
 
-// entry returns the L2 entry of cluster c, which must be in the run r. If the image has
-// subclusters, entry also returns the bitmap of this cluster. It says which subclusters
-// are allocated, and which are zeros.
+// entry returns the L2 entry of cluster c, which must be one of the clusters of r. If the
+// image has subclusters, entry also returns the bitmap of this cluster. The bitmap says
+// which subclusters are allocated, and which are zeros.
 func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	b := r.entries[(c-r.first)<<d.entryBits:]
 	entry = binary.BigEndian.Uint64(b)
@@ -65,10 +65,10 @@ func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterShift }
 
 // run returns the L2 entries of consecutive clusters, beginning with cluster c. It
-// returns as many entries as one read of the L2 table yields, at least one. needed is
-// the number of clusters that the caller needs. If the returned run has fewer clusters,
-// the caller calls the method again. The run has more clusters if their entries need no
-// further read.
+// returns as many entries as one read of the L2 table yields, at least one. needed is the
+// number of clusters that the caller needs. If the returned run has fewer clusters, the
+// caller calls the method again for the rest. The returned run has more clusters if the
+// same read yields their entries.
 func (d *Disk) run(c, needed int64) (run, error) {
 	perTable := d.cluster >> d.entryBits
 	table, in := c/perTable, c%perTable
@@ -100,9 +100,9 @@ func (d *Disk) run(c, needed int64) (run, error) {
 	return r, nil
 }
 
-// indexTables reads the L1 table and records where the L2 tables are. With these
-// places, damage is detected: an entry that says that a cluster is inside of an L2
-// table is damaged. indexTables ignores damaged L1 entries, because they are reported
+// indexTables reads the L1 table and records where the L2 tables are. These places are
+// used to detect damage: if an L2 entry says that a cluster is inside of an L2 table, the
+// entry is damaged. indexTables ignores damaged L1 entries, because they are reported
 // when a read reaches them. Several L1 entries may point to the same L2 table, as in an
 // image of a disk whose content repeats.
 func (d *Disk) indexTables() error {
@@ -147,9 +147,9 @@ func (d *Disk) table(i int64) (int64, error) {
 	return d.tableFrom(i, binary.BigEndian.Uint64(data[off%image.PageSize:]))
 }
 
-// tableFrom returns the offset of L2 table i in the file, which it takes from the given
-// L1 entry. It returns 0 if the image does not have this table, and an error if no L2
-// table can be at the offset.
+// tableFrom returns the offset of L2 table i in the file. It takes the offset from the
+// given L1 entry. It returns 0 if the image does not have this table, and an error if no
+// L2 table can be at the offset that the entry has.
 func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
@@ -195,10 +195,11 @@ func (d *Disk) metadataAt(start, end int64) string {
 	return "an L2 table"
 }
 
-// unit returns the kind of the unit of allocation that has the byte at the offset off
-// of the disk. In an image with subclusters a unit is a subcluster, and otherwise a
-// cluster. If the file stores the unit uncompressed (plain), unit also returns the
-// offset of the unit in the file, in bytes.
+// unit finds the unit of allocation that has the byte at the offset off of the disk, and
+// returns the kind of its content. In an image with subclusters, a unit of allocation is
+// a subcluster. In other images it is a cluster. If the file stores the unit of
+// allocation uncompressed, the method also returns the unit's offset in the file, in
+// bytes.
 func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	entry, bitmap := d.entry(r, off>>d.clusterShift)
 	if entry&entryCompressed != 0 {
@@ -246,8 +247,8 @@ func (d *Disk) canBeAt(pos, off int64) bool {
 	return pos&(d.cluster-1) == 0 && !d.inMetadata(pos, pos+d.cluster)
 }
 
-// subcluster does the work of unit for a cluster that has subclusters and is not
-// compressed (section "Extended L2 Entries" of the specification). If allocated is
+// subcluster does the work of the method unit for a cluster that has subclusters and is
+// not compressed (section "Extended L2 Entries" of the specification). If allocated is
 // true, the file has space for the cluster, at the offset pos.
 func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) (kind, int64) {
 	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !allocated && uint32(bitmap) != 0 {
@@ -265,8 +266,8 @@ func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) 
 
 // stretch returns the longest range that begins at off, ends at or before end, and
 // consists of units of allocation of the same kind. If the file stores the units
-// uncompressed, they must also follow each other in the file. The run r has the table
-// entries of the range.
+// uncompressed, they must also follow each other in the file. r has the table entries of
+// the range.
 func (d *Disk) stretch(r *run, off, end int64) stretch {
 	s := stretch{off: off, n: end - off}
 	if r.entries == nil {
@@ -332,8 +333,8 @@ func (d *Disk) errorAt(c int64, format string, args ...any) error {
 const scanStep = 1 << 28
 
 // walk divides [off, end) into stretches, ranges whose content is of one kind. It calls
-// the function visit for each stretch s in ascending order. It also passes the run r,
-// which has the table entries of the stretch.
+// the function visit for each stretch s, in ascending order. The argument r of visit has
+// the table entries of this stretch.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {

@@ -145,8 +145,8 @@ func (d *Disk) File() *os.File { return d.file }
 // Info describes the file as it was when it was opened.
 func (d *Disk) Info() source.Info { return d.info }
 
-// InFile returns the open file of the disk. The position in the file is the offset in
-// the disk.
+// InFile returns the open file of the disk. The returned position in the file equals the
+// given offset in the disk.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -232,8 +232,8 @@ func (d *Disk) read(p []byte, off int64) (n int, err error) {
 		return err
 	})
 	if uncached && n > 0 {
-		// This drops the bytes from the page cache. It is only a hint to the kernel,
-		// and has an effect on clean pages only. Its error does not matter.
+		// Drop the bytes from the page cache. Fadvise only gives the kernel a hint, and
+		// has an effect on clean pages only. Its error does not matter.
 		_ = unix.Fadvise(d.fd, off, int64(n), unix.FADV_DONTNEED)
 	}
 	return max(n, 0), err
@@ -312,8 +312,8 @@ func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error
 	}
 	hole, data = holeAndData(pos, d.size, d.seek)
 	if data == 0 {
-		// If the file was truncated after it was opened, the part that it has lost is
-		// an error and not a hole.
+		// If the file was truncated after it was opened, the missing part is reported as
+		// an error and not as a hole.
 		return hole, 0, d.shrunk()
 	}
 	return hole, data, nil

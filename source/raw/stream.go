@@ -31,8 +31,8 @@ func (s *stream) Read(p []byte) (int, error) {
 		if err != nil && err != unix.EINTR {
 			return 0, fmt.Errorf("poll %s: %w", s.f.Name(), err)
 		}
-		// Poll also returns when f has an error, or when the program that writes to it
-		// has ended. In this case Read reports that.
+		// Poll also returns when the file has an error, or when the program that writes
+		// to the pipe has ended. In both cases the following Read reports that.
 		if n > 0 {
 			return s.f.Read(p)
 		}

@@ -42,11 +42,11 @@ type WritableDisk struct {
 	flushes flush.Group
 }
 
-// OpenWritable opens path for reading and writing. Like Open, it opens a regular file
-// or a block device. A regular file is locked with flock, so that other processes
-// cannot open it for writing with this package or package sink/raw. A block device is
-// opened exclusively (O_EXCL). This fails if the device is mounted or part of an array,
-// and prevents both while the device is open.
+// OpenWritable opens path for reading and writing. Like Open, it opens a regular file or
+// a block device. A regular file is locked with flock, so that other processes cannot
+// open it for writing with this package or package sink/raw. A block device is opened
+// exclusively (O_EXCL). This fails if the device is mounted or part of an array. As long
+// as the device is open, it cannot be mounted or become part of an array.
 func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	d, err := open(ctx, path, unix.O_RDWR)
 	if errors.Is(err, unix.EBUSY) {
