@@ -14,8 +14,8 @@ const (
 	markerSize = 12 // lba uint64, size uint32; then the compressed bytes
 
 	// A compressed grain may have up to twice as many bytes as the unpacked grain, plus
-	// packedSlack bytes. The factor two is that of qemu. It is generous, because deflate
-	// makes even data that cannot be compressed only a few bytes larger.
+	// packedSlack bytes. qemu has the same factor of two. The factor is generous, because
+	// deflate makes even data that cannot be compressed only a few bytes larger.
 	packedSlack = 1 << 10
 
 	// batchSize is the largest number of bytes of a read that fetches several grains. Larger
@@ -37,9 +37,9 @@ var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 // file, including its marker.
 func (g *geometry) maxPacked() int64 { return markerSize + 2*g.grainSize + packedSlack }
 
-// unpackAt fills p with the bytes of the extent that begin at the offset off. The file must
-// have all grains in which these bytes are. The first of these grains is grain i of the run
-// r.
+// unpackAt fills p with the bytes of the extent that begin at the offset off. The file must have
+// all grains in which these bytes are, and r must have the table entries of these grains. The
+// number of the first of these grains in r is i.
 func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -62,8 +62,9 @@ func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 }
 
 // unpackPiece fills p with a part of grain g. The part begins at the given offset in the
-// unpacked grain. In the run r, grain g has the number i. unpackPiece caches the unpacked
-// grain, because the next read is likely to need another part of the grain.
+// unpacked grain. Grains are numbered from the start of the extent, where the number of the
+// grain is g, and from the start of r, where its number is i. unpackPiece caches the unpacked
+// grain, because the next read is likely to need another part of the same grain.
 func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i int64) error {
 	return s.mem.Piece(p, s.id, g, offset, s.part(g), func(grain []byte) error {
 		_, _, err := s.unpackWhole(u, grain, g, r, i)
@@ -71,20 +72,19 @@ func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i i
 	})
 }
 
-// unpackWhole unpacks whole grains into p, beginning with grain g, which has the number i
-// in the run r. It always unpacks grain g. It also unpacks the following grains as long as
-// they fit into p and lie so close together in the file that one read can fetch all of
-// them. It returns the number of bytes of p that it filled, and the number of grains that
-// it unpacked.
+// unpackWhole unpacks whole grains into p, beginning with grain g of the extent, whose number in
+// r is i. It always unpacks grain g. It also unpacks the following grains as long as they fit
+// into p and lie so close together in the file that one read can fetch all of them. It returns
+// the number of bytes of p that it filled, and the number of grains that it unpacked.
 func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n, grains int64, err error) {
 	place := func(i int64) int64 { pos, _ := r.place(i); return pos } // sectorEntries: no error
 	start := place(i)
 	if err := s.checkPlace(start, start+markerSize, g<<s.grainShift); err != nil {
 		return 0, 0, err // before anything is read there
 	}
-	// The length of a compressed grain is not known before the grain is read. If the next
-	// grain of the extent also follows in the file, the current grain must end before the
-	// next one.
+	// The length of a compressed grain is not known before the grain is read. But if the next
+	// grain of the extent lies after it in the file, the grain must end where the next grain
+	// begins, or before.
 	end := start
 	for last := start; ; {
 		n += s.part(g + grains)

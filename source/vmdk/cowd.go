@@ -74,7 +74,8 @@ func newCOWD(f *grainFile, extentSize int64) (*sparse, error) {
 }
 
 // checkGrain returns an error if uncompressed grains cannot have the given size. The parameter
-// grain is this size in sectors. field names the field of the header in the error.
+// grain is this size in sectors. The parameter field is the name of the header's field that has
+// the size, for the text of the error.
 func checkGrain(field string, grain uint64) error {
 	if grain == 0 || grain > maxGrain/sectorSize || bits.OnesCount64(grain) != 1 {
 		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", field, grain, maxGrain/sectorSize)

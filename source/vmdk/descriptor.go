@@ -257,7 +257,8 @@ func (d *descriptor) sectors() (int64, error) {
 	return sum, nil
 }
 
-// Each error about a disk that this package does not read ends with one of these texts.
+// Some disks are refused because this package cannot read them. The errors about such disks end
+// with one of these texts.
 const (
 	physical  = "a physical device; copy from the device itself"
 	rawDevice = "a raw device mapping of an ESXi host; copy from the device to which it is mapped, or from the host by VDDK"

@@ -69,8 +69,8 @@ type Disk struct {
 	life life.Life
 }
 
-// extent is a part of a disk, which one line of the descriptor describes. Its
-// methods are safe for concurrent use.
+// extent is a part of a disk. One line of the descriptor describes this part. The methods are
+// safe for concurrent use.
 type extent interface {
 	// readAt fills p with the bytes from off on in the extent. The range must not pass
 	// the end of the extent.
@@ -100,8 +100,9 @@ type piece struct {
 	pos  int64
 }
 
-// emitPlaces divides p into parts and passes them to the function emit. Each part is contiguous
-// in one local file, or is in no local file. The content of p is in f, at the offset pos.
+// emitPlaces divides the piece p into parts and passes them to the function emit. The content of
+// p is in f, at the offset pos. f may consist of several local files. Each part is contiguous in
+// one of these files, or is in no local file.
 func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
 	for left := p.n; left > 0; {
 		part := piece{kind: p.kind, off: p.off + p.n - left}
@@ -293,8 +294,8 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	if err := image.ReadFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	// The magic of the file decides which kind of sparse extent the file has. The descriptor
-	// may name another type.
+	// The magic of the file decides how the sparse extent is read. The type in the descriptor is
+	// ignored, even if it does not fit the magic.
 	var read sparseReader
 	switch probe(head) {
 	case kindCOWD:
@@ -325,8 +326,9 @@ func (d *Disk) add(x extent, size int64) {
 	d.size += size
 }
 
-// share makes the image and its parents use the cache of a child, so that the images of
-// a chain together need no more memory than one image.
+// share makes the image and its parents use the cache m. It is called for the parent of an
+// image, and m is the cache of that image. Together, the images of a chain therefore need no
+// more memory than one image.
 func (d *Disk) share(m *memory) {
 	d.mem = m
 	for _, e := range d.extents {
@@ -378,9 +380,9 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// Extents implements [source.Disk]. It reads grain tables, but no data. ZERO extents,
-// grains that are marked as zeros, and holes in the file of a flat extent are reported
-// as [source.Zero] and not as Absent.
+// Extents implements [source.Disk]. It reads grain tables, but no data. ZERO extents, grains
+// that are marked as zeros, and holes in the file of a flat extent are reported as
+// [source.Zero], with the field Absent set to false.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, kinds, func(p piece) error { return d.emit(ctx, out, p) })
@@ -388,8 +390,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 }
 
 // scan divides the range [off, end) of the disk into pieces whose content is of one kind, and
-// passes the pieces to the function emit. Only this image counts: a piece that only a parent
-// has is passed as absent. The offsets of the pieces are offsets in the disk.
+// passes the pieces to the function emit. scan does not look into the parents: a piece that only
+// a parent has is passed as absent. The offsets of the pieces are offsets in the disk.
 func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]

@@ -2,9 +2,9 @@ package vmdk
 
 import "fmt"
 
-// emptySlack is the number of bytes that the file of an empty disk may have in addition
-// to its metadata and one grain directory. They are used by markers, a footer, and
-// zeros that a transfer added.
+// emptySlack is the number of bytes that the file of an empty disk may have in addition to its
+// metadata and one grain directory. These additional bytes are markers, a footer, and zeros that
+// a transfer of the file added.
 const emptySlack = footerSearch
 
 // hosted is the index of a hosted sparse extent, which may be of the kind
@@ -64,8 +64,8 @@ func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
 }
 
 // regions returns two ranges of the file: the range of the header at the start of the file, and
-// the range of the descriptor. A grain directory or table cannot be there. fileSize is the size
-// of the file in bytes.
+// the range of the descriptor. A grain directory or table cannot be in these ranges. fileSize is
+// the size of the file in bytes.
 func (h *header) regions(fileSize int64) []region {
 	all := []region{{"header", 0, headerSize}}
 	limit := uint64(fileSize) / sectorSize
@@ -75,8 +75,8 @@ func (h *header) regions(fileSize int64) []region {
 	return all
 }
 
-// locate returns the grain directory that, according to the header h, begins at the
-// given sector. It returns an error if the directory cannot be there.
+// locate returns the grain directory that, according to the header h, begins at the given
+// sector. It returns an error if no grain directory can begin at this sector.
 func (x *hosted) locate(h *header, what string, sector uint64) (directory, error) {
 	at, err := h.directory(what, sector, x.fileSize)
 	if err != nil {
@@ -124,10 +124,10 @@ func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 	return x.indexDirectories()
 }
 
-// indexDirectories reads the grain directories once, when the extent is opened. It
-// records where all grain tables are, because no grain can be there. It also finds the
-// grain tables that overlap, and those that must be read through the redundant
-// directory. Other damage is reported when a read reaches it.
+// indexDirectories reads the grain directories once, when the extent is opened. It records where
+// all grain tables are, because no grain can be at these places. It also finds the grain tables
+// that overlap, and those that must be read through the redundant directory. Other damage is
+// reported when a read reaches it.
 func (x *hosted) indexDirectories() error {
 	known, behind, first := 0, 0, int64(0)
 	err := x.indexDirectory(&x.primary, func(start, end int64) {
@@ -165,9 +165,9 @@ func (x *hosted) indexDirectories() error {
 }
 
 // compareDirectories looks for grain tables that can be read only through the redundant
-// directory, because their entries in the primary directory are 0 or damaged. If there are
-// such tables, it adds a warning and sets x.fallback. Because of x.fallback, later reads
-// find these tables through the redundant directory.
+// directory, because their entries in the primary directory are 0 or damaged. If there are such
+// tables, it adds a warning and sets x.fallback. When x.fallback is set, later reads find these
+// tables through the redundant directory.
 func (x *hosted) compareDirectories() {
 	n := int64(0)
 	var first error

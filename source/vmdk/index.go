@@ -11,21 +11,21 @@ import (
 // and markers. All methods except share are safe for concurrent use.
 type index interface {
 	// run returns the table entries of consecutive grains, beginning with the given grain.
-	// needed is the number of grains that the caller needs. The returned run may have fewer
-	// grains, but at least one: run reads the file at most once for entries. The caller
-	// then calls run again. The returned run may also have more grains than needed, if one
-	// read yields them.
+	// needed is the number of grains that the caller needs. The method reads entries from the
+	// file at most once per call. The result may therefore have fewer grains than needed, but
+	// has at least one, and the caller calls the method again for the rest. The result may also
+	// have more grains than needed, if the same read yields their entries.
 	//
 	// The parameter hole is nil if the caller reads data. A scan of the allocation passes a
-	// fileHole, with which run skips tables that lie in holes of the file. A scan does not
-	// need the places of compressed grains. For these grains, run may therefore return no
-	// entries and only the kind dataGrain.
+	// fileHole, with which run skips tables that lie in holes of the file. A scan does not need
+	// the places of compressed grains. In a scan, the result for compressed grains may therefore
+	// have no entries, but only the kind dataGrain.
 	run(grain, needed int64, hole *fileHole) (run, error)
-	// occupied looks for metadata in the bytes [start, end) of the file. If there is
-	// any, it returns the range of the metadata, where no grain can be, and true.
+	// occupied looks for metadata in the bytes [start, end) of the file. If it finds metadata,
+	// it returns true and the range of the metadata, in which no grain can be.
 	occupied(start, end int64) (region, bool)
-	// share makes the index count the memory that it needs in m. All images of a chain
-	// count in the same m, which limits their memory together. share is called while an
+	// share adds the memory that the index needs to the memory that m counts. All images of a
+	// chain use the same m, which limits the memory of the whole chain. share is called while an
 	// image is opened.
 	share(m *memory)
 }
@@ -53,10 +53,10 @@ type entryFormat interface {
 	// entry of the grain directory points. It returns noTable or zeroTable if there is
 	// no such table.
 	table(entry []byte) (at int64, err error)
-	// stretch returns the kind of grain i and, as next, the number of the first later grain
-	// that does not continue grain i. That is a grain of another kind. If contiguous is true
-	// and grain i is in the file, it may also be a grain that does not lie directly after the
-	// previous grain in the file. next is at most end.
+	// stretch finds the longest sequence of grains that begins with grain i, ends before the
+	// grain with the number end, and has only grains of one kind. If contiguous is true and the
+	// grains are in the file, they must also lie directly one after another in the file. kind is
+	// the kind of these grains, and next is the number of the first grain after them.
 	//
 	// If grain i is in the file, pos is its offset in the file, in bytes. If the method place
 	// returns an error for the entry of grain i, pos is the constant nowhere.
@@ -70,10 +70,11 @@ type entryFormat interface {
 // whose entry is damaged.
 const nowhere = 1 << 62
 
-// stretch returns the kind of grain i of the run, the offset of the grain in the file and, as
-// next, the number of the first later grain that does not continue grain i. That is a grain of
-// another kind. If contiguous is true and grain i is in the file, it may also be a grain that
-// does not lie directly after the previous grain in the file. next is at most end.
+// stretch finds the longest sequence of grains that begins with grain i of the run, ends before
+// the grain with the number end, and has only grains of one kind. If contiguous is true and the
+// grains are in the file, they must also lie directly one after another in the file. kind is the
+// kind of these grains, and next is the number of the first grain after them. If the run has
+// table entries and grain i is in the file, pos is the offset of the grain in the file.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end

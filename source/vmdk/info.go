@@ -89,7 +89,7 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 
 // Identity implements [source.Identified]. It combines the identities of all files of the image
 // and its parents. Each file has an identity and a proof. The proof says whether the identity
-// changes with the content. Identity returns the weakest proof that a file has.
+// changes with the content. Identity returns the weakest of these proofs.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }

@@ -22,8 +22,9 @@ const maxLoose = 64 << 20
 type loose struct {
 	table int64
 	at    int64 // offset in the file, bytes, or noTable or zeroTable
-	// between is the offset of the space between the previous and the following table.
-	// It is 0 unless exactly one table fits there.
+	// between is the offset of the space between two other tables: those to which the previous
+	// and the next entry of the directory point. It is 0 unless exactly one table fits into this
+	// space.
 	between int64
 }
 
@@ -70,8 +71,8 @@ func (x *hosted) loose(d *directory, lonely bool) []loose {
 // that points to unused zeros in the metadata would make a part of the disk, usually 32
 // MiB, read as zeros without an error.
 //
-// If the two tables differ, the table of the redundant directory is used in two cases: it
-// is not loose itself, or the table of the primary directory has no grains.
+// If the two tables differ, the table of the redundant directory is used in two cases: it is not
+// loose itself, or it is loose but the table of the primary directory has no grains.
 func (x *hosted) replaceLoose() {
 	tables := x.loose(&x.primary, x.redundant.at != 0)
 	if len(tables) == 0 {
@@ -112,9 +113,9 @@ func (x *hosted) replace(i int64, reason error) {
 	x.replaced[i] = reason
 }
 
-// redundantTable returns the offset of grain table i according to the redundant
-// directory, or noTable if the entry is damaged. It does not use the cache of the
-// extent, because the extent has no cache yet while it is opened.
+// redundantTable returns the offset of grain table i according to the redundant directory, or
+// noTable if the entry of the table is damaged. It does not use the cache of the extent, because
+// the extent has no cache yet while it is opened.
 func (x *hosted) redundantTable(i int64) int64 {
 	entry := make([]byte, 1<<x.shift)
 	if err := image.ReadFull(x.file, entry, x.redundant.at+i<<x.shift); err != nil {
@@ -127,11 +128,11 @@ func (x *hosted) redundantTable(i int64) int64 {
 	return at
 }
 
-// warnLoose checks the loose tables of an extent that has no redundant directory. If it
-// finds a table with grains in the space between the neighbours of a loose table, the
-// directory entry of the loose table is damaged. Reads that need this table will then
-// return an error. If that space has no table, but the loose table itself has no grains,
-// the entry may be damaged too. warnLoose then adds a warning.
+// warnLoose checks the loose tables of an extent that has no redundant directory. For each loose
+// table it looks into the space between the neighbours of the table. If a table with grains is
+// there, the directory entry of the loose table is damaged: it should point into this space.
+// Later reads that need the table then return an error. If no table is there, and the loose
+// table has no grains, the entry may be damaged. warnLoose then adds a warning.
 func (x *hosted) warnLoose(tables []loose) {
 	if x.compressed {
 		return // in a stream, tables lie between the grains
