@@ -101,9 +101,9 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 	}
 }
 
-// discard closes the opened disk with the given generation, which has failed, and
-// starts to open the disk again. If another call has already given up this opened disk,
-// discard does nothing.
+// discard is called when the opened disk with the given generation has failed. It closes
+// this opened disk and starts to open the disk again. If another call has already given
+// up this opened disk, discard does nothing.
 func (r *retrying) discard(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -132,7 +132,7 @@ func checkName(name string) error {
 // headers is the io.ReadSeeker through which package archive/tar reads the headers of an
 // archive. That package seeks past the content of the members. After it has read a
 // header, the field pos is the offset where the content of the member begins. Read
-// returns an error when it has read more than maxHeaderBytes bytes in total.
+// returns an error if it would read more than maxHeaderBytes bytes in total.
 type headers struct {
 	ctx  context.Context
 	f    source.Disk // the archive

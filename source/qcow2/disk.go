@@ -182,8 +182,8 @@ func (d *Disk) openBacking(open source.Opener) error {
 }
 
 // share makes the image and all its backing files use m, a cache of a fixed size. When an
-// image is opened, its backing file changes to the cache of the image. All images of a
-// chain therefore have one cache together.
+// image has opened its backing file, it calls share of the backing file with its own
+// cache. All images of a chain therefore have one cache together.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
 	m.Share(d.tables)

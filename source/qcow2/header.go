@@ -209,9 +209,10 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 	return min(end, int64(offset)), nil
 }
 
-// readExtensions reads the header extensions, which lie in [off, end) of f. It returns
-// the names of incompatible features that the image has in the extension "feature name
-// table". The keys of the result are the numbers of the features' bits.
+// readExtensions reads the header extensions, which lie in [off, end) of f. It stores the
+// format of the backing file and the name of the data file in h. It returns the names
+// that the extension "feature name table" has for incompatible features. The keys of the
+// result are the numbers of the features' bits.
 func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
 	var head [8]byte
 	for end-off >= 8 {

@@ -154,9 +154,10 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return d.file, off, d.size - off, true
 }
 
-// Identity returns an identity that has the file's identity from package fileid, its
-// present size and its modification time. It changes when the file is changed, and
-// stays the same when the file system is mounted again, for example after a reboot.
+// Identity returns an identity that consists of three parts: the identity that package
+// fileid returns for the file, the present size of the file, and its modification time.
+// The identity changes when the file is changed, and stays the same when the file system
+// is mounted again, for example after a reboot.
 //
 // For a block device the identity consists of the device number and the size. These
 // stay the same when the content changes, and the proof is therefore "none".
