@@ -25,16 +25,17 @@ const (
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 
-	// If the distance between markers is at most closeMarkers, one read fetches several of
-	// them. If the distance is larger, it is faster to read each marker separately than to read
-	// the bytes between the markers.
+	// One read fetches several markers if they are at most closeMarkers apart. If they are
+	// farther apart, it is faster to read each marker by itself than to read the bytes
+	// between them as well.
 	closeMarkers = 8 << 10  // bytes
 	markerWindow = 64 << 10 // bytes, the largest read
 )
 
-// These are the types of markers that do not belong to a grain. "Virtual Disk Format 5.0"
-// describes them in Stream-Optimized Compressed Sparse Extents, Markers, except the
-// progress marker. That marker is in VMware's header files. Hosts send it during an export.
+// These are the types of markers that do not belong to a grain. The progress marker, which
+// hosts send during an export, is in VMware's header files. "Virtual Disk Format 5.0"
+// describes all other types under the headings "Stream-Optimized Compressed Sparse Extents"
+// and "Markers".
 const (
 	markerEnd = iota
 	markerTable
@@ -59,9 +60,10 @@ type markers struct {
 	added int64     // ranges with grains that add has seen
 	last  int64     // number of the last grain that add has seen
 
-	// The lock mu is held while markers are read again, so that concurrent readers of a
-	// range read its markers only once. The next range is often read next. The following
-	// fields therefore keep the position after the last read.
+	// The lock mu is held while markers are read again. Concurrent readers of a range
+	// therefore read its markers only once. A reader of one range often reads the range
+	// after it next. The following fields therefore keep the position at which the last
+	// read ended.
 	mu   sync.Mutex
 	from int64 // first grain after the range that was read last
 	next int64 // first grain at or after from that is in the file
@@ -144,8 +146,7 @@ func (x *markers) add(g, pos int64) {
 	}
 }
 
-// thin halves the list of stretches by joining each second stretch with the previous
-// one.
+// thin halves the list of stretches: it joins the stretches in pairs of neighbours.
 func (x *markers) thin() {
 	x.every *= 2
 	joined := x.list[:0]
@@ -165,7 +166,7 @@ func (x *markers) thin() {
 }
 
 // share thins the list of stretches, so that all images of the chain together have no more
-// stretches than stretchBudget. The parameter m, which these images have in common, counts
+// stretches than stretchBudget. All images of the chain use the same memory m, which counts
 // their stretches.
 func (x *markers) share(m *memory) {
 	x.mu.Lock()
@@ -319,9 +320,9 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	return g, nil
 }
 
-// fill makes sure that the window, the bytes of the file in memory, has the marker at
-// r.pos. If fill must read from the file, and the previous markers were close together, it
-// reads enough bytes for several markers.
+// fill makes sure that the window has the marker at r.pos. The window is the part of the
+// file that is in memory. If fill must replace the window, and the markers in the old
+// window were close together, the new window gets enough bytes for several markers.
 func (r *markerReader) fill() error {
 	have := int64(len(r.window))
 	if r.pos-r.off+sectorSize <= have {
@@ -358,8 +359,8 @@ func (x *markers) run(g, needed int64, hole *fileHole) (run, error) {
 	return x.runOf(entries, in), nil
 }
 
-// runOf returns the run that begins with grain i of a range. The parameter entries has the
-// table entries of the whole range.
+// runOf returns a run that begins with grain i of a range and ends where the range ends.
+// The parameter entries has the table entries of the whole range.
 func (x *markers) runOf(entries []byte, i int64) run {
 	entries = entries[i<<sectorEntryShift:]
 	r := run{n: int64(len(entries)) >> sectorEntryShift}
@@ -371,8 +372,8 @@ func (x *markers) runOf(entries []byte, i int64) run {
 
 func (x *markers) occupied(start, end int64) (region, bool) { return within(x.metadata, start, end) }
 
-// known returns a number n, and the kind that n grains have, beginning with grain g. n is 0
-// if the kind of grain g is not known without reading from the file.
+// known returns the kind of grain g, if the kind is known without reading from the file.
+// The n grains from g on are all of this kind. If the kind of grain g is not known, n is 0.
 func (x *markers) known(g int64) (kind grainKind, n int64) {
 	x.mu.Lock()
 	if g >= x.from && g < x.next {
@@ -399,8 +400,8 @@ func (x *markers) known(g int64) (kind grainKind, n int64) {
 	return absentGrain, next - g
 }
 
-// places returns the places of all grains of a range, in the form of entries of a grain
-// table. It reads the markers of the range, unless the entries are cached.
+// places returns where the grains of a range are in the file, in the form of entries of a
+// grain table. It reads the markers of the range, unless these entries are cached.
 func (x *markers) places(number int64) ([]byte, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

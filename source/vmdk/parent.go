@@ -116,8 +116,8 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 	return nil
 }
 
-// inherit takes over the sector sizes of the parent, which the descriptor of a child
-// may leave out.
+// inherit sets the sector sizes that the descriptor of the child does not have. It takes
+// them from the parent.
 func (d *Disk) inherit(parent source.Info) {
 	if d.info.GuestSector == 0 {
 		d.info.GuestSector = parent.GuestSector
@@ -149,8 +149,9 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 // share or backslashes, and those of ESXi.
 var foreignPath = regexp.MustCompile(`^[A-Za-z]:[\\/]|\\|^/vmfs/volumes/|^\[[^\]]+\] `)
 
-// lastOfForeign returns the last element of name if it is a path of another host.
-// foreign is false if name may be a path of this host.
+// lastOfForeign returns the last element of name if name is a path of another host. foreign
+// is false if name may be a path of this host, or if its last element is not the name of a
+// file.
 func lastOfForeign(name string) (last string, foreign bool) {
 	if !foreignPath.MatchString(name) {
 		return "", false

@@ -19,9 +19,9 @@ type Folder interface {
 	// the image must accept these names. If there are too many files, Names returns an
 	// error.
 	Names(ctx context.Context) ([]string, error)
-	// Peek opens the file with one of these names, so that the descriptor in the file can be
-	// read. The caller closes the file. Peek must refuse names that the Opener of the image
-	// refuses.
+	// Peek opens the file with the given name, which Names returned, so that the descriptor
+	// in the file can be read. The caller closes the file. Peek must refuse names that the
+	// Opener of the image refuses.
 	Peek(ctx context.Context, name string) (source.Disk, error)
 }
 
@@ -33,8 +33,8 @@ type uuids struct {
 	parentModification string // ddb.uuid.parentmodification
 }
 
-// maxPeeked is the largest number of bytes that are read from the files of a folder to find
-// out which of them are the parents of an image.
+// maxPeeked limits the number of bytes that are read, from all files of a folder together,
+// to find the parents of an image.
 const maxPeeked = 64 << 20
 
 // search remembers the UUIDs of files while an image and its parents are opened, so
@@ -66,10 +66,10 @@ type peeked struct {
 	err  error  // why the file cannot be read
 }
 
-// uuidOf returns a UUID in its usual spelling. It returns "" if the UUID is missing or
-// consists of zeros, by which VirtualBox says that an image has none. Text that is no
-// UUID is returned in lower case. If the descriptor of a child has this text as the UUID
-// of the parent, no parent with this UUID is found, and the child is refused.
+// uuidOf returns a UUID in its usual spelling, in lower case and without braces. It returns
+// "" if the UUID is missing or consists of zeros, by which VirtualBox says that an image
+// has none. It does not check that the text is a UUID, because UUIDs are only compared with
+// each other.
 func uuidOf(s string) string {
 	s = strings.ToLower(strings.Trim(strings.TrimSpace(s), "{}"))
 	if strings.Trim(s, "0-") == "" {
@@ -132,8 +132,8 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	return "", fail(place, "none of %d files named *.vmdk in the image's folder has this UUID (ddb.uuid.image)", len(names))
 }
 
-// peek returns the UUID and the identity of a file of d.options.Folder. The parameter known
-// remembers them for each file, so that peek reads no file twice.
+// peek returns the UUID and the identity of a file of d.options.Folder. It remembers both
+// in the parameter known, so that it reads no file twice.
 func (d *Disk) peek(name string, known *search) peeked {
 	path := name
 	if !filepath.IsAbs(path) {

@@ -70,8 +70,8 @@ func newGeometry(capacity, grain uint64, extentSize int64) (geometry, error) {
 // grains returns the number of grains of the extent.
 func (g *geometry) grains() int64 { return (g.size-1)>>g.grainShift + 1 }
 
-// part returns the number of bytes of a grain that are in the disk. It is less than a
-// grain if the extent ends within its last grain.
+// part returns how many bytes of a grain belong to the extent. This is less than a whole
+// grain only if the extent ends within its last grain.
 func (g *geometry) part(grain int64) int64 {
 	return min(g.grainSize, g.size-grain<<g.grainShift)
 }
@@ -114,10 +114,10 @@ func (s *sparse) readAt(p []byte, off int64) error {
 	return nil
 }
 
-// readPlain fills p with the bytes of the extent that begin at the offset off. They must be
-// in uncompressed grains that follow each other in the file. The first of these grains is
-// grain i of the run r. grainPos is the offset of that grain in the file, or the constant
-// nowhere if its table entry is damaged.
+// readPlain fills p with the bytes of the extent that begin at the given offset. They must
+// be in uncompressed grains that follow each other in the file. The first of these grains
+// is grain i of the run r. grainPos is the offset of that grain in the file, or the
+// constant nowhere if its table entry is damaged.
 func (s *sparse) readPlain(p []byte, off, grainPos int64, r *run, i int64) error {
 	g := off >> s.grainShift
 	if grainPos == nowhere {

@@ -29,8 +29,9 @@ func (f *grainFile) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf("%s: %v", f.name, fmt.Errorf(format, args...)))
 }
 
-// page returns bytes of the file, beginning at the offset off. They end where the page of
-// the cache ends that has the byte at off. The caller must not change them.
+// page returns the bytes of the file from the given offset to the end of the page that this
+// offset lies in. A page is the unit in which the cache holds files. The caller must not
+// change the bytes.
 func (f *grainFile) page(off int64) ([]byte, error) {
 	data, err := f.mem.Page(f.file, f.id, f.fileSize, off/image.PageSize)
 	if err != nil {
@@ -69,14 +70,16 @@ type directory struct {
 	tables *image.Places // places of its grain tables; nil: not known
 }
 
-// These values are returned instead of the offset of a grain table that does not exist.
+// Functions that return the offset of a grain table return one of these values if the table
+// does not exist.
 const (
 	noTable   = 0 // all grains of the table are absent
 	zeroTable = 1 // all grains of the table are zeros
 )
 
-// maxSkipped is the largest number of missing tables that one call of run examines. A
-// scan of a large empty disk checks its context between these calls.
+// maxSkipped is the largest number of missing tables that one call of the method run
+// examines. A scan of a large empty disk makes many such calls, and checks its context
+// between them.
 const maxSkipped = 1 << 16
 
 // tableCount returns the number of grain tables of an extent. The capacity and the size
@@ -196,8 +199,8 @@ func (t *tables) table(i int64) (int64, error) {
 	return at, nil
 }
 
-// tableIn returns the offset of grain table i according to the directory d, without
-// looking into the other directory. It reads the entry through the cache.
+// tableIn returns the offset of grain table i according to the directory d alone, which is
+// the primary or the redundant one. It reads the entry through the cache.
 func (t *tables) tableIn(d *directory, i int64) (int64, error) {
 	entry, err := t.page(d.at + i<<t.shift)
 	if err != nil {
@@ -271,8 +274,9 @@ func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 	left = min(left, int64(len(data))>>t.shift)
 	data = data[:left<<t.shift]
 	if hole != nil && zero.Is(data) {
-		// An empty disk may have up to 4 GiB of tables without entries. If they lie in
-		// a hole of the file, the scan need not read the other tables in the hole.
+		// An empty disk may have up to 4 GiB of tables without entries. If this table lies
+		// in a hole of the file, the scan need not read the tables after it that lie in the
+		// same hole.
 		return run{n: left}, hole.find(t.grainFile, off)
 	}
 	return run{n: left, entries: data, format: t.format}, nil
@@ -314,9 +318,9 @@ func (t *tables) occupied(start, end int64) (region, bool) {
 	return region{}, false
 }
 
-// fileHole is a hole, a range that reads as zeros, in the file of an extent. A scan of
-// the allocation remembers the last hole that it found, and skips tables that lie in
-// it. A nil fileHole stands for no hole.
+// fileHole is a hole, a range that reads as zeros, in the file of an extent. A scan of the
+// allocation remembers here the hole that it found last, and skips the tables in this hole.
+// A nil fileHole stands for no hole.
 type fileHole struct {
 	ctx        context.Context // of the scan
 	start, end int64
@@ -327,8 +331,8 @@ func (h *fileHole) has(off, n int64) bool {
 	return h != nil && off >= h.start && off+n <= h.end
 }
 
-// find finds out whether the file has a hole at the offset off. If there is a hole, h
-// remembers its range.
+// find finds out whether the file has a hole at the given offset. If there is a hole, h
+// remembers the range of the hole.
 func (h *fileHole) find(f *grainFile, off int64) error {
 	if off < h.known {
 		return nil
