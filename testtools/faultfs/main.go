@@ -73,7 +73,8 @@ type fault struct {
 	Do    string // if Errno is 0: "drop" does nothing and reports success, "short" writes half of the data, "flip" changes a bit of the data, "delay" waits
 }
 
-// next counts a call and returns the fault that applies to the call.
+// next counts a call of the given kind, and returns the fault that applies to this call. If no
+// fault applies, it returns the zero value.
 func (f *faultFS) next(call string) fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
