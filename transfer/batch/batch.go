@@ -47,7 +47,7 @@ type Job struct {
 	labels, defaultLabels map[string]string
 }
 
-// Value is the value of a flag that a job sets.
+// Value is the value that a job sets for a flag.
 type Value struct {
 	Field *Field
 	Texts []string // one, except for an Array
@@ -200,9 +200,9 @@ type Spec struct {
 	Progress func(done, all int)
 }
 
-// Shard returns the shard, from 0 to n-1, that the job with this name belongs to. It is the
-// first 32 bits of the SHA-256 of the name, as a big-endian number, modulo n. It depends on
-// nothing else, so all machines agree.
+// Shard returns the shard, from 0 to n-1, that the job with this name belongs to. The shard is the
+// first 32 bits of the SHA-256 of the name, as a big-endian number, modulo n. It depends on nothing
+// but the name and n, so all machines agree.
 func Shard(name string, n int) int {
 	sum := sha256.Sum256([]byte(name))
 	return int(uint64(binary.BigEndian.Uint32(sum[:])) % uint64(n))
@@ -227,8 +227,9 @@ type Selection struct {
 }
 
 // Select returns the selected jobs in the order of the file. It fails if one of the given names is
-// not the name of a job, or if none of the jobs with the given names has all given labels. If the
-// given shard has none of the remaining jobs, the result is empty, which is not an error.
+// not the name of a job, or if none of the jobs with these names has all given labels. If no names
+// are given, all jobs are searched for the labels. If the given shard has none of the jobs that
+// were found, the result is empty, which is not an error.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {

@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// Estimated.Binds is a text that says what limits the speed of the batch. It is ownRate if no limit
-// slows the batch down.
+// Estimated.Binds is a text that says what limits the speed of the batch. If no limit slows the
+// batch down, the text is the constant ownRate.
 const ownRate = "each disk's own rate binds it"
 
 // Expected is what a forecast knows about a job before it runs.

@@ -50,8 +50,8 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 			return err
 		}
 		ended = true
-		// The process group includes the processes that the command started. They get the signal
-		// too.
+		// SIGTERM also goes to the process group, which includes the processes that the command
+		// started.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		return nil
 	}

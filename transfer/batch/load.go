@@ -139,8 +139,9 @@ func (l *loader) unknown(m member, in place, known []string) {
 	}
 }
 
-// notOfAJob says why a flag of vddkcp copy cannot be a field of a job. For any other name it
-// returns "".
+// notOfAJob returns the reason why a flag of vddkcp copy cannot be a field of a job. The parameter
+// name is the name of the flag, in the spelling of fields. For names that do not belong to such a
+// flag, the result is "".
 func notOfAJob(name string) string {
 	switch {
 	case name == "progress" || name == "report" || name == "resume":

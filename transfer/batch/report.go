@@ -220,9 +220,9 @@ func listed(names []string) string {
 	return text
 }
 
-// better reports whether Merge takes the report j instead of other, which is a report of the same
-// job. A report of an attempt is better than one that says that the job was skipped. If both or
-// neither say that, the later report is better.
+// better reports whether Merge takes the report j instead of the parameter other, which is a report
+// of the same job. A report of an attempt is better than one that says that the job was skipped. If
+// both or neither say that, the later report is better.
 func (j *JobReport) better(other *JobReport) bool {
 	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b

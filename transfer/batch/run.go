@@ -16,8 +16,8 @@ import (
 type Options struct {
 	Limits          Limits
 	ContinueOnError bool // start other jobs after one has failed
-	// Resume continues the batch whose state is in Store. Jobs that are done are not run again,
-	// and all others continue where they stopped.
+	// Resume continues the batch whose state is in Store. Jobs that are done are not run again, and
+	// all other jobs continue where they stopped.
 	Resume bool
 	Store  *Store
 	// Runner returns the Runner that does the work of a job. It is called once for each job,
@@ -63,7 +63,7 @@ type Runner interface {
 	// that disk. If the target is not an overlay, the text is "". If the text has changed since
 	// the job was done, the job runs again.
 	Backing() string
-	// Tidy removes the files that a killed run left next to a complete target.
+	// Tidy removes the files that an earlier run, which was killed, left next to a complete target.
 	Tidy()
 }
 
@@ -80,8 +80,8 @@ type Task struct {
 	Log     *slog.Logger
 	Attempt int  // from 1
 	Resume  bool // an earlier attempt may have left a part of the copy
-	// Redo says that the job was done before, but must run again because of a change in its
-	// fields or its target. The file at the target may then be in use.
+	// Redo says that the job was done before, but must run again because of a change in its fields
+	// or its target. Another program may then already use the file at the target.
 	Redo bool
 	// Runner.Run must call Whole when the target is complete and durable, before the target gets
 	// its final name. The mark identifies the file of the target (see package fileid). It is "" if

@@ -69,9 +69,9 @@ func (r *run) ended(j *Job) {
 	}
 }
 
-// Before a round of retries the batch pauses, so that the servers can recover. The pause before the
-// first round has the length firstPause. Each further pause is three times as long as the previous
-// one, but never longer than longestPause.
+// Before a round of retries the batch pauses, so that the servers can recover. firstPause is the
+// length of the pause before the first round. Each further pause is three times as long as the
+// pause before it. No pause is longer than longestPause.
 const (
 	firstPause   = 3 * time.Second
 	longestPause = time.Minute

@@ -81,9 +81,9 @@ type Store struct {
 	wrote   time.Duration // time spent on writing it
 }
 
-// keepWritten pauses after each writing of the state file. The pause is longer than the writing by
-// the factor stateRest, but not longer than longestRest, because people look at the file during the
-// batch.
+// keepWritten pauses each time it has written the state file. Such a pause is stateRest times as
+// long as the writing took. But it is not longer than longestRest, because people look at the file
+// during the batch.
 const (
 	stateRest   = 100
 	longestRest = 2 * time.Second
@@ -240,8 +240,8 @@ func (s *Store) replay() error {
 		return fmt.Errorf("state file: %w", err)
 	}
 	for line := range bytes.SplitSeq(text, []byte("\n")) {
-		// A line may be incomplete after a kill or when the file system was full. Its change
-		// was never completed, so it does not count.
+		// A line may be incomplete after a kill or when the file system was full. The change in
+		// such a line was never completed, and is therefore ignored.
 		if !json.Valid(line) {
 			continue
 		}
@@ -351,8 +351,8 @@ func (s *Store) append(name string, text []byte) error {
 	return err
 }
 
-// keepWritten writes the state file whenever there are changes, until done is closed. It passes
-// the first error to the function onError, and ignores later errors.
+// keepWritten writes the state file whenever there are changes, until the channel done is closed.
+// It passes the first error to the function onError, and ignores later errors.
 func (s *Store) keepWritten(done <-chan struct{}, onError func(error)) {
 	for {
 		select {
@@ -398,7 +398,8 @@ func (s *Store) flush() error {
 		text.Write(entry)
 	}
 	text.WriteString("\n]}\n")
-	// The lock of the Store ensures that no other run uses the file with the suffix .new.
+	// The new content is first written to a second file, whose name ends in .new. The lock of the
+	// Store ensures that no other run uses that file.
 	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), durable.Private)
 	s.wrote += time.Since(begun)
 	if err != nil {

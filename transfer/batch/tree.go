@@ -68,9 +68,9 @@ const (
 	maxDepth = 16
 )
 
-// parseTree parses text, which is one JSON value, into a tree. It records only the offsets of
-// the elements of the array "jobs". expand parses them later, one by one, because a tree of all
-// jobs of a large file would need too much memory.
+// parseTree parses text, which is one JSON value, into a tree. It records only the offsets of the
+// elements of the array "jobs". The function expand parses these elements later, one by one,
+// because a tree of all jobs of a large file would need too much memory.
 func parseTree(text []byte) (*node, *problem) {
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
 		return nil, &problem{message: "a byte order mark, which JSON does not allow: save the file as UTF-8 without it"}
@@ -89,8 +89,9 @@ func parseTree(text []byte) (*node, *problem) {
 	return p.value(0, false)
 }
 
-// isUTF16 recognises UTF-16 by its byte order mark, or by a zero byte among the first two.
-// Every job file begins with an ASCII character, so one of its two bytes in UTF-16 is zero.
+// isUTF16 recognises UTF-16 by its byte order mark, or by exactly one zero byte among the first two
+// bytes. Every job file begins with an ASCII character. In UTF-16 such a character is a zero byte
+// and another byte.
 func isUTF16(text []byte) bool {
 	return len(text) >= 2 && (text[0] == 0xff && text[1] == 0xfe || text[0] == 0xfe && text[1] == 0xff || (text[0] == 0) != (text[1] == 0))
 }
