@@ -55,9 +55,9 @@ func (b *backing) identityByName(ctx context.Context) (string, error) {
 	return identityOf(ctx, named)
 }
 
-// identityOf returns the identity of a disk: a text that differs from that of any other disk. If
-// the disk can detect changes, the text also changes with the content. If the disk has no
-// identity, identityOf returns "".
+// identityOf returns the identity of a disk: a text that no other disk has. If the disk can detect
+// changes, the text also changes with the content. If the disk has no identity, identityOf returns
+// "".
 func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {

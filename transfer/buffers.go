@@ -64,7 +64,7 @@ func newArena(n, size int) (*arena, error) {
 	return a, nil
 }
 
-// Buffer implements source.Allocator. n must not exceed the size of one buffer.
+// Buffer implements source.Allocator. It must not be called for more bytes than one buffer has.
 func (a *arena) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	select {
 	case b := <-a.free:

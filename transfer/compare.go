@@ -159,14 +159,14 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads divides both disks as pairs does, except that a short hole between data counts as data.
-// Such a hole is read together with the data around it, because that costs less than another
-// request.
+// The method reads divides both disks as the method pairs does, except that a short hole between
+// data counts as data. Such a hole is read together with the data around it, because that costs
+// less than another request.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
 
-// plan adds the bytes that will be read to the counter of planned bytes, and all others to the
+// plan adds the bytes that will be read to the counter of planned bytes, and all other bytes to the
 // counter of skipped bytes. With CompareOptions.Strict it also compares the allocation of the
 // disks.
 func (c *comparison) plan(ctx context.Context, diff *Difference) error {

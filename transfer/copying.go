@@ -35,8 +35,8 @@ type copying struct {
 	finished         bool  // the sink's Finish has returned
 }
 
-// newCopying prepares a copy from src to dst, and changes nothing. If it returns an error, the
-// caller must end dst: see endUnbegun.
+// newCopying prepares a copy from src to dst, and changes nothing. If it returns an error, dst is
+// still open, and the caller must call endUnbegun.
 func newCopying(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*copying, error) {
 	c := &copying{src: guard(src), dst: dst, plan: plan, zeroed: isZeroed(dst)}
 	c.o = o.normal(dst, c.zeroed)
@@ -103,9 +103,9 @@ func (c *copying) runOnce(ctx context.Context) error {
 }
 
 // begin prepares the copy to dst. The copy begins at the given checkpoint, or at the start of the
-// disk if checkpoint is nil. The parameter done is the value that Counters.Done has for the bytes
-// below the checkpoint. The parameter stored is true if Options.Keep has stored the checkpoint, so
-// that a later run of the program can continue there.
+// disk if checkpoint is nil. The parameter done is what the counter Counters.Done showed when this
+// run took the checkpoint, or 0 if this run has not taken it. The parameter stored is true if
+// Options.Keep has stored the checkpoint, so that a later run of the program can continue there.
 func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, done int64, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
@@ -170,8 +170,8 @@ func (c *copying) unchanged(ctx context.Context) error {
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
-		// The checkpoint is taken first, because reading the target back takes long. If a signal
-		// interrupts the reading, a later run continues at this checkpoint.
+		// A checkpoint is taken before the target is read back, because reading it back takes long.
+		// If a signal interrupts the reading, a later run continues at this checkpoint.
 		if err := c.keeper.takeFinal(ctx); err != nil {
 			return err
 		}

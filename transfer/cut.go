@@ -228,8 +228,8 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// The method cut cuts the next part from the start of p. cutLimit returns the largest length, in
-// bytes, that this part may have.
+// cutLimit returns a limit for the method cut, which cuts the next part from the start of the part
+// p. The limit is the largest length, in bytes, that the next part may have.
 func (c *cutter) cutLimit(p part) int64 {
 	inRequest := c.request - p.Off%c.request
 	switch {

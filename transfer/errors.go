@@ -10,10 +10,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrSourceChanged says that the source, or the backing image of the target, has changed since the
-// copy was planned or since the image was opened. The target may then be a mixture of two states.
-// In the middle of a copy, this is the only error after which copied data is removed although a
-// checkpoint exists.
+// ErrSourceChanged says that the source, or the backing image of the target, has changed since it
+// was opened or since the copy was planned. The target may then be a mixture of two states. In the
+// middle of a copy, this is the only error after which copied data is removed although a checkpoint
+// exists.
 var ErrSourceChanged = source.ErrChanged
 
 // ResumableError is the error of a failed copy that a later run can continue. Its text is the

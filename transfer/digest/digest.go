@@ -247,7 +247,7 @@ func (a Algorithm) Hash(off int64, p []byte, dst *Blocks) {
 }
 
 // Blocks adds the piece of the disk that b describes. It panics if the piece does not begin at
-// s.Size or was hashed for another algorithm.
+// s.Size, or if it was hashed for another algorithm than that of s.
 func (s *Sum) Blocks(b *Blocks) {
 	if b.algorithm != s.algorithm || b.off != s.size {
 		panic(fmt.Sprintf("digest: a %s piece at offset %d was added to a %s sum of %d bytes", b.algorithm, b.off, s.algorithm, s.size))

@@ -31,8 +31,8 @@ type Jobs struct {
 	Limit   *transfer.Limiter      // limits the bytes that all jobs together read per second; nil: no limit
 	Display *progress.BatchDisplay // shows the jobs that run
 	Log     *slog.Logger           // for messages about jobs that do not run
-	// Failed is called with the error of each copy that ends with an error, even if the error says
-	// that the work was done. It must be safe for concurrent use.
+	// Failed is called with the error of each copy that ends with an error. Some of these errors
+	// say that the target is nevertheless complete. Failed must be safe for concurrent use.
 	Failed func(*batch.Task, error)
 }
 
