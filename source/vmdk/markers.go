@@ -185,13 +185,11 @@ func (x *markers) find(g int64) int {
 	return sort.Search(len(x.list), func(i int) bool { return x.list[i].first > g }) - 1
 }
 
-// streamEnd returns the offset of the end-of-stream marker of f in bytes. The marker
-// must be after the footer or, if the offset of the footer is 0, at the end of the
-// file.
+// streamEnd returns the offset, in bytes, of the end-of-stream marker in f. The marker must
+// be after the footer or, if the offset of the footer is 0, at the end of the file.
 //
-// The marker is a sector of zeros. A truncated file may have been filled up with zeros.
-// A sector of zeros in another place therefore does not prove that the stream is
-// complete.
+// The marker is a sector of zeros. A truncated file may have been filled up with zeros. A
+// sector of zeros in another place therefore does not prove that the stream is complete.
 func streamEnd(f source.Disk, footer int64) (int64, error) {
 	size := f.Size()
 	end := size - sectorSize

@@ -70,8 +70,8 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 	}
 	parent, err := open(ctx, d.path, name, "vmdk")
 	if last, foreign := lastOfForeign(name); err != nil && foreign && r.hasCID {
-		// The path is valid only on another host. Perhaps the file was copied to the
-		// folder of the image.
+		// The path of the parent is valid only on another host. Perhaps the file at that
+		// path was copied to the folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
 			d.warn("the path of the parent, %s, belongs to another host: the file %s in the image's folder is used instead, because its CID is the parentCID of the image", quote(name), quote(last))
@@ -128,10 +128,11 @@ func (d *Disk) inherit(parent source.Info) {
 	}
 }
 
-// explainExtent adds a hint to err, the error of opening the file of an extent, if the path in
-// the descriptor is a path of another host. If the folder of the image has a file with the name
-// at the end of that path, the hint names this file. It may be the right file, but nothing
-// proves that. Therefore the user must decide.
+// explainExtent adds a hint to err, which says that the file of an extent could not be
+// opened. It does so only if the descriptor names the file by a path of another host. If
+// the folder of the image has a file with the name at the end of that path, the hint names
+// this file. It may be the right file, but nothing proves that. Therefore the user must
+// decide.
 func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error {
 	last, foreign := lastOfForeign(e.name)
 	if !foreign {

@@ -48,9 +48,9 @@ type search struct {
 // which the parents of an image are opened.
 type searchKey struct{}
 
-// withSearch returns the search that is in ctx. When the first image of a chain is opened,
-// ctx has no search yet. withSearch then makes one, and returns a context that has it, for
-// opening the parents.
+// withSearch returns the value of the type search that is in ctx. When the first image of a
+// chain is opened, ctx has no such value yet. withSearch then makes one, and returns a
+// context that has it, for opening the parents.
 func withSearch(ctx context.Context) (context.Context, *search) {
 	if s, ok := ctx.Value(searchKey{}).(*search); ok {
 		return ctx, s
