@@ -58,7 +58,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 	lines := &lineWriter{handleLine: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
 	// A background process may keep the output of the command open after the command has ended. The
-	// job waits at most this long for the end of the output.
+	// job waits for the end of the output, but only for a limited time.
 	cmd.WaitDelay = hookGrace
 	gone, err := r.spawn(func() (group int, err error) {
 		if err := cmd.Start(); err != nil {

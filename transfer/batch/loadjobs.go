@@ -19,8 +19,8 @@ type jobsLoader struct {
 	ok       []bool // for each job: no problem was found so far
 	byName   map[string]int32
 	// targets knows the files that jobs write. The key is a hash of the name of a file, and the
-	// value is the index of the job. The names themselves would need more memory than everything
-	// else.
+	// value is the index of the job. The names themselves would need more memory than all other
+	// data of the jobs.
 	targets map[uint64]int32
 	seed    maphash.Seed
 }

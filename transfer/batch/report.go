@@ -243,8 +243,8 @@ func readReport(path string) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A state file also has a member "jobs", and may be in the same folder. A report is
-	// recognised by its member "counts".
+	// A state file also has a member "jobs", and may be in the same folder as the reports. A report
+	// is recognised by its member "counts".
 	var shape struct {
 		Version int               `json:"version"`
 		Counts  *Counts           `json:"counts"`

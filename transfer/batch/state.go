@@ -376,8 +376,8 @@ func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	begun := time.Now()
-	// Jobs that change their state wait for the lock s.mu. It is therefore held only while the list
-	// of the JSON texts is copied. The texts themselves are never changed in place.
+	// Jobs that change their state wait for the lock s.mu. The lock is therefore held only while
+	// the list of the JSON texts is copied. The texts themselves are never changed in place.
 	s.mu.Lock()
 	have, texts, length := s.made, make([][]byte, len(s.order)), 0
 	for i, name := range s.order {
