@@ -240,7 +240,7 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 		}()
 	}
 	// There are eight pieces for each worker, because the pieces are collected in their order.
-	// While one read is slow, the other workers can continue with later pieces.
+	// While the read of one worker is slow, the other workers can continue with later pieces.
 	err = runOrdered(ctx, nil, c.o.Requests, 8*c.o.Requests, stages[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,

@@ -134,8 +134,8 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoi
 
 // recount corrects the counters after the target was opened again at the last checkpoint. All work
 // after the checkpoint counts as not done, and is planned again. The amount of this work may have
-// changed: unwritten ranges of the lost target may have read as zeros, while the copy must zero
-// those of the reopened target.
+// changed: perhaps unwritten ranges read as zeros in the lost target, but do not in the reopened
+// target, so that the copy must zero them.
 func (c *copying) recount() {
 	was := c.o.Counters.Snapshot()
 	c.o.Counters.AddDone(c.keeper.done - was.Done)
@@ -199,8 +199,8 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 		}
 	}
 	// The target is complete and lacks only its name, so Options.Stop is ignored from here on.
-	// Publish also ignores the end of ctx. If it did not, the copy could be reported as canceled
-	// although the target has its final name.
+	// Publish also ignores the end of ctx, because a copy whose target has its final name must not
+	// be reported as canceled.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -245,9 +245,9 @@ func (c *copying) stopped(ctx context.Context) bool {
 	return ctx.Err() != nil || c.o.stop().Err() != nil
 }
 
-// stopCause is called with the error of a copy that was stopped. Options.Stop is a context. If it
-// has ended and err is a consequence of that, stopCause returns the cause of that context, such as
-// a signal. In every other case it returns err.
+// stopCause is called with the error of a copy that was stopped. If err is a consequence of the end
+// of the context Options.Stop, stopCause returns the cause of this end, such as a signal. In every
+// other case it returns err.
 func (c *copying) stopCause(err error) error {
 	cause := context.Cause(c.o.stop())
 	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {

@@ -35,7 +35,7 @@ type cutter struct {
 	keepZeros  bool  // holes are never read together with data, because the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
-	// The copy has already copied the bytes from overFrom to overTo, which lie below start. The
+	// The bytes from offset overFrom to offset overTo lie below start and are copied already. The
 	// counters still include these bytes as planned work. The iterator cutter.planned skips the
 	// bytes and corrects the counters.
 	overFrom, overTo int64

@@ -114,8 +114,9 @@ func (e *encoder) encode(c *piece) error {
 	}
 	if !needed && !e.keepBuffers {
 		// The piece is encoded now. While it waits for the collector, it no longer needs its
-		// buffer, so the next read can use the buffer. But if the copy computes a digest, the piece
-		// keeps the buffer, because the hashes refer to the content of the buffer.
+		// buffer, so the next read can use the buffer. The piece keeps the buffer in two cases: if
+		// the copy computes a digest, because the hashes refer to the content of the buffer, and if
+		// the sink stores a unit as it is in the buffer.
 		c.releaseBuffer()
 	}
 	return nil
