@@ -40,7 +40,7 @@ func DescribeBacking(ctx context.Context, spec Spec) string {
 	return fmt.Sprintf("%s, %s, %s", b.Path, b.Format, b.Identity)
 }
 
-// CanResume reports whether a copy to this target can be resumed. This is so for a file, a
+// CanResume reports whether a copy to this target can be resumed. It can if the target is a file, a
 // block device or an NBD export.
 func (s *Spec) CanResume() bool {
 	if s.Parse() != nil {
@@ -58,9 +58,9 @@ func (s *Spec) WritesFile() bool {
 	return s.Parse() == nil && sinkopen.PlaceOf(s.at.target).Kind == "file"
 }
 
-// Tidy removes the files that a killed process left next to a complete target. These are the
-// journal, and the name with the ending .partial if the complete target still has it besides its
-// final name. If Tidy cannot remove a file, it logs a warning.
+// Tidy removes the files that a killed process left next to a complete target. One of them is the
+// journal. The other is the .partial file, if this is only a second name of the complete target. If
+// Tidy cannot remove a file, it logs a warning.
 func Tidy(spec Spec) {
 	j := newJob(spec)
 	if !j.WritesFile() {
@@ -77,10 +77,10 @@ func Tidy(spec Spec) {
 	}
 }
 
-// keepOld gives the file that is at the target a second name, TARGET.old, and allows the copy
-// to replace the file. The file's data then remains under the second name. If keepOld cannot
-// make this link, it does not allow the copy to replace the file. The copy then fails later,
-// with the error that the target exists.
+// keepOld keeps a file that already is at the path of the target. It gives this file a second name,
+// TARGET.old, with a hard link, and allows the copy to replace the file. The data of the file then
+// remains under the second name. If keepOld cannot make the link, it does not allow the copy to
+// replace the file. The copy then fails later, with the error that the target exists.
 func (j *job) keepOld() {
 	place := sinkopen.PlaceOf(j.at.target)
 	if place.Kind != "file" {

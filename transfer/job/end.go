@@ -20,9 +20,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// end completes the report of a copy that ended with err. It returns the error for the user, which
-// names the source. If the user can continue the copy with --resume, the error has a hint that says
-// so.
+// end completes the report of a copy that ended with err. It returns the error for the user. This
+// error names the source. If the user can continue the copy with --resume, the error has a hint
+// that says so.
 func (j *job) end(err error) error {
 	err = j.mayContinue(err)
 	j.countSource(err != nil)
@@ -47,8 +47,8 @@ func (j *job) count() {
 	j.report.Digest = j.result.Digest
 }
 
-// explain makes the error for the user from err. It adds the address of the source if the text
-// does not contain it. If a later run can continue the copy, it adds a hint.
+// explain makes the error for the user from err. It adds the address of the source if the text of
+// err does not contain this address. If a later run can continue the copy, explain adds a hint.
 func (j *job) explain(err error) error {
 	if err == nil {
 		return nil
@@ -72,8 +72,8 @@ func (j *job) explain(err error) error {
 //
 // First case: there is an earlier copy to continue, and this copy failed before it changed
 // anything. A later run can still continue the earlier copy, and the result is a ResumableError.
-// But if err shows that no run can ever continue the earlier copy, the result is the usage error of
-// neverResumed.
+// But if err shows that no run can ever continue the earlier copy, the result is the usage error
+// that neverResumed returns.
 //
 // Second case: this copy is a job of a batch, and err is transient. The result is a retriedError,
 // after which the batch tries the copy again.
@@ -118,6 +118,6 @@ type retriedError struct{ error }
 
 func (e *retriedError) Unwrap() error { return e.error }
 
-// ExitStatus returns the same exit status as for a copy that can be resumed, so that the batch
-// tries the copy again. It is called by report.Of.
+// ExitStatus returns the exit status of a copy that can be resumed, so that the batch tries this
+// copy again. It is called by report.Of.
 func (*retriedError) ExitStatus() int { return exit.Resumable }

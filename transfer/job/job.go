@@ -1,12 +1,12 @@
-// Package job copies one disk from one address to another: it opens both, plans,
-// continues an earlier copy, copies, verifies and reports.
+// Package job copies one disk from one address to another: it opens the source, plans
+// the copy, opens the target, continues an earlier copy, copies, verifies and reports.
 //
-// A [Spec] says what to copy; its zero fields are defaults. [Run] copies, and
-// [Plan] opens everything and says what Run would do, without writing anything:
+// A [Spec] says what to copy. Its zero fields are defaults. [Run] copies. [Plan] opens
+// the source, checks the target and says what Run would do, without writing anything:
 //
 //	r, err := job.Run(ctx, job.Spec{Source: "vm.vmdk", Target: "vm.qcow2"})
 //
-// Both return a report even if they fail. [report.Of] says what the error means:
+// Run and Plan return a report even if they fail. [report.Of] says what an error means:
 // whether the copy can be resumed, and whether another try may help.
 //
 // The steps of a copy have a file each: open.go, plan.go, resume.go (what an
@@ -98,10 +98,10 @@ type Spec struct {
 	at addresses // set by Parse
 }
 
-// Run copies the disk. The report is never nil. After an error there is no new file at the path
-// of the target. If the copy can be resumed, its data is in the .partial file next to that
-// path. When ctx ends, Run finishes the reads in progress, writes a last checkpoint and returns
-// the cause of the end. This takes at most ten seconds.
+// Run copies the disk. The report is never nil. After an error there is no new file at the path of
+// the target. If the copy can be resumed, its data is in the .partial file next to that path. When
+// ctx ends, Run finishes the reads in progress, writes a last checkpoint and returns the cause of
+// ctx. From the end of ctx to the return of Run, at most ten seconds pass.
 func Run(ctx context.Context, spec Spec) (*report.Report, error) {
 	j := newJob(spec)
 	err := j.end(j.copy(ctx))
@@ -118,8 +118,8 @@ type Planned struct {
 	Shared  int64          // bytes of Data that source and target will share on their file system
 	Holes   int64          // bytes that need not be read
 	Extents int64          // runs of data and holes
-	// Need is the number of bytes that a copy would write: Data minus Shared. It is less if an
-	// earlier run has written a part and the copy continues there.
+	// Need is the number of bytes that a copy would write: Data minus Shared. If the copy continues
+	// where an earlier run has stopped, Need does not include what that run has written.
 	Need int64
 }
 
@@ -214,8 +214,8 @@ func (j *job) check(ctx context.Context) error {
 	return j.planned(ctx, func(context.Context) error { return j.checkTarget(ctx) })
 }
 
-// planned opens the disks, plans the copy, calls the function next, and closes the disks. next
-// gets the context for calls to the target.
+// planned opens the disks, plans the copy, calls the given function, and closes the disks. The
+// argument of the function is the context for calls to the target.
 func (j *job) planned(ctx context.Context, next func(writing context.Context) error) error {
 	contexts, err := j.begin(ctx)
 	if err != nil {
@@ -232,8 +232,8 @@ func (j *job) planned(ctx context.Context, next func(writing context.Context) er
 	return next(contexts.writing)
 }
 
-// begin finds the files that an earlier run left, and starts the contexts of the copy. No disk
-// is open yet.
+// begin finds the files that an earlier run left, and makes the contexts of the copy. It is called
+// before any disk is opened.
 func (j *job) begin(ctx context.Context) (*contexts, error) {
 	if j.Size != nil {
 		return nil, usage.Errorf("--size is for a stream on standard input, but %s has a size of its own", j.Source)

@@ -19,8 +19,8 @@ import (
 // addresses are the parsed addresses of a copy. backing is nil if the target has no backing disk.
 type addresses struct{ source, target, backing address.Address }
 
-// Parse parses the addresses of the copy. Run and Plan call it. A caller that needs its error
-// earlier can call it before them. After a successful call, further calls do nothing.
+// Parse parses the addresses of the copy. Run and Plan call it. A caller that needs the error of
+// Parse earlier can call Parse itself. After a successful call, further calls do nothing.
 func (s *Spec) Parse() (err error) {
 	if s.at.target != nil {
 		return nil
@@ -44,9 +44,9 @@ func (s *Spec) Parse() (err error) {
 	return nil
 }
 
-// BackingPath returns the path of the backing disk. If Backing is a relative path, it starts from
-// the real folder of Target, without symbolic links, because the programs that read an overlay
-// resolve a relative path in this way.
+// BackingPath returns the path of the backing disk. If Backing is a relative path, BackingPath
+// resolves it from the folder of Target, and resolves the symbolic links of this folder first. The
+// programs that read an overlay resolve a relative path in the same way.
 func (s *Spec) BackingPath() (string, error) {
 	if filepath.IsAbs(s.Backing) {
 		return s.Backing, nil
@@ -140,8 +140,8 @@ func (j *job) openBacking(ctx context.Context) error {
 	return nil
 }
 
-// reopenBacking opens the file that now is at the path of the backing disk. This may be another
-// file than at the beginning.
+// reopenBacking opens the file that is now at the path of the backing disk. Since the beginning of
+// the copy, another file may have taken this path.
 func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
 	path, err := j.BackingPath()
 	if err != nil {

@@ -26,8 +26,9 @@ func (j *job) planCopy(ctx context.Context) (err error) {
 	if err := j.matchEarlier(ctx); err != nil {
 		return err
 	}
-	// The target is planned first, because querying the extents of the source can take
-	// minutes. Later reserve tells the target how much space the copy needs.
+	// The target is planned first, because querying the extents of the source can take minutes. How
+	// much space the copy needs is known only afterwards, and the call of j.reserve below tells it
+	// to the target.
 	if err := j.planTarget(ctx); err != nil {
 		return notThisTarget(err)
 	}
@@ -73,8 +74,8 @@ func (j *job) patience() time.Duration {
 	return math.MaxInt64
 }
 
-// planTarget plans the target. The copy continues at the newest checkpoint in j.entries, or
-// starts from the beginning if there is none.
+// planTarget plans the target. If j.entries has checkpoints, the copy continues at the newest of
+// them. If it has none, the copy starts from the beginning.
 func (j *job) planTarget(ctx context.Context) (err error) {
 	j.target, err = j.place.Plan(ctx, j.source.Size(), j.resumeOptions(j.targetOptions(j.warn)))
 	return err

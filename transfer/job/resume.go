@@ -131,9 +131,9 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 
 // findEarlierVMDK does the work of findEarlier for a VMDK target. Such a target is written from the
 // beginning to the end. A copy to it has no journal and cannot be resumed. But an earlier copy to
-// the same path, in another format, may have left a journal, and entries are those of this journal.
-// If --resume is set and the earlier copy can be resumed, findEarlierVMDK returns an error. In all
-// other cases the copy to the VMDK target starts over.
+// the same path, in another format, may have left a journal. The parameter entries holds the
+// entries of that journal. If --resume is set and the earlier copy can be resumed, findEarlierVMDK
+// returns an error. In all other cases the copy to the VMDK target starts over.
 func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	j.path, j.stale = "", j.Resume
 	if _, err := os.Lstat(j.place.Partial); !j.Resume || err != nil {

@@ -15,9 +15,9 @@ import (
 )
 
 // openTarget creates the target. If this run continues an earlier copy, openTarget instead opens
-// the target of that copy at the newest checkpoint, and checks that the target still has the data
-// that was written last before the checkpoint. If it does not, openTarget tries the older
-// checkpoint in the journal.
+// the target of that copy at the newest checkpoint. Then it checks that the target still has the
+// data that was written last before this checkpoint. If the target does not have this data,
+// openTarget tries the older checkpoint in the journal.
 func (j *job) openTarget(ctx context.Context) (err error) {
 	if err := j.untouched(); err != nil {
 		return err
@@ -45,10 +45,10 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 }
 
 // distrustZeros decides whether to believe Spec.TargetIsZero, with which the user says that a
-// device or export reads as zeros. The user is wrong if a journal says that an earlier copy has
-// written to the target. The search for such a journal needs the identity of the open target. If
-// the search finds a journal, mustReopen is true: the caller must open the target once more, as a
-// target that does not read as zeros.
+// device or export reads as zeros. If a journal says that an earlier copy has written to the
+// target, the user is wrong. If findEarlier has not found such a journal, distrustZeros looks for
+// one that has the identity of the open target. If it finds one, mustReopen is true: the caller
+// must open the target once more, as a target that does not read as zeros.
 func (j *job) distrustZeros() (mustReopen bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
@@ -81,8 +81,9 @@ func (j *job) trustCheckpoint(ctx context.Context) (mustReopen bool, err error) 
 	return true, j.dropCheckpoint(last, err)
 }
 
-// findTouched reports whether an earlier copy has written to this device or export, which may have
-// had another name then. It looks for the identity of dst in the journals of all targets.
+// findTouched reports whether an earlier copy has written to the device or export that is open as
+// dst. The device or export may have had another name during that copy. Therefore findTouched looks
+// for its identity in the journals of all targets.
 func (r *resumption) findTouched(dst sink.Disk) bool {
 	id, err := sink.IdentityOf(dst)
 	path, pathErr := journal.DefaultPath(r.place.Kind)
@@ -117,22 +118,22 @@ func (r *resumption) untouched() error {
 	return nil
 }
 
-// errUnproved says that nothing proves that the target or the source belongs to a checkpoint,
-// because only zeros were copied before the checkpoint. The copy then starts over, which loses
-// no copied data.
+// errUnproved says that nothing proves that the target or the source belongs to a checkpoint.
+// Either only zeros were copied before the checkpoint, or the target is an overlay, whose data may
+// come from the backing disk. The copy then starts over.
 var errUnproved = errors.New("nothing proves that the source and the target are those of the copy that stopped")
 
 // isAnother reports whether err, an error of compareTarget or compareSource, means that the
-// checkpoint cannot be used. Either it does not describe the target, or nothing proves that it
-// does.
+// checkpoint cannot be used. Either the checkpoint does not describe the target, or nothing proves
+// that it describes the target and the source.
 func isAnother(err error) bool {
 	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
 }
 
-// dropCheckpoint drops the newest checkpoint. cause is the error that says why it cannot be
-// used. If only zeros were copied, the copy starts over. Otherwise it continues at the older
-// checkpoint. If there is no older one, the copy cannot be resumed, and dropCheckpoint returns
-// an error.
+// dropCheckpoint drops the newest checkpoint. cause is the error that says why this checkpoint
+// cannot be used. If cause is errUnproved, the copy starts over. After any other error the copy
+// continues at the older checkpoint. If there is no older checkpoint, the copy cannot be resumed,
+// and dropCheckpoint returns an error.
 func (j *job) dropCheckpoint(last *journal.Entry, cause error) error {
 	if errors.Is(cause, errUnproved) {
 		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, cause))
@@ -171,9 +172,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, checkpoint *jour
 	return nil
 }
 
-// compareSource reads once more the data that the earlier copy read last, and compares it with the
-// checksums in the checkpoint. It does so only if the identity of the source does not prove that
-// the source is unchanged.
+// compareSource reads again, from the source, the data that the earlier copy read last. It compares
+// this data with the checksums in the checkpoint. If the identity of the source proves that the
+// source is unchanged, compareSource reads nothing.
 func (j *job) compareSource(ctx context.Context, checkpoint *transfer.Checkpoint) error {
 	if b := j.overlay.identity; b != nil && b.Proof == "none" {
 		j.warn(fmt.Sprintf("nothing proves that the backing %q is unchanged since the copy stopped", b.Path))
