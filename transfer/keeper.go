@@ -56,8 +56,8 @@ type pending struct {
 }
 
 // newKeeper returns the keeper of a copy to dst that begins at the given checkpoint. The parameter
-// done is the value that Counters.Done has for the bytes below the checkpoint. The parameter stored
-// is true if Options.Keep has stored the checkpoint.
+// done is the number of bytes before this checkpoint that are counted as done (see
+// Counters.AddDone). The parameter stored is true if Options.Keep has stored this checkpoint.
 func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, checkpoint *Checkpoint, done int64, stored bool) *keeper {
 	k := &keeper{
 		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
@@ -135,7 +135,7 @@ func (k *keeper) take() (pending, error) {
 }
 
 // run receives the checkpoints from the method collected and makes each of them durable. It returns
-// when finish was called.
+// after finish was called, or after an error.
 func (k *keeper) run(ctx context.Context) error {
 	for next := range k.due {
 		if err := k.makeDurable(ctx, next); err != nil {
@@ -146,7 +146,8 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// finish ends the method run, which returns after it has made the last checkpoint durable.
+// finish tells the method run that no more checkpoints come. The method run then returns after it
+// has made the last checkpoint durable.
 func (k *keeper) finish() { close(k.due) }
 
 // makeDurable makes the target durable up to the checkpoint, and then stores the checkpoint.
@@ -184,10 +185,11 @@ func (k *keeper) takeFinal(ctx context.Context) error {
 	return k.makeDurable(ctx, next)
 }
 
-// keepLast makes sure that a later run finds a stored checkpoint. It tries to take a final one,
-// unless acceptsMore is false, which means that the sink accepts no more checkpoints. Without a
-// final checkpoint, a checkpoint that was stored earlier is enough. If none was stored, keepLast
-// stores the checkpoint at which the copy began. An error means that no checkpoint is stored.
+// keepLast makes sure that a stored checkpoint exists, at which a later run can continue. If
+// acceptsMore is true, the sink accepts one more checkpoint, and keepLast tries to take and store
+// this final checkpoint. If there is no final checkpoint, one that was stored earlier is enough. If
+// none was stored earlier, keepLast stores the checkpoint at which the copy began. If keepLast
+// returns an error, no checkpoint is stored.
 func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 	if acceptsMore && k.takeFinal(ctx) == nil || k.exists {
 		return nil
@@ -196,11 +198,11 @@ func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 }
 
 // restartUnproven returns the checkpoint at which the copy continues after the connection to its
-// target was lost. The tail of a checkpoint has the checksums of the data that was copied last. If
-// the tail of the last checkpoint can identify the target, the result is the last checkpoint. If it
-// cannot, the result is a new checkpoint at offset 0, which replaces the last one. The parameter
-// originState is the state that the sink had before the first write. The new checkpoint gets this
-// state, or the state of the last checkpoint if originState is nil.
+// target was lost. Usually this is the last checkpoint. But if all data that its tail describes is
+// zeros, the checkpoint cannot identify the target. In this case the result is a new checkpoint at
+// offset 0, which replaces the last one. The parameter originState is the state that the sink had
+// before the first write. The new checkpoint gets this state, or the state of the last checkpoint
+// if originState is nil.
 func (k *keeper) restartUnproven(originState []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

@@ -99,8 +99,8 @@ const (
 	defaultRequests = 4
 	// defaultSparse is the smallest hole, in bytes, that common file systems can make.
 	defaultSparse = 4 << 10
-	// workedSparse is the smallest hole, in bytes, for which a call of ZeroAt pays off if the
-	// sink must zero holes.
+	// workedSparse is the smallest hole, in bytes, for which a call of ZeroAt pays off if unwritten
+	// ranges of the target do not read as zeros.
 	workedSparse = 64 << 10
 )
 

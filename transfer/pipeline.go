@@ -202,7 +202,7 @@ func (p *pipeline) collect(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// addToSum adds a piece to the digest s, which is the i-th digest of the copy.
+// addToSum adds a piece to s, one of the digests of the copy. i is the index of this digest.
 func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece) error {
 	switch {
 	case c.read:
@@ -214,7 +214,7 @@ func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece)
 	return s.ZeroContext(ctx, c.Len)
 }
 
-// addBacking adds n bytes of the backing image, from the offset off on, to the digest s.
+// addBacking adds n bytes of the backing image, which begin at the given offset, to the digest s.
 func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) error {
 	buf := make([]byte, min(n, int64(p.o.RequestSize)))
 	for end := off + n; off < end; {
@@ -232,8 +232,8 @@ func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) 
 }
 
 // write writes a piece or, if the piece has a file, lets the target share the blocks of that file.
-// If the blocks cannot be shared, write copies their content. But with ReflinkAlways it returns an
-// error in that case.
+// If the blocks cannot be shared, write copies their content or, with ReflinkAlways, returns an
+// error.
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.file == nil {
 		return p.writer.write(c)

@@ -47,9 +47,10 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
-// NewPlanWithin works like NewPlan, for sources that may take long to report all their extents.
-// When the time given by patience is over, it stops querying extents. The copy then queries the
-// missing extents when it reaches them. NewPlanWithin reports its progress with counters.Examined.
+// NewPlanWithin works like NewPlan, for sources that may take long to report all their extents. The
+// parameter patience is a time limit. When this time is over, NewPlanWithin stops querying extents.
+// The copy then queries the missing extents when it reaches them. NewPlanWithin reports its
+// progress to counters, by calls of the method Examined.
 func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
 	p := &Plan{Size: src.Size()}
@@ -99,16 +100,16 @@ windows:
 	return p, nil
 }
 
-// DataFrom returns how many bytes of data (source.Data) lie at or above the offset off. Only
-// the first extents of the plan are kept in memory. Data in the other extents is counted even
-// if it lies below off.
+// DataFrom returns how many bytes of data (source.Data) are at the given offset or after it. The
+// plan keeps only its first extents in memory. DataFrom counts the data of all other extents, even
+// if it is before the offset.
 func (p *Plan) DataFrom(off int64) int64 {
 	data, _ := p.below(off)
 	return p.Data - data
 }
 
-// below returns how many bytes of data, and how many bytes of zeros, lie below the offset off. It
-// does not count extents that the plan has not kept in memory.
+// below returns how many bytes of data, and how many bytes of zeros, are before the given offset.
+// It counts only the extents that the plan keeps in memory.
 func (p *Plan) below(off int64) (data, zero int64) {
 	at := int64(0)
 	for _, c := range p.cache {

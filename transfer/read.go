@@ -18,8 +18,8 @@ type reader struct {
 	limit   *Limiter    // nil: none
 }
 
-// fill fills b with the content that begins at the offset off. Before the read it waits until the
-// Limiter allows the read.
+// fill fills b with the content of the disk that begins at the given offset. Before the read it
+// waits until the Limiter allows the read.
 func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	if err := r.limit.Wait(ctx, len(b)); err != nil {
 		return err
@@ -71,8 +71,8 @@ func (r *reader) readBacking(b []byte, off int64) error {
 	return nil
 }
 
-// readFull fills b with the content of the disk d that begins at the offset off. It returns errors
-// of ReadAt unchanged, because they already name the range and the cause.
+// readFull fills b with the content of the disk d that begins at the given offset. It returns
+// errors of ReadAt unchanged, because they already name the range and the cause.
 func readFull(d source.Disk, b []byte, off int64) error {
 	n, err := d.ReadAt(b, off)
 	if n == len(b) {
@@ -84,10 +84,11 @@ func readFull(d source.Disk, b []byte, off int64) error {
 	return err
 }
 
-// whole returns a disk with all the content that is copied. Where the source has Inherited extents,
-// this disk has Data, which it reads from the backing image. If there is a backing image, each read
-// of the returned disk first queries the extents of the source, and uses the context ctx for that.
-// Such a read therefore fails when ctx has ended. The caller must not close the disk.
+// whole returns a disk with all the content that is copied. If there is no backing image, this disk
+// is the source itself. If there is one, the disk has Data where the source has Inherited extents,
+// and reads this data from the backing image. Each read of such a disk first queries the extents of
+// the source with the context ctx, so the read fails when ctx has ended. The caller must not close
+// the disk.
 func (r *reader) whole(ctx context.Context) source.Disk {
 	if r.backing == nil {
 		return r.src

@@ -102,8 +102,8 @@ func copied(off, end int64) part {
 }
 
 // locate examines the beginning of the data in [off, end). It returns the part that can be shared,
-// and how many bytes from off on it has examined. If nothing can be shared, the part has length 0
-// and begins at off. Any error is an ErrNotShared.
+// and the number of bytes that it has examined. If nothing can be shared, the part has length 0 and
+// begins at off. Any error is an ErrNotShared.
 func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	none := copied(off, off)
 	f, pos, n, ok := s.src.InFile(off)

@@ -60,9 +60,9 @@ func (s *side) unchanged(ctx context.Context) error {
 	return nil
 }
 
-// extents yields the extents of the disk in the form in which Compare and Sum read them: a hole of
-// at most joinGap bytes between data becomes Data, because reading it costs less than another
-// request.
+// extents yields the extents of the disk in the form in which Compare and Sum read them. A hole of
+// at most joinGap bytes between data becomes Data. Reading such a hole together with the data costs
+// less than reading the data on both sides of the hole with two requests.
 func (s *side) extents(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		var run, hole source.Extent // the extent to yield next, and a short hole after it if it is data

@@ -15,8 +15,9 @@ type tally struct {
 	a, b          byte  // the bytes of the two disks at first
 }
 
-// join adds the counts of next, which is the tally of a later part of the disks, to t. A range that
-// continues from t into next counts once.
+// join adds the counts of another tally to t. The other tally, the parameter next, has counted a
+// later part of the disks than t. A range that continues from the part of t into the later part
+// counts once.
 func (t *tally) join(next *tally) {
 	if next.ranges == 0 {
 		return
@@ -41,8 +42,8 @@ const tallyBlock = 4 << 10
 // its bytes.
 var tallyZeros [tallyBlock]byte
 
-// add compares n bytes of two disks, which begin at the offset off. The slices a and b hold these
-// bytes of one disk and of the other; nil stands for zeros.
+// add compares n bytes of one disk, the slice a, with n bytes of the other disk, the slice b. In
+// both disks these bytes begin at the given offset. A slice that is nil stands for zeros.
 func (t *tally) add(a, b []byte, off int64, n int) {
 	if a != nil && b != nil && bytes.Equal(a[:n], b[:n]) {
 		return
@@ -62,8 +63,8 @@ func (t *tally) add(a, b []byte, off int64, n int) {
 	}
 }
 
-// addBlock adds a block in which at least one byte differs. It begins at the offset off, and x and
-// y are its contents in the two disks. addBlock compares words of 8 bytes.
+// addBlock adds a block in which at least one byte differs. The block begins at the given offset,
+// and x and y are its contents in the two disks. addBlock compares words of 8 bytes.
 func (t *tally) addBlock(x, y []byte, off int64) {
 	if t.ranges == 0 {
 		i := 0
@@ -88,13 +89,13 @@ func (t *tally) addBlock(x, y []byte, off int64) {
 	}
 }
 
-// addWord adds a word of 8 bytes, which begins at the offset off. The parameter diff is the XOR of
-// the words of both disks, read as little-endian numbers, so its bytes are 0 where the disks are
-// equal. The parameter carry is 0x80 if the byte before the word differs between the disks, else 0.
-// The result is the carry for the next word.
+// addWord adds a word of 8 bytes, which begins at the given offset. The parameter diff is the XOR
+// of the words of both disks, read as little-endian numbers. So a byte of diff is 0 if this byte is
+// equal in both disks. The parameter carry is 0x80 if the byte before the word differs between the
+// disks, else 0. The result is the carry for the next word.
 func (t *tally) addWord(diff, carry uint64, off int64) uint64 {
-	// In each byte of the variable differ, the highest bit is set if the same byte of diff is not
-	// 0. All other bits of differ are 0.
+	// In each byte of the variable differ, the highest bit is set if the byte of diff at the same
+	// place is not 0. All other bits of differ are 0.
 	const low = 0x7F7F7F7F7F7F7F7F
 	differ := (diff&low + low | diff) &^ low
 	if differ == 0 {

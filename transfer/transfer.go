@@ -73,8 +73,8 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	return result, c.end(ctx, err)
 }
 
-// endUnbegun ends a copy that fails with err before it has begun. It returns the error of the
-// copy. The target of an earlier copy that this copy was to continue is kept as it is.
+// endUnbegun ends a copy that fails with err before it has begun. It returns the error of the copy.
+// If the copy was to continue an earlier copy, endUnbegun keeps the target as it is.
 func endUnbegun(dst sink.Disk, o Options, err error) error {
 	if o.Resume == nil || o.Keep == nil {
 		return abort(dst, err)

@@ -17,9 +17,9 @@ type writer struct {
 	counters  *progress.Counters
 	mustShare bool // a piece that cannot be shared is an error and not copied
 
-	// ctx is the context of all calls to the sink. It does not end when another goroutine of
-	// the pipeline fails. Otherwise a call could be interrupted, and the sink would then not
-	// accept a last checkpoint.
+	// ctx is the context of all calls to the sink. It does not end when another goroutine of the
+	// pipeline fails. If it ended then, a call to the sink could be interrupted, and after an
+	// interrupted call the sink would not accept a last checkpoint.
 	ctx context.Context
 }
 
@@ -66,9 +66,9 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place passes encoded units of the piece c to the sink: the units in the range r, which is one of
-// the runs in c.runs that count as data. The slice c.coded.units has the units of all these runs,
-// and firstUnit is the index of the first unit of r. The result is the number of units of r.
+// place passes the encoded units of one run of the piece c to the sink. The run is r, one of the
+// runs in c.runs that count as data. The slice c.coded.units has the units of all these runs, and
+// firstUnit is the index of the first unit of r. The result is the number of units of r.
 func (w *writer) place(c *piece, r run, firstUnit int) (units int, err error) {
 	for i, u := range c.coded.units[firstUnit:] {
 		if u.start >= r.end {

@@ -124,9 +124,9 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 const noCopyOnWrite = 0x00800000
 
 // inPlace sets an attribute of an empty file, so that a file system with copy on write (btrfs)
-// overwrites the file in place. Otherwise each write would need new space, and a checkpoint
-// would not fit when the file system is full. Other file systems do not know the attribute and
-// do not need it.
+// overwrites the file in place. Without the attribute, each write would need new space there, and a
+// checkpoint would not fit when the file system is full. Other file systems do not know the
+// attribute and do not need it.
 func inPlace(f *os.File) {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {

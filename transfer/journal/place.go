@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Beside returns the path of the journal for a target that is a file. While the copy is not
-// complete, the target has the path partial. The journal is next to the target.
+// Beside returns the path of the journal for a target that is a file. The parameter partial is the
+// path that this file has until the copy is complete. The journal is in the same folder.
 func Beside(partial string) string { return partial + ".journal" }
 
 // DefaultPath returns the path of the journal for a block device or an NBD export. The journal is

@@ -80,8 +80,8 @@ func (d *BatchDisplay) Ended(outcome string) {
 	d.ended[outcome]++
 }
 
-// Waiting shows that the given number of jobs will be tried again after the duration wait. The
-// caller calls the result, the function done, when that time is over.
+// Waiting shows that the given number of jobs will be tried again after the duration wait. When
+// wait is over, the caller calls the result, the function done.
 func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -226,7 +226,7 @@ func (s *Snapshot) add(copied Snapshot) {
 	s.Cloned += copied.Cloned
 }
 
-// share returns the share of the planned bytes that is done, from 0 to 1.
+// share returns how large a part of the planned bytes is done, as a number from 0 to 1.
 func (s Snapshot) share() float64 {
 	if s.Planned <= 0 {
 		return 0
@@ -237,8 +237,8 @@ func (s Snapshot) share() float64 {
 // summary returns a text about all jobs together, without a bar. The caller holds d.mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	// The text has s.Read and s.Cloned. It does not have s.Done, because that value also counts the
-	// bytes that were read back for verification.
+	// The text shows the sum of s.Read and s.Cloned. It does not show s.Done, because that value
+	// also counts the bytes that were read back for verification.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))

@@ -95,21 +95,21 @@ func (d *Display) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d.bar != nil {
-		// Errors of Clear can be ignored: if the terminal has failed, the call of Write after it
-		// fails too. The bar is drawn again soon.
+		// Errors of Clear can be ignored. If the terminal has failed, the call of d.out.Write below
+		// fails too, and its error is returned. The bar is drawn again soon.
 		_ = d.bar.Clear()
 	}
 	_, err := d.out.Write(printable.Bytes(p))
 	return len(p), err
 }
 
-// maxHeld is how many bytes of output a paused Display holds back until the pause ends. When it
-// holds that many, it writes all further output immediately.
+// maxHeld is how many bytes of output a paused Display holds back until the pause ends. Once it
+// holds so many bytes, it writes all further output immediately.
 const maxHeld = 1 << 20
 
 // Pause clears the display, so that the caller can use the terminal, for example for a question.
-// The pause ends when the caller calls the result, the function resume. Output that is passed to
-// Write during the pause appears when it ends.
+// The caller ends the pause by calling the result, the function resume. Output that is passed to
+// Write during the pause appears when the pause ends.
 func (d *Display) Pause() (resume func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

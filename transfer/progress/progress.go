@@ -98,9 +98,9 @@ type meter struct {
 }
 
 // add records a value of the counter Snapshot.Done, and the time at which the counter had this
-// value. It returns the rate in bytes per second, and should be called about once a second. When a
-// copy has lost the connection to its target and repeats work, the counter decreases. The method
-// then reduces all recorded values by the same number, so that the rate is never negative.
+// value. It should be called about once a second, and returns the rate in bytes per second. When a
+// copy has lost the connection to its target and repeats work, the counter decreases. add then
+// reduces all recorded values by the same number, so that the rate is never negative.
 func (m *meter) add(now time.Time, done int64) float64 {
 	if m.n > 0 {
 		if back := m.done[m.n-1] - done; back > 0 {

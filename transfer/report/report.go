@@ -106,7 +106,7 @@ func (r *Report) Count(s progress.Snapshot) {
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
 }
 
-// End records that the copy ends now, with this status and this exit status of the process.
+// End records that the copy ends now. The parameter exit is the exit status of the process.
 func (r *Report) End(status Status, exit int) {
 	r.Status, r.Exit, r.Finished = status, exit, time.Now()
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
