@@ -22,8 +22,8 @@ type access struct {
 }
 
 // prepare calls PrepareForAccess if Params.PrepareAccess asks for it and no other disk of this
-// command has already done so for the same VM. If the server refuses the call, the user only
-// gets a warning. prepare returns an error only if ctx ends; the error is the cause of ctx.
+// command has already done so for the same VM. If the server refuses the call, prepare only warns
+// the user. prepare returns an error only if ctx ends. The error is then the cause of ctx.
 func (a *access) prepare(ctx context.Context) error {
 	if !a.params.PrepareAccess || !a.params.Remote() {
 		return nil
@@ -50,9 +50,9 @@ func (a *access) prepare(ctx context.Context) error {
 	return err
 }
 
-// end calls EndAccess once for all disks of the VM. The Registry counts these disks and calls end.
-// If the call fails, the warning is added to the report of this disk. If that report has already
-// been written, the warning goes to the log.
+// end calls EndAccess, once for all disks of the VM. The Registry counts the open disks of the VM,
+// and calls end when the last of them is closed. If EndAccess fails, end adds a warning to the
+// report of this disk. If that report may have been written already, end logs the warning instead.
 func (a *access) end() {
 	err := a.call("end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
 	if err != nil {
@@ -79,8 +79,8 @@ const tidyTimeout = 30 * time.Second
 // tidy undoes what was done to the VM. It is called when no worker process has the disk open any
 // more. A worker process that crashed or was killed may have left disks attached to this machine,
 // which prevents the removal of the snapshot. tidy first detaches these disks. Then it ends the
-// access, so that the VM can be migrated again. tidy also works when the context of the disk has
-// ended.
+// access for which the VM was prepared, so that the VM can be migrated again. tidy works even if
+// the context of the disk has ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
 		err := a.call("clean up after", func(ctx context.Context, p process) error {
@@ -128,9 +128,9 @@ func (a *access) call(operation string, callServer func(context.Context, process
 
 var alreadyDisabled = regexp.MustCompile(`(?i)already ?disabled`)
 
-// whyNotPrepared explains an error of PrepareForAccess in a few words, with which the caller
-// continues the sentence "the server did not prepare the VM for access". The result is "" if the
-// reason is not known.
+// whyNotPrepared explains an error of PrepareForAccess in a few words. The caller appends them to
+// the sentence "the server did not prepare the VM for access". The result is "" if the reason is
+// not known.
 func whyNotPrepared(err error) string {
 	e := asError(err)
 	switch {

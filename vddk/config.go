@@ -74,9 +74,10 @@ func readSmall(path string) (string, error) {
 }
 
 // parseConfig parses a configuration file with lines KEY = "VALUE". The parameter text is its
-// content, and path is its name in errors. For each of the two values, the size and the number of
-// the buffers, the command line (flag) counts first, then the file, then defaultBuffers. A value 0
-// of flag means that the command line does not set it.
+// content, and path is its name in errors. The size of the buffers is taken from the command line,
+// else from the file, else from defaultBuffers. The same holds for the number of the buffers. The
+// parameter flag has the values of the command line. A value is 0 if the command line does not set
+// it.
 func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	c := new(libraryConfig)
 	var file NFCBuffers
@@ -114,7 +115,7 @@ func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	return c, nil
 }
 
-// file returns the content of the configuration file for a connection that has the buffers b.
+// file returns the content of the configuration file for a connection with the given buffers.
 func (c *libraryConfig) file(b NFCBuffers) []byte {
 	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/nfcbudget.Unit, keyBufCount, b.Count)
 }

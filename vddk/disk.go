@@ -62,9 +62,10 @@ var _ interface {
 	source.Writable
 } = (*Disk)(nil)
 
-// Open opens the disk that p names, and uses the library l. If the worker process crashes while it
-// opens the disk, Open makes up to two more attempts. After any other failure it returns the error
-// at once. Errors that would occur again with the same parameters are marked by source.Permanent.
+// Open opens the disk that the parameters p name, with the library l. If the worker process crashes
+// while it opens the disk, Open makes up to two more attempts. After any other failure it returns
+// the error at once. Errors that would occur again with the same parameters are marked by
+// source.Permanent.
 //
 // When ctx ends, all methods of the disk return the cause of ctx, and the workers are killed.
 // Workers never outlive this process.
@@ -132,8 +133,8 @@ func (o Options) normalised() Options {
 		o.Registry = NewRegistry(1)
 	}
 	if o.Writable {
-		// A written disk has only one connection: until a flush, a second connection might not
-		// see what the first one has written.
+		// A disk that is opened for writing has only one connection. Until a flush, a second
+		// connection might not see the data that the first one has sent.
 		o.Connections = 1
 	}
 	return o
@@ -241,15 +242,15 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 }
 
 // Extents implements source.Disk. It asks the library which blocks are allocated, in windows of 32
-// GiB, and keeps the answers. While the caller uses the extents of one window, the next window is
+// GiB, and keeps the results. While the caller uses the extents of one window, the next window is
 // already queried. Ranges that are not allocated are zeros or, with Params.SingleLink,
-// source.Inherited. The library can only be asked about whole chunks of 64 KiB; a smaller rest at
+// source.Inherited. The library can only be asked about whole chunks of 64 KiB. A smaller rest at
 // the end of the disk is reported as Data.
 //
 // If the query for a window fails, the user is warned once, and up to 1 GiB of the window is
 // reported as Data. Then the rest of the window is queried again. During a pause after the failure
-// nothing is queried, and all is reported as Data. After the first write the whole disk is reported
-// as Data.
+// nothing is queried, and all ranges are reported as Data. After the first write the whole disk is
+// reported as Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {

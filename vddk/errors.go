@@ -94,8 +94,8 @@ var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{
 
 // meanings are tried in order. The first one that applies to an error explains it.
 var meanings = []meaning{
-	// Error 1 is a general one, which the library also returns for a wrong certificate. An error
-	// with another code has another cause, even if the log mentions the certificate.
+	// CodeFail is a general error code, which the library also returns for a wrong certificate. An
+	// error with another code has another cause, even if the log mentions the certificate.
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
 		hint: "the server's certificate does not have the expected thumbprint: run vddkcp thumbprint HOST, and compare the thumbprint that it prints with the thumbprint that the host itself shows; if the two are equal, pass this thumbprint with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
@@ -220,10 +220,11 @@ func (e *lostError) Error() string {
 }
 func (e *lostError) Unwrap() error { return e.err }
 
-// reopeningError says that a disk could not be opened again after a connection was lost. errors.Is
-// finds source.ErrReopen in it, and everything that it finds in err, except fs.ErrNotExist and
-// fs.ErrPermission. An error that contains one of these two would count as permanent. But the disk
-// was open before, so the copy can be resumed when the cause has been removed.
+// reopeningError says that a disk could not be opened again after a connection was lost. The field
+// err is the cause. For errors.Is, a reopeningError contains source.ErrReopen and all errors that
+// err contains, except fs.ErrNotExist and fs.ErrPermission. An error that contains one of these two
+// would count as permanent. But the disk was open before, so the copy can be resumed when the cause
+// has been removed.
 type reopeningError struct{ err error }
 
 // Is implements the interface that errors.Is uses.
@@ -235,9 +236,9 @@ func (e *reopeningError) Is(target error) bool {
 func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
 func (e *reopeningError) Error() string      { return e.err.Error() }
 
-// Transient tells transfer/report, which prints the errors of a copy, that a failure of the
-// library, the server or this system may be temporary. If source.Permanent has marked an error that
-// wraps an Error or one of the types below, the marked error is not transient.
+// Transient tells transfer/report that the error may be temporary: it is a failure of the library,
+// the server or this system. If source.Permanent has marked an error that wraps one of the four
+// types below, the marked error is not transient.
 func (e *Error) Transient() bool          { return true }
 func (e *LoginError) Transient() bool     { return true }
 func (e *lostError) Transient() bool      { return true }
