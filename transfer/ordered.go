@@ -109,7 +109,8 @@ func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 
 // send passes an acquired item to the workers or, if skip is true, directly to the collector. The
 // producer must not use the item afterwards, because the collector may have recycled it. send never
-// blocks, because both channels have room for all items.
+// blocks, because the channel to the workers and the channel to the collector each have room for
+// all items.
 func (o *ordered[T]) send(it *item[T], skip bool) {
 	it.skips = skip
 	o.next <- it

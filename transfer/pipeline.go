@@ -142,8 +142,8 @@ func (p *pipeline) produce(ctx context.Context, o *ordered[piece]) error {
 	return nil
 }
 
-// acquireBuffer assigns a buffer of n bytes to a piece, and memory for encoded units if
-// the sink needs it. It blocks until both are free.
+// acquireBuffer assigns a buffer of n bytes to a piece. If the sink takes encoded units, it also
+// assigns memory for them. It blocks until the buffer and the memory are free.
 func (p *pipeline) acquireBuffer(ctx context.Context, c *piece, n int) (err error) {
 	if c.buf, c.free, err = p.buffers.Buffer(ctx, n); err != nil {
 		return err
