@@ -21,16 +21,16 @@ const (
 	// reported as data.
 	chunkSectors = worker.MinChunk
 	chunk        = chunkSectors * sectorSize
-	// A window is a range of 32 GiB. It is the largest range that one query can ask about. The
-	// answers are cached by window. windowChunks is the number of chunks in a window.
+	// A window is a range of 32 GiB of the disk, the largest range that one query can ask about.
+	// The cache keeps one answer for each window. windowChunks is the number of chunks in a window.
 	windowChunks = worker.MaxChunks
 	window       = windowChunks * chunk
 
 	cacheBytes = 8 << 20
 )
 
-// leastQuery is the number of chunks in 128 MiB. When a query fails, later ones are made smaller,
-// unless the failed one had at most this number of chunks.
+// leastQuery is the number of chunks in 128 MiB. When a query fails, later queries ask about fewer
+// chunks, unless the failed query had at most leastQuery chunks.
 const leastQuery = 2048
 
 // allocationQueries finds out which blocks of the disk are allocated. It asks the library about
@@ -84,8 +84,9 @@ func newAllocationQueries(p *pool, size int64) *allocationQueries {
 	return q
 }
 
-// source returns the value for Stats.ExtentsSource: "query" if the library lists the allocated
-// blocks, or "full" if it does not and everything is read.
+// source returns the value for Stats.ExtentsSource. It is "query" if the library lists the
+// allocated blocks. If the library does not list them, all blocks are read, and the value is
+// "full".
 func (q *allocationQueries) source() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -95,8 +96,8 @@ func (q *allocationQueries) source() string {
 	return "query"
 }
 
-// stop waits until no query is in progress, and prevents all later ones. It is called before the
-// first write. From then on the whole disk is reported as Data.
+// stop waits until no query is in progress, and prevents all later queries. It is called before the
+// first write to the disk. From then on the whole disk is reported as Data.
 func (q *allocationQueries) stop() {
 	if q.wrote.Load() {
 		return
@@ -122,8 +123,8 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 				off = e.End()
 				continue
 			}
-			// The caller receives the extents of the window one by one. In between, the disk may be
-			// closed or ctx may end. That is therefore checked before each extent.
+			// The caller receives the extents of the window one by one. Between two extents, the
+			// disk may be closed or ctx may end. Both are therefore checked before each extent.
 			for number, to := off/window, e.End(); off < to; {
 				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
@@ -145,8 +146,8 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 }
 
 // next returns the first part of the range [off, end), and the allocation map of the window in
-// which this part lies. If the map is nil, the allocation of the part is not known, and the part is
-// Data.
+// which this part lies. If it is not known which blocks of the part are allocated, the map is nil,
+// and the whole part is Data.
 func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation.Map, error) {
 	if err := q.ended(ctx); err != nil {
 		return source.Extent{}, nil, err
@@ -202,9 +203,10 @@ func (q *allocationQueries) window(ctx context.Context, number, end int64) (*all
 	return w.got, w.err
 }
 
-// start returns the query for a window, and starts it if needed. It starts no query if the map of
-// the window is known, if the query is in progress already, or if queries are not possible at
-// present.
+// start returns the query for a window, and starts it if needed. If the query is in progress
+// already, start returns that one. If the map of the window is known, or if queries are not
+// possible at present, start makes no query. It then returns a query that has ended, with the known
+// map or no map.
 func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -246,7 +248,7 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
 	// Only the chunks [start, stop) of the window are queried. The outline, a coarse map of the
-	// whole disk, shows that the window has no other allocated chunks.
+	// whole disk, shows that the rest of the window has no allocated chunks.
 	start, stop := q.outline.bounds(first, chunks)
 	var err error
 	asked, once := time.Now(), false
@@ -295,26 +297,26 @@ const (
 	firstRetries = 3
 	lostRetries  = 2
 	queryWait    = time.Second // the longest wait before a repetition
-	// If a window cannot be queried, no query is made for some time, the pause. The first pause
-	// takes firstPause. Each further window that cannot be queried doubles it, up to lastPause.
-	// But a pause takes at least slowPause times as long as the failed query, because a library
-	// that hangs must not delay the reading of the disk.
+	// If a window cannot be queried, no query is made for some time, the pause. firstPause is the
+	// length of the first pause. Each further window that cannot be queried doubles the length, up
+	// to lastPause. But a pause is at least slowPause times as long as the failed query took,
+	// because a library that hangs must not delay the reading of the disk.
 	firstPause = 10 * time.Second
 	slowPause  = 10
 	lastPause  = 5 * time.Minute
-	// unknownPiece is the number of bytes that are reported as Data if their window could not be
-	// queried. After these bytes, the window is queried again if the pause is over.
+	// If a window could not be queried, its bytes are reported as Data in pieces of unknownPiece
+	// bytes. After each piece, the window is queried again if the pause is over.
 	unknownPiece = 1 << 30
 )
 
-// queryAgain makes a query for n chunks; first is the number of the first one. If the query fails,
-// queryAgain waits for some time, or until a lost worker process is replaced, and repeats the
-// query. It does not repeat the query in these cases:
-//   - The caller forbids it with noRepeats.
+// queryAgain makes a query for n chunks; first is the number of the first chunk. If the query
+// fails, queryAgain waits for some time, or until a lost worker process is replaced, and repeats
+// the query. It does not repeat the query in these cases:
+//   - The caller forbids it: the parameter noRepeats is true.
 //   - The query before this one failed, and so did its repetitions. Repetitions of this one would
 //     probably fail, too.
-//   - No query has succeeded since q.limit, the size of a query, was doubled. The new size is
-//     probably too large, and a smaller query is better than a repetition.
+//   - No query has succeeded since q.limit, the largest size of a query, was doubled. The new size
+//     is probably too large, and a smaller query is better than a repetition.
 func (q *allocationQueries) queryAgain(first, n uint64, noRepeats bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()
@@ -333,7 +335,7 @@ func (q *allocationQueries) queryAgain(first, n uint64, noRepeats bool) (blocks 
 	}
 }
 
-// retries returns how often a query is repeated after the error err.
+// retries returns how often a query may be repeated if it fails with the error err.
 func (q *allocationQueries) retries(err error) int {
 	q.mu.Lock()
 	retries := firstRetries
@@ -376,7 +378,8 @@ func (q *allocationQueries) succeeded(n uint64) {
 }
 
 // mayShrink is called when a query of n chunks failed with err. It reports whether the caller
-// should query fewer chunks instead. In that case it has lowered q.limit.
+// should query fewer chunks instead. If so, it has lowered q.limit, the largest number of chunks in
+// one query.
 func (q *allocationQueries) mayShrink(n uint64, err error) bool {
 	e := asError(err)
 	if e == nil || isLost(err) || e.code() == worker.CodeNotSupported {
@@ -410,8 +413,8 @@ func (l *queryLimit) succeeded(n uint64) {
 	}
 }
 
-// failed records that a query of n chunks failed. It reports whether the caller should query fewer
-// chunks instead.
+// failed is called when a query of n chunks failed. It reports whether the caller should query
+// fewer chunks instead.
 func (l *queryLimit) failed(n uint64) bool {
 	if l.grown {
 		l.needed, l.grown = min(4*l.needed, 256), false
@@ -428,8 +431,8 @@ func (l *queryLimit) failed(n uint64) bool {
 var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
 // query asks a worker process which blocks are allocated in n chunks; first is the number of the
-// first one. The offset and the length of each reported block are multiples of the given
-// granularity, a number of chunks. Queries may run at the same time as reads of the same session.
+// first chunk. The offset and the length of each reported block are multiples of the given
+// granularity, a number of chunks. While a query is in progress, the same session can also read.
 func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()
@@ -462,9 +465,9 @@ func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block,
 	return blocks, nil
 }
 
-// acquire waits until a session is open, a worker process with the open disk. It returns the
-// session with the fewest queries in progress, and increments session.queries, their number. The
-// caller decrements it after the query.
+// acquire waits until the disk is open in a worker process. Such a process is a session, and
+// session.queries counts its queries in progress. acquire returns the session with the fewest
+// queries, and increments this count. The caller decrements the count after the query.
 func (q *allocationQueries) acquire() (*handle, *session, error) {
 	p := q.pool
 	p.mu.Lock()

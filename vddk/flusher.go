@@ -15,10 +15,11 @@ type flusher struct {
 }
 
 // flush makes all earlier writes durable, with a call of the library. If a worker process is lost
-// during the call, flush repeats it, up to two times.
+// during the call, flush repeats the call, up to two times.
 //
-// After an error, writes may be missing on the disk. So every later flush fails with that first
-// error: the error of a flush, or the loss of a worker with writes that no flush had made durable.
+// After a failed flush, writes may be missing on the disk. The same is true when a worker is lost
+// with writes that no flush had made durable. From then on, every flush fails with the error of the
+// first such event.
 func (f *flusher) flush() error {
 	p := f.pool
 	for lost := 0; ; {
@@ -55,9 +56,9 @@ func (f *flusher) flush() error {
 	}
 }
 
-// acquire waits for the only session of a writable disk and returns it. It also returns how many
-// writes have succeeded so far; a flush of the session makes these durable. The session is nil
-// if no flush can succeed any more.
+// A writable disk has only one session. acquire waits for this session and returns it. It also
+// returns the number of writes that have succeeded so far: a flush of the session makes them
+// durable. The session is nil if no flush can succeed any more.
 func (f *flusher) acquire() (*handle, *session, int64, error) {
 	p := f.pool
 	p.mu.Lock()
@@ -95,7 +96,7 @@ func (f *flusher) expendable() bool {
 	return f.written == f.flushed
 }
 
-// lostLocked is called when a worker process was lost; why is the reason of the loss. If the worker
+// lostLocked is called when a worker process was lost, with the reason of the loss. If the worker
 // had writes that no flush had made durable, all later flushes fail from now on.
 func (f *flusher) lostLocked(why error) {
 	if f.written > f.flushed {
@@ -103,7 +104,8 @@ func (f *flusher) lostLocked(why error) {
 	}
 }
 
-// failLocked makes all later flushes return err. An earlier error stays.
+// failLocked makes all later flushes return err. If they already return an earlier error, nothing
+// changes.
 func (f *flusher) failLocked(err error) {
 	if f.err == nil {
 		f.err = err

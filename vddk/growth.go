@@ -60,16 +60,17 @@ func (g *growth) start(transport string, count int, giveBack func()) {
 	}
 }
 
-// nfc reports whether a transport mode uses the NFC service of the ESXi host. The host limits
-// the number and the memory of such connections. More than one of them may be faster.
+// nfc reports whether a transport mode uses the NFC service of the ESXi host. The host limits the
+// number and the memory of such connections. Several of these connections together may be faster
+// than a single one.
 func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
 
 // attached reports whether a transport mode attaches the disk to this machine as a device.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
-// tuneLocked tells the tuner that a request moved n bytes. The tuner returns the number of
-// connections that it wants. If that differs from the present number, tuneLocked starts to add a
-// connection or to remove one.
+// tuneLocked tells the tuner that a request moved n bytes. The tuner answers with the number of
+// connections that the pool should have. If the pool has more or fewer, tuneLocked starts to remove
+// or to add one connection.
 func (g *growth) tuneLocked(n int64) {
 	p := g.pool
 	if g.tuner == nil || p.life.ended() != nil {
@@ -133,9 +134,9 @@ func (g *growth) opened() {
 	g.pool.changed.Broadcast()
 }
 
-// add opens one more connection. If that fails, the pool continues without it, and the user is
-// warned once. The function free gives the memory of the connection back to the Budget of the
-// host. It is called when the connection is closed or could not be opened.
+// add opens one more connection. If that fails, the pool continues without this connection, and the
+// user is warned once. The function free gives the memory of the connection back to the Budget of
+// the host. free is called when the connection is closed or could not be opened.
 func (g *growth) add(free func()) (added bool) {
 	p := g.pool
 	s, err := p.opener.open(p.life.ending, false, false)

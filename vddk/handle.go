@@ -10,8 +10,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxClose is the time that a worker process has to close a disk that was only read. Hosts need
-// less. A worker that hangs must not delay the end of a copy for longer.
+// maxClose is the time that a worker process has to close a disk that was not opened for writing.
+// Closing normally takes less time. A worker that hangs must not delay the end of a copy for longer
+// than maxClose.
 const maxClose = 20 * time.Second
 
 // handle is one connection of a pool. Its session is a worker process in which the disk is open.
@@ -39,9 +40,9 @@ func newHandle(p *pool, free func()) *handle {
 // usableLocked reports whether new requests may use the handle.
 func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
 
-// run waits for the end of session s, replaces it by a new session, waits for the end of that
-// one, and so on. It returns when the disk is closed, its context ends, the handle is retired,
-// or the disk cannot be opened again.
+// run waits for the end of session s, replaces it by a new session, waits for the end of that one,
+// and so on. It returns when the disk is closed, its context ends, the handle is not needed any
+// more, or the disk cannot be opened again.
 func (h *handle) run(s *session) {
 	defer h.free()
 	p := h.pool
@@ -86,9 +87,9 @@ func (h *handle) finish(s *session) {
 	p.exitedLocked(s)
 }
 
-// replace waits until the process of the lost session, old, has ended, and opens the disk again. It
-// returns the new session. It returns nil if planReopening decides that the disk is not opened
-// again over this handle.
+// replace waits until the process of a lost session has ended, and opens the disk again. It returns
+// the new session. It returns nil if planReopening decides that the disk is not opened again over
+// this handle.
 func (h *handle) replace(old *session) *session {
 	p := h.pool
 	<-old.proc.Done()
@@ -118,12 +119,14 @@ func (h *handle) replace(old *session) *session {
 	}
 }
 
-// reopen opens the disk again. It fails when the time limit of the retry policy has passed.
+// reopen opens the disk again. It fails if that takes longer than the retry policy allows, or
+// longer than five times Options.Timeout.
 func (h *handle) reopen() (*session, error) {
 	p := h.pool
 	p.mu.Lock()
-	// Smaller buffers are tried only after several failures: at first, the host may still hold
-	// the buffers of the lost worker and have memory again soon.
+	// Smaller buffers are tried only after several failures. Before that, the host may still hold
+	// the buffers of the lost worker. When it frees them, there may be memory for buffers of the
+	// full size.
 	shrink := h.failures > 3
 	since := h.since
 	p.mu.Unlock()
@@ -133,8 +136,8 @@ func (h *handle) reopen() (*session, error) {
 	return p.opener.open(ctx, true, shrink)
 }
 
-// failedLocked counts one failure of the connection, which happened at the given time: a lost
-// session or a failed opening.
+// failedLocked counts one failure of the connection: a lost session or a failed opening of the
+// disk. The failure happened at the given time.
 func (h *handle) failedLocked(when time.Time) {
 	if h.failures++; h.failures == 1 {
 		h.since = when
@@ -161,10 +164,10 @@ func (h *handle) waitToReopen(err error) bool {
 	return false
 }
 
-// planReopening decides whether the disk is opened again after the error err, and how long to
-// wait before that. If it is not opened again, planReopening removes the handle from the pool.
-// The pool then continues with the sessions of its other handles. All its later requests fail if
-// there is no other session, or if the content of the disk has changed.
+// planReopening decides whether the disk is opened again after the error err, and how long to wait
+// before that. If the disk is not opened again, planReopening removes the handle from the pool. The
+// pool then continues with the sessions of its other handles. If there is no other session, or if
+// the content of the disk has changed, all later requests of the pool fail.
 func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
 	p := h.pool
 	p.mu.Lock()

@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// LibDirs are the folders that FindLibrary searches by default, in this order, for the VDDK
-// distribution: the folder tree that contains the library.
+// LibDirs are the folders in which FindLibrary looks for the VDDK distribution by default, in this
+// order. The distribution is the folder tree that contains the library.
 var LibDirs = []string{
 	"/usr/lib/vmware-vix-disklib",
 	"/usr/lib64/vmware-vix-disklib",
@@ -70,9 +70,9 @@ func (e *LibraryError) Hint() string {
 // FindLibrary returns the newest library in libdir, which is the root folder of the VDDK
 // distribution, its folder lib64, or the file of the library itself. If libdir is "", it searches
 // the folders LibDirs, and returns the newest library of the first folder that has one. In each
-// folder, the subfolder lib64 is searched before the folder itself. A library of version 5
-// is returned only if both of them have no newer one. Files that this machine cannot load are
-// skipped. FindLibrary does not load the library. The error is a *LibraryError.
+// folder, the subfolder lib64 is searched before the folder itself. A library of version 5 is
+// returned only if neither the subfolder nor the folder has a newer one. Files that this machine
+// cannot load are skipped. FindLibrary does not load the library. The error is a *LibraryError.
 func FindLibrary(libdir string) (Library, error) {
 	roots := LibDirs
 	failed := &LibraryError{Unusable: map[string]string{}}
@@ -132,8 +132,9 @@ func FindLibrary(libdir string) (Library, error) {
 // archive matches the file names of the tar files that VMware distributes VDDK in.
 var archive = regexp.MustCompile(`^VMware-vix-disklib.*\.(tar|tgz|tar\.gz)$`)
 
-// lookAround is called for a folder without a usable library. It adds to e.Unusable what may
-// explain that: a library under another name, or a tar file of VDDK that was not unpacked.
+// lookAround is called for a folder without a usable library. It looks for an explanation, such as
+// a library under another name or a tar file of VDDK that was not unpacked, and records the
+// explanation in the field Unusable.
 func (e *LibraryError) lookAround(folder string) {
 	entries, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
@@ -163,7 +164,8 @@ func (e *LibraryError) lookAround(folder string) {
 	}
 }
 
-// reason returns the text of err without the path, because the message already names the path.
+// reason returns the text of err without the path of a file. The map LibraryError.Unusable has this
+// text with the path as its key, and the message of the error shows both.
 func reason(err error) string {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -172,8 +174,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// library examines the file at path, which is absolute, and returns it as a Library. The error
-// says why this machine cannot load it.
+// library examines the file at the given absolute path and returns it as a Library. The error says
+// why this machine cannot load the file.
 func library(path string) (Library, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {

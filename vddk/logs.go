@@ -37,8 +37,8 @@ type logs struct {
 	count atomic.Int64 // lines so far, except noise
 
 	// queue holds the lines that are not written yet. The goroutine of the method run writes them.
-	// If the method add wrote them itself, a slow terminal would delay the library and the answers
-	// to its requests.
+	// If the method add wrote them itself, a slow terminal would delay the library and its answers
+	// to requests.
 	queue   chan logLine
 	dropped atomic.Int64 // lines that found the queue full
 
@@ -150,8 +150,8 @@ func (l *logs) clean(text string) string {
 	return text
 }
 
-// keepLast appends text to a list. If the list already has limit texts, the oldest one is
-// removed.
+// keepLast appends text to a list, which may have at most the given number of texts. If the list is
+// full, the oldest text is removed.
 func keepLast(list []string, text string, limit int) []string {
 	if len(list) == limit {
 		copy(list, list[1:])
@@ -171,8 +171,8 @@ func (l *logs) lastWarnings() []string {
 // mark returns the current position in the log. The method since returns the lines after it.
 func (l *logs) mark() int64 { return l.count.Load() }
 
-// since returns the lines that were added after mark, the newest at the end. If there were many,
-// the oldest of them are missing.
+// since returns the lines that were added after a position that the method mark returned, the
+// newest at the end. If there were many lines, the oldest of them are missing.
 func (l *logs) since(mark int64) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

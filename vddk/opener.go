@@ -31,11 +31,12 @@ type opener struct {
 	slots, spare int // slots of each worker, and how many of them are spare ones
 
 	// samples has checksums of some data that was read. After the disk is opened again, the same
-	// data is read and compared. That proves nothing about a disk whose content may change, and is
-	// not needed for a snapshot, which never changes. In both cases samples is nil.
+	// data is read and compared. This comparison proves nothing about a disk whose content may
+	// change, and is not needed for a snapshot, which never changes. In both cases samples is nil.
 	samples *source.Samples
 
-	// The method openFirst sets these fields. All other openings come after it.
+	// The method openFirst sets these fields. Every other opening of the disk begins after
+	// openFirst has returned.
 	opened  *worker.Opened // the disk as the first opening found it
 	queries bool           // the library can list allocated blocks
 	buffers NFCBuffers     // what later connections ask the host for
@@ -130,8 +131,8 @@ func (op *opener) note(s *session) error {
 	return nil
 }
 
-// open starts a worker process and opens the disk in it. replacing says that the new worker
-// replaces a lost one, which may have left something behind on the host.
+// open starts a worker process and opens the disk in it. The parameter replacing is true if the new
+// worker replaces a lost one, which may have left something behind on the host.
 //
 // If the host has no memory for the buffers of the connection, open tries again with smaller
 // buffers, but only if shrink is true. If the first opening needs smaller buffers, all later
@@ -280,8 +281,8 @@ func (op *opener) same(opened worker.Opened) error {
 		return nil
 	}
 	if opened.Capacity == 0 {
-		// No disk has 0 sectors. This is a failure of the library and does not prove that the
-		// disk is another one.
+		// No disk has 0 sectors. A size of 0 is a failure of the library, and does not prove that
+		// another disk was opened.
 		return fmt.Errorf("%s: after the disk was opened again, the library says that the disk has no sectors", op.params.File)
 	}
 	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", op.params.File,
@@ -317,9 +318,8 @@ func (op *opener) compare(ctx context.Context, s *session) error {
 	return err
 }
 
-// split divides a reservation of memory into n shares. The function free frees the whole
-// reservation. The returned function frees one share. It is called n times, and its last call calls
-// free.
+// split divides a reservation of memory into n shares. The returned function is called n times,
+// once for each share. Its last call frees the whole reservation, by calling free.
 func split(n int, free func()) (share func()) {
 	var left atomic.Int64
 	left.Store(int64(n))
@@ -339,8 +339,8 @@ func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
 	return op.o.Budget.Acquire(ctx, op.o.Budget.Of(n, op.buffers.Bytes()))
 }
 
-// tryReserve reserves memory for one connection if the Budget of the host has it now. It does
-// not wait.
+// tryReserve reserves memory for one connection if the Budget of the host has enough memory at this
+// moment. It does not wait for memory.
 func (op *opener) tryReserve() (free func(), ok bool) {
 	if op.o.Budget == nil || !op.params.Remote() {
 		return func() {}, true

@@ -22,9 +22,9 @@ const (
 // outline is a coarse map of a disk. It shows in large units which parts of the disk are
 // allocated. On a disk of 1 TiB, for example, a unit has 1 MiB.
 //
-// To list the blocks of an empty range, the library needs as much time as for a full one. The
-// outline shows which ranges are empty, so that they need no query: on a disk of 64 TiB with
-// little data, these are nearly all ranges. An outline is safe for concurrent use.
+// To list the blocks of an empty range, the library needs as much time as for a full range. The
+// outline shows which ranges are empty, so that they need no query. On a disk of 64 TiB with little
+// data, nearly all ranges are empty. An outline is safe for concurrent use.
 type outline struct {
 	queries *allocationQueries
 	unit    uint64 // chunks; 0 if the disk gets no outline
@@ -47,8 +47,8 @@ func (o *outline) init(q *allocationQueries) {
 // that contains all allocated chunks of the range. start and stop are counted from the beginning of
 // the range. If the outline is not known, the part is the whole range.
 func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
-	// The first window gets no outline: every copy begins with it, and it must not wait for the
-	// queries of the outline.
+	// The outline is not used for the first window: every copy begins with this window, and must
+	// not wait for the queries of the outline.
 	if o.unit == 0 || first == 0 {
 		return 0, chunks
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxPieces limits the requests of one call. If a read or a write is divided into several
-// requests, at most maxPieces of them are in flight at the same time.
+// maxPieces is the largest number of requests that are in flight at the same time for one read or
+// write. A long read or write is divided into several requests.
 const maxPieces = 16
 
 // A pool has all connections of one open disk, its handles. Its method carryOut makes a read or a
@@ -86,7 +86,8 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.addLocked(h, s)
 	p.mu.Unlock()
 	p.growth.start(s.opened.Transport, connections-1, share)
-	// When the disk or its context ends, the calls that wait for a connection must be woken.
+	// When the disk is closed or its context ends, the calls that wait for a connection must be
+	// woken.
 	context.AfterFunc(life.ending, p.wake)
 	return p, nil
 }
@@ -164,8 +165,8 @@ func (p *pool) readEdges(r *request) error {
 }
 
 // try makes one attempt at request r. since is the time when the caller made the request. try
-// returns the permit that the attempt used, the right to use one slot. The session of the permit
-// is nil if no attempt was made.
+// returns the permit that it used: the right to use one slot for the request. If no attempt was
+// made, the session of the permit is nil.
 func (p *pool) try(r *request, since time.Time) (permit, error) {
 	t, err := p.acquire(r, since)
 	if err != nil {
@@ -206,9 +207,9 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	return t, nil
 }
 
-// timeout returns the time limit for the next attempt of a call that began at since. One attempt
-// may take no longer than maxAttempt. The result is shorter than that if the retry policy leaves
-// less time for all attempts of the call together.
+// timeout returns the time limit for the next attempt of a call; since is the time when the call
+// began. One attempt may take no longer than maxAttempt. The result is shorter than that if the
+// retry policy leaves less time for all attempts of the call together.
 func (p *pool) timeout(maxAttempt time.Duration, since time.Time) time.Duration {
 	return min(maxAttempt, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
 }
@@ -239,9 +240,9 @@ func (p *pool) lostDuring(h *handle, s *session, op string, since time.Time) err
 // acquire waits for a permit: the right to make one request, with a slot for its data. since is
 // the time when the caller made the request.
 //
-// If a read fills one whole buffer of Disk.Buffer, its slot is the buffer itself, as long as the
-// session of the buffer is alive. All other requests use a spare slot. That includes a read into
-// a part of a buffer: if the library wrote too much, it would damage the other parts.
+// If a read fills a whole buffer that Disk.Buffer returned, its slot is this buffer itself, as long
+// as the session of the buffer is alive. All other requests use a spare slot. That includes a read
+// into a part of a buffer: if the library wrote too much, it would damage the other parts.
 func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 	var memory []byte
 	if !r.write && r.aligned() {
@@ -347,8 +348,8 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	return !t.s.lost
 }
 
-// buffer returns a slot as a buffer of n bytes, at most Options.RequestSize. The function free
-// frees the slot. buffer waits until a slot is free, or ctx ends.
+// buffer returns the memory of a slot as a buffer of n bytes. n is at most Options.RequestSize. The
+// function free frees the slot. buffer waits until a slot is free, or ctx ends.
 func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -376,8 +377,8 @@ func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err er
 	}
 }
 
-// mostBuffersLocked returns the session with the most free slots for buffers. It is nil if no
-// open handle has a free one.
+// mostBuffersLocked returns the session with the most free slots for buffers. It is nil if no open
+// handle has such a free slot.
 func (p *pool) mostBuffersLocked() *session {
 	var best *session
 	for _, h := range p.handles {
@@ -391,8 +392,8 @@ func (p *pool) mostBuffersLocked() *session {
 	return best
 }
 
-// freeBuffer frees the slot of a buffer. It does nothing if *freed says that the slot was freed
-// before.
+// freeBuffer frees the slot of a buffer and sets *freed to true. It does nothing if *freed is true
+// already.
 func (p *pool) freeBuffer(s *session, slot int, freed *bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -407,8 +408,8 @@ func (p *pool) freeBuffer(s *session, slot int, freed *bool) {
 }
 
 // addLocked adds a handle with its first session s. It starts the goroutine that replaces the
-// session when it is lost. If the transport mode of s differs from the one that the pool used
-// before, addLocked returns the earlier one, else "".
+// session when it is lost. If the transport mode of s differs from the mode that the pool used
+// before, addLocked returns that earlier mode. Otherwise it returns "".
 func (p *pool) addLocked(h *handle, s *session) (before string) {
 	p.handles = append(p.handles, h)
 	p.most = max(p.most, len(p.handles))
@@ -417,8 +418,8 @@ func (p *pool) addLocked(h *handle, s *session) (before string) {
 }
 
 // installLocked makes s the session of handle h and adds the buffers of s to p.slots. If the
-// transport mode of s differs from the one that the pool used before, installLocked returns the
-// earlier one, else "".
+// transport mode of s differs from the mode that the pool used before, installLocked returns that
+// earlier mode. Otherwise it returns "".
 func (p *pool) installLocked(h *handle, s *session) (before string) {
 	h.session = s
 	for _, slot := range s.buffers {
@@ -454,8 +455,8 @@ func (p *pool) removeLocked(h *handle) {
 	p.changed.Broadcast()
 }
 
-// lose records that the worker process of session s was lost or killed during operation op.
-// Further calls for the same session do nothing. No new request uses the session, but its
+// lose records that the worker process of session s was lost or killed during operation op. If lose
+// is called again for the same session, it does nothing. No new request uses the session, but its
 // process may still be running.
 //
 // since is the time when the call began that noticed the loss. Other calls that the loss
@@ -499,14 +500,15 @@ func (p *pool) unmapLocked(s *session) {
 	s.proc.Release()
 }
 
-// dieLocked makes all later requests fail with err, and wakes the waiting ones.
+// dieLocked makes all later requests fail with err, and wakes the requests that wait.
 func (p *pool) dieLocked(err error) {
 	p.dead = err
 	p.broadcastLocked()
 }
 
-// begin counts a call, such as that of a method of Disk, until life.End is called. Disk.Close waits
-// until no call is counted. begin returns an error if the disk cannot be used any more.
+// begin starts a call, such as a call of a method of Disk. The call counts as in progress until
+// life.End is called. Disk.Close waits until no call is in progress. begin returns an error if the
+// disk cannot be used any more.
 func (p *pool) begin() error {
 	if err := p.ended(); err != nil {
 		return err
@@ -551,7 +553,7 @@ func (p *pool) endedForCallsLocked(needsWorker bool) error {
 	return nil
 }
 
-// wake wakes all waiting calls, so that they notice the end of the disk or of a context.
+// wake wakes all waiting calls, so that they notice when the disk is closed or a context has ended.
 func (p *pool) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

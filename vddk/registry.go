@@ -40,8 +40,8 @@ func NewRegistry(refusals int) *Registry {
 	}
 }
 
-// LoginError says that no login was attempted, because the server had already refused the same
-// login.
+// LoginError says that no login was attempted, because the server has already refused the same
+// login as often as the Registry allows.
 type LoginError struct {
 	Disk, User, Server string
 	Refused            *Error // the error of the login that was refused
@@ -78,9 +78,9 @@ const (
 	// provenFor is a duration: for so long after a successful login, other logins of the same
 	// account do not wait for each other.
 	provenFor = 10 * time.Second
-	// Until a login of an account has succeeded, its other logins wait for the result of the
-	// current one, because the server may refuse the password. They wait no longer than loginWait:
-	// a refusal arrives sooner, and a login that takes longer is only slow.
+	// Until a login of an account has succeeded, its logins run one at a time, because the server
+	// may refuse the password. A login waits no longer than loginWait for the result of the one
+	// before it: a refusal arrives sooner, and a login that takes longer is only slow.
 	loginWait = 30 * time.Second
 )
 
@@ -176,9 +176,9 @@ func (r *Registry) ender(a *account, trying chan struct{}) func(error) {
 	return func(err error) { r.loginEnded(a, trying, doubts, err) }
 }
 
-// loginEnded records the result err of a login. doubts is the value that a.doubts had when the
-// login began. If it has changed since then, another login was refused or a connection was lost in
-// the meantime. Then a success is ignored.
+// loginEnded records err, the result of a login of account a. The parameter doubts is the value
+// that the field a.doubts had when the login began. If the field has changed since then, another
+// login was refused or a connection was lost in the meantime. Then a success is ignored.
 func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

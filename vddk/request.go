@@ -34,12 +34,11 @@ func (r *request) sectors() (first, end int64) {
 	return r.off &^ (sectorSize - 1), (r.off + r.n + sectorSize - 1) &^ (sectorSize - 1)
 }
 
-// fits reports whether the library can carry out r in one call, if a call moves at most size
-// bytes.
+// fits reports whether the library can carry out r in one call. A call moves at most size bytes.
 func (r *request) fits(size int) bool { return r.off%sectorSize+r.n <= int64(size) }
 
-// pieces divides r into requests of up to size bytes. The borders between them are multiples of
-// the sector size.
+// pieces divides r into requests, each of at most the given size in bytes. The borders between them
+// are multiples of the sector size.
 func (r *request) pieces(size int64) iter.Seq[request] {
 	return func(yield func(request) bool) {
 		for off, end := r.off, r.off+r.n; off < end; {

@@ -9,7 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// process has the methods of worker.Process that this package uses; tests replace it.
+// process has the methods of worker.Process that this package uses. Tests replace worker.Process by
+// a type of their own.
 type process interface {
 	Has(function string) bool
 	Open(ctx context.Context, r worker.OpenRequest) (worker.Opened, error)
@@ -50,8 +51,8 @@ type session struct {
 	ended   bool        // the process has ended, so that nothing writes to the slots any more
 }
 
-// newSession returns a session for the process p, which has slots for the given numbers of
-// buffers and spare slots.
+// newSession returns a session for the process p. The slots of p are of two kinds: the given number
+// of slots for buffers, and the given number of spare slots.
 func newSession(p process, opened worker.Opened, buffers, spare int) *session {
 	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare), begun: make([]time.Time, buffers+spare)}
 	for i := range buffers + spare {
@@ -64,7 +65,7 @@ func newSession(p process, opened worker.Opened, buffers, spare int) *session {
 	return s
 }
 
-// kill kills the process and waits for its end. why is the reason.
+// kill kills the process for the given reason, and waits for its end.
 func (s *session) kill(why error) {
 	s.blame(why)
 	s.proc.Kill()
@@ -76,7 +77,7 @@ func (s *session) blame(why error) { s.why.Do(func() { s.reason = why }) }
 
 // interruptedSinceLocked is called when the loss of the session is noticed. The loss interrupts all
 // calls that have a request in flight. The result is the time when the earliest of these calls
-// began. If all of them began later than the time now, the result is now.
+// began. If the given time is earlier, the result is the given time.
 func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	for _, begun := range s.begun {
 		if !begun.IsZero() && begun.Before(now) {
@@ -97,28 +98,30 @@ func (s *session) gone(op string) error {
 	return &lostError{op: op, err: err}
 }
 
-// read reads sectors of the disk into a slot. If that takes longer than timeout, the process is
-// killed.
+// read reads sectors of the disk into a slot. If that takes longer than the given time, the process
+// is killed.
 func (s *session) read(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	defer s.deadline(timeout)()
 	return s.proc.Read(ctx, slot, sector, sectors)
 }
 
-// write writes sectors of the disk from a slot. If that takes longer than timeout, the process
-// is killed.
+// write writes sectors of the disk from a slot. If that takes longer than the given time, the
+// process is killed.
 func (s *session) write(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	defer s.deadline(timeout)()
 	return s.proc.Write(ctx, slot, sector, sectors)
 }
 
-// deadline kills the process after timeout, unless the returned function is called before that.
+// deadline kills the process after the given time, unless the returned function is called before
+// that.
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
 	return time.AfterFunc(timeout, func() {
 		s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout.Round(time.Millisecond)))
 	}).Stop
 }
 
-// slotRef identifies a slot: its number in a session, and the handle of that session.
+// slotRef identifies a slot: it has the number of the slot in its session, the session, and the
+// handle of the session.
 type slotRef struct {
 	h    *handle
 	s    *session

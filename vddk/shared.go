@@ -15,8 +15,8 @@ func NewSecret(text string) Secret { return secret.New(text) }
 // connection of an NFC transport mode; see [nfcbudget.Buffers].
 type NFCBuffers = nfcbudget.Buffers
 
-// Budget limits the NFC memory of one ESXi host that all connections to it use together; see
-// [nfcbudget.Budget].
+// Budget limits the memory that all connections to one ESXi host together use for NFC on that host;
+// see [nfcbudget.Budget].
 type Budget = nfcbudget.Budget
 
 // NewHostBudget returns the Budget of a host. bytes is the NFC memory of the host, and

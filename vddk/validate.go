@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 )
 
-// ParamsError says that parameters are wrong or incomplete. This does not depend on the server and
-// its disks, so that the same parameters always fail.
+// ParamsError says that parameters are wrong or incomplete. They are wrong for every server and
+// every disk, so that the same parameters always fail.
 type ParamsError struct {
 	err  error
 	hint string

@@ -76,8 +76,8 @@ func (d *Disk) Flush(ctx context.Context) error {
 	return d.pool.flusher.failed() // a worker may have been lost after that flush
 }
 
-// beginWrite checks that the range [off, off+n) may be written, and starts a call. The call ends
-// with life.End; Close waits for that.
+// beginWrite checks that the range [off, off+n) may be written, and starts a call. Close waits
+// until the call is ended with life.End.
 func (d *Disk) beginWrite(op string, off, n int64) error {
 	if !d.o.Writable {
 		return fmt.Errorf("%s: %s: the disk was opened read-only: %w", d.params.File, op, syscall.EROFS)
