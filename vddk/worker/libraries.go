@@ -52,7 +52,7 @@ func MissingLibraries(path, dir string) []string {
 }
 
 // neededLibraries reads the library at path. It returns the names of the libraries that this
-// library needs directly, and the folders in which it says that they should be searched for.
+// library needs directly. It also returns the folders in which this library says that they are.
 func neededLibraries(path string) (needed, folders []string) {
 	f, err := elf.Open(path)
 	if err != nil {

@@ -24,8 +24,8 @@ import (
 // A string in a payload consists of its length (uint32), its bytes, and a NUL byte. The bytes
 // must not include a NUL. NULL is sent as the length 0xffffffff, with nothing after it.
 //
-// This process sends these requests. The first column is the kind of the request. The others are
-// fields of the head, and the payload; a field that is left empty is 0. In the column slot, the
+// This process sends these requests. The first column is the kind of the request. The other columns
+// are fields of the head, and the payload; a field that is left empty is 0. In the column slot, the
 // numbers of the slots are 0 to 63, SF stands for slotFlush (64), and SC for slotControl (65).
 //
 //	to the worker     slot  sector     sectors  flags       payload
@@ -315,7 +315,7 @@ func sectorSize(n uint32) uint32 {
 	return n
 }
 
-// query collects the allocated blocks in the answer to Process.Query.
+// query collects the allocated blocks that a worker lists for one call of Process.Query.
 type query struct {
 	start, end uint64 // sectors
 	chunks     uint64 // chunks that were asked about, and so the largest number of blocks
@@ -325,7 +325,7 @@ type query struct {
 	err        error // what is wrong with the answer; its further blocks are ignored
 }
 
-// add adds the blocks of one packet to the answer. It joins adjacent blocks.
+// add adds the blocks of one packet to the blocks collected so far. It joins adjacent blocks.
 func (q *query) add(payload []byte) {
 	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
 		b := Block{Start: binary.LittleEndian.Uint64(payload), Count: binary.LittleEndian.Uint64(payload[8:])}

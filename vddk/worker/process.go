@@ -265,7 +265,7 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 //
 // Close returns the error of the first step that failed, or a *GoneError if the process had
 // ended before. A failure of Exit is not an error, because the disk is closed by then. Reads and
-// writes that begin meanwhile return ErrBusy or a *GoneError.
+// writes that begin during Close return ErrBusy or a *GoneError.
 func (p *Process) Close(ctx context.Context) error {
 	err := p.close(ctx)
 	var gone *GoneError
@@ -386,7 +386,7 @@ func (c *call) acquire(ctx context.Context) error {
 	}
 }
 
-// release frees the request number. It does nothing if the caller has returned without waiting for
+// release frees the request number. It does nothing if exchange has returned without waiting for
 // the answer: then the goroutine that receives the answer frees the number.
 func (c *call) release() {
 	if c.held {

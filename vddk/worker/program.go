@@ -14,8 +14,8 @@ import (
 // ProgramName is the file name of the worker program. It is also its argv[0].
 const ProgramName = "vddkcp-vddk-worker"
 
-// embedded contains the worker program if make has built it. Otherwise the folder has only a
-// README, which lets go build embed the folder without make.
+// embedded contains the folder bin. If make has built the worker program, the program is in this
+// folder. Otherwise the folder has only a README, so that go build can embed it all the same.
 //
 //go:embed bin/*
 var embedded embed.FS

@@ -20,8 +20,8 @@ type Redactor struct {
 }
 
 const (
-	// minSecret is the smallest number of bytes of a secret that is hidden. A shorter secret
-	// often appears in texts by chance. Stars in all these places would reveal it.
+	// minSecret is a number of bytes. A secret with fewer bytes is not hidden: it often appears in
+	// texts by chance, and stars in all these places would reveal it.
 	minSecret = 4
 	hidden    = "***"
 )
@@ -223,7 +223,8 @@ func matchRune(text string, i int, c rune) (ends []int) {
 
 var entities = map[string]string{"amp": "&", "lt": "<", "gt": ">", "quot": `"`, "apos": "'", "nbsp": "\u00a0", "Tab": "\t", "NewLine": "\n"}
 
-// entityAt decodes the XML or HTML entity at offset i of text. end is 0 if there is none.
+// entityAt decodes the XML or HTML entity at offset i of text. The result end is 0 if there is no
+// entity.
 func entityAt(text string, i int) (plain string, end int) {
 	rest := text[i+1 : min(len(text), i+14)]
 	semicolon := strings.IndexByte(rest, ';')
@@ -249,8 +250,8 @@ func entityAt(text string, i int) (plain string, end int) {
 
 var controls = map[byte]string{'a': "\a", 'b': "\b", 't': "\t", 'n': "\n", 'v': "\v", 'f': "\f", 'r': "\r", 'e': "\x1b"}
 
-// backslashAt decodes the escape of JSON, C or Go at offset i of text. end is 0 if there is
-// none.
+// backslashAt decodes the escape of JSON, C or Go at offset i of text. The result end is 0 if there
+// is no such escape.
 func backslashAt(text string, i int) (plain string, end int) {
 	if i++; i == len(text) {
 		return "", 0
@@ -279,8 +280,8 @@ func backslashAt(text string, i int) (plain string, end int) {
 	return string(rune(n)), end
 }
 
-// hexAt parses the given number of hexadecimal digits, which begin at offset i of text. end is 0
-// if there are fewer digits.
+// hexAt parses the given number of hexadecimal digits, which begin at offset i of text. The result
+// end is 0 if there are fewer digits.
 func hexAt(text string, i, number int) (n uint64, end int) {
 	if len(text) < i+number {
 		return 0, 0
@@ -292,8 +293,8 @@ func hexAt(text string, i, number int) (n uint64, end int) {
 	return n, i + number
 }
 
-// percentAt decodes the byte at offset i of text that is escaped for a URL (%41). end is 0 if
-// there is no such escape.
+// percentAt decodes the byte at offset i of text that is escaped for a URL (%41). The result end is
+// 0 if there is no such escape.
 func percentAt(text string, i int) (plain string, end int) {
 	n, end := hexAt(text, i+1, 2)
 	if end == 0 {

@@ -121,8 +121,8 @@ func socketPair() (ours, theirs *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	// The default size of a socket's buffer is small on some systems. These buffers have room
-	// for at least three packets.
+	// On some systems, the default size of a socket's buffer is small. The size that is set here
+	// has room for at least three packets.
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*maxPacket)
 	}
@@ -134,9 +134,9 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "worker socket"), os.NewFile(uintptr(fds[1]), "worker socket"), nil
 }
 
-// sharedMemory returns memory outside of Go's heap, and the file that it is mapped from. The
-// file is sealed, so that nobody can change its size: access to the memory of a truncated file
-// would be a SIGBUS.
+// sharedMemory returns memory outside of Go's heap, and the file that it is mapped from. The file
+// is sealed, so that nobody can change its size: after the file was truncated, access to the memory
+// would cause a SIGBUS.
 func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("vddkcp buffers", flags|unix.MFD_NOEXEC_SEAL)
