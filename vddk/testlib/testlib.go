@@ -44,7 +44,7 @@ type Library struct {
 	allowed []string // rules that may be violated
 }
 
-// builds has the options with which the library could not be built, and the errors. Its mutex is
+// builds records for which options the build of the library failed, with the error. Its mutex is
 // held during a build, so that tests that run in parallel build one library at a time.
 var builds = struct {
 	sync.Mutex
@@ -265,8 +265,8 @@ func (l *Library) counters(kind string) map[string]int64 {
 // "VixDiskLib_".
 func (l *Library) Calls() map[string]int64 { l.t.Helper(); return l.counters("call") }
 
-// Figures returns other counters, such as "bytes-read" and "max-in-flight". README.md lists
-// them.
+// Figures returns the counters that do not count calls, such as "bytes-read" and "max-in-flight".
+// README.md lists them.
 func (l *Library) Figures() map[string]int64 { l.t.Helper(); return l.counters("stat") }
 
 // Rules returns how often each rule of VDDK was violated.
@@ -305,8 +305,8 @@ func (l *Library) lines(name string) []string {
 // Allow lets the test pass even if the given rules are violated.
 func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
 
-// NoBroken fails the test if it has violated a rule that was not passed to Allow. It is called
-// at the end of the test.
+// NoBroken fails the test if the test has violated a rule that was not passed to Allow. It is
+// called at the end of the test.
 func (l *Library) NoBroken() {
 	l.t.Helper()
 	for rule, n := range l.Rules() {
