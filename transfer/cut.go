@@ -10,7 +10,7 @@ import (
 
 const (
 	// joinGap is the largest hole between data, in bytes, that is read together with the data.
-	// Reading such a hole costs less than another request.
+	// Reading such a hole takes less time than one more request does.
 	joinGap = 32 << 10
 	// zeroPiece is the largest hole, in bytes, that a sink gets in one call if it must zero
 	// holes. Longer holes are cut, because otherwise a copy would show no progress for a long
