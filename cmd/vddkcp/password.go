@@ -74,7 +74,7 @@ func (f *secretFlag) parse(s string) error {
 		return errors.New("the value begins with \"-\", but no number of a file descriptor follows: a secret that begins with \"-\" or \"+\" must be read from a file (+FILE) or a file descriptor (-FD)")
 	}
 	if fd < 3 {
-		return fmt.Errorf("-%d: file descriptors 0 to 2 are standard input, output and error: want a file descriptor number of 3 or more", fd)
+		return fmt.Errorf("the value \"-%[1]d\" means file descriptor %[1]d, but file descriptors 0 to 2 are standard input, output and error: want \"-3\" or a greater number", fd)
 	}
 	*f = secretFlag{form: onFD, fd: int(fd)}
 	return nil

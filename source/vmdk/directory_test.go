@@ -42,7 +42,7 @@ func TestTablesInTheWrongPlace(t *testing.T) {
 		{"table in the directory", plain, func(l *layout) { both(l, 2, uint32(l.gd/sector)) }, []string{"grain table 2 at offset", "lies in the grain directory, bytes"}},
 		{"table in the redundant directory", redundant, func(l *layout) { l.put32(l.gd, uint32(l.rgd/sector)); l.put32(l.rgd, 1<<30) }, []string{"grain table 0 at offset", "lies in the redundant grain directory, bytes"}},
 		{"two tables at one place", plain, func(l *layout) { both(l, 1, uint32(l.tables[0]/sector)) }, []string{"overlaps another grain table: the directory is damaged"}},
-		{"the last table in another", plain, func(l *layout) { both(l, 2, uint32(l.tables[0]/sector)) }, []string{"grain table 2 at offset", "lies in other grain tables"}},
+		{"the last table in another", plain, func(l *layout) { both(l, 2, uint32(l.tables[0]/sector)) }, []string{"grain table 2 at offset", "overlaps the other grain tables at bytes"}},
 		{"directory in the header", plain, func(l *layout) { l.put64(48, 0); l.put64(56, 1) }, []string{"the grain directory at sector 1, bytes 512 to 524 of the file, lies in the descriptor, bytes 512 to 10752: the header is damaged"}},
 		{"directory in the descriptor", plain, func(l *layout) { l.put64(56, 10) }, []string{"the grain directory at sector 10", "lies in the descriptor"}},
 		{"both directories in the descriptor", redundant, func(l *layout) { l.put64(48, 5); l.put64(56, 10) }, []string{"the grain directory at sector 10", "lies in the descriptor"}},

@@ -307,7 +307,7 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	case markerSize+size > x.maxPacked():
 		return 0, fmt.Errorf("the marker has a length of %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, x.maxPacked()-markerSize, x.grainSize)
 	case r.pos+markerSize+size > end:
-		return 0, fmt.Errorf("the %d compressed bytes after the marker end at offset %d, past the end of the stream at offset %d: the file is truncated or damaged", size, r.pos+markerSize+size, end)
+		return 0, fmt.Errorf("the marker is followed by %d compressed bytes, which would end at offset %d, but the stream ends at offset %d: the file is truncated or damaged", size, r.pos+markerSize+size, end)
 	case r.pos/sectorSize > math.MaxUint32:
 		return 0, fmt.Errorf("the marker lies past the first 2 TiB of the file, which sector numbers of 32 bits cannot reach")
 	}

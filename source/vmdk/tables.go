@@ -235,7 +235,7 @@ func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 	}
 	if need < t.length() {
 		if from, to, ok := d.tables.Has(at, at+need); ok {
-			return bad("the table lies in other grain tables, bytes %d to %d of the file: the directory is damaged", from, to)
+			return bad("the table overlaps the other grain tables at bytes %d to %d of the file: the directory is damaged", from, to)
 		}
 	}
 	return at, nil

@@ -194,7 +194,7 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 		return fmt.Errorf("slot %d does not exist: the worker has %d slots, counted from 0", slot, p.config.Slots)
 	}
 	if sectors <= 0 || sectors > p.config.SlotSize/SectorSize {
-		return fmt.Errorf("cannot read or write %d sectors in one request, expected 1 to %d, which is what a slot holds", sectors, p.config.SlotSize/SectorSize)
+		return fmt.Errorf("cannot read or write %d sectors in one request, expected 1 to %d sectors", sectors, p.config.SlotSize/SectorSize)
 	}
 	if n := p.capacity.Load(); n == 0 {
 		return errNotOpen
