@@ -51,10 +51,10 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return err
 	})
 	if c.Report != "" {
-		// The report must not overwrite a file that the copy has read. A copy that failed
-		// may have returned before it compared the files that it had opened with the
-		// outputs of the command, one of which is the report. Therefore they are compared
-		// here.
+		// The report is one of the outputs of the command, and must not overwrite a file
+		// that the copy has read. The copy itself checks that no output is a file that it
+		// has opened. A copy that failed may have returned before this check. Therefore the
+		// check is repeated here.
 		reported := spec.Opened()
 		if reported == nil {
 			err = errors.Join(err, writeReport(r, c.Report))
@@ -157,8 +157,8 @@ func progressStyle(flag string) progress.Style {
 	return progress.Lines
 }
 
-// shown calls the function work while the display shows the progress, and returns the
-// error of work.
+// The function shown calls the function work and returns its error. While work runs, the
+// display shows the progress.
 func shown(display interface{ Run(done <-chan struct{}) }, work func() error) error {
 	done, drawn := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -57,7 +57,7 @@ func (r *rate) UnmarshalText(text []byte) error {
 	return err
 }
 
-// connections is a number of connections; 0 stands for auto.
+// The type connections is a number of connections; 0 stands for auto.
 type connections int
 
 func (c *connections) UnmarshalText(text []byte) error {
@@ -73,8 +73,9 @@ func (c *connections) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// These are limits for the values of flags. For each connection, a copy uses 2 * --depth *
-// --request-size bytes of memory.
+// These are the limits for --request-size, for --depth, and for the memory of one
+// connection, in bytes. A copy uses 2 * --depth * --request-size bytes of memory for each
+// connection.
 const (
 	minRequest, maxRequest = 4 << 10, 64 << 20
 	maxDepth               = 256

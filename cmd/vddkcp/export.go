@@ -139,7 +139,7 @@ func validText(s string) error {
 	return nil
 }
 
-// sources returns SRC and the disks of --export.
+// The method sources returns SRC and the disks of --export.
 func (c *exportCommand) sources() []namedSource {
 	var all []namedSource
 	if c.Src != "" {
@@ -148,9 +148,9 @@ func (c *exportCommand) sources() []namedSource {
 	return append(all, c.Export...)
 }
 
-// addresses parses the addresses of the sources, SRC first. SRC is opened before the server
-// starts, even if it is a remote disk. A remote disk of --export is opened when its first
-// client connects.
+// The method addresses parses the addresses of the sources, SRC first. SRC is opened before
+// the server starts, even if it is a remote disk. A remote disk of --export is opened when
+// its first client connects.
 func (c *exportCommand) addresses() ([]export.Source, error) {
 	var all []export.Source
 	for _, s := range c.sources() {
@@ -202,7 +202,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	return fmt.Errorf("export: %w", err)
 }
 
-// outputs returns the files that the command writes.
+// The method outputs returns the files that the command writes.
 func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--stats", c.Stats)
@@ -220,7 +220,7 @@ func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *output
 	return o
 }
 
-// options converts the flags of the command to options of package export.
+// The method options converts the flags of the command to options of package export.
 func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *slog.Logger) export.Options {
 	opener := c.opener()
 	opener.Writable = c.RW

@@ -65,7 +65,7 @@ func newJobParser() (*jobParser, error) {
 // fieldName returns the name of the field by which a job sets the given flag.
 func fieldName(flag *kong.Flag) string { return strings.ReplaceAll(flag.Name, "-", "_") }
 
-// spec describes the flags of vddkcp copy to package batch.
+// The method spec returns a description of the flags of vddkcp copy for package batch.
 func (p *jobParser) spec() (*batch.Spec, error) {
 	s := &batch.Spec{
 		// SourcePath and TargetPath return false for an invalid address. The address is
@@ -151,7 +151,7 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	return f, nil
 }
 
-// command parses the fields of a job as flags of vddkcp copy. It returns a new
+// The method command parses the fields of a job as flags of vddkcp copy. It returns a new
 // copyCommand, which the caller may change.
 func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	p.mu.Lock()
@@ -163,9 +163,9 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	return &c, nil
 }
 
-// set parses the fields of a job into p.line, where kong would store the flags of a command
-// line. It returns an error if a flag or an address of the job is invalid. The caller holds
-// p.mu.
+// The method set parses the fields of a job into p.line, where kong would store the flags
+// of a command line. It returns an error if a flag or an address of the job is invalid. The
+// caller holds the lock p.mu.
 func (p *jobParser) set(j *batch.Job) error {
 	switch {
 	case j.Source == "-":
@@ -224,11 +224,11 @@ func (p *jobParser) setFlag(v batch.Value) error {
 	return nil
 }
 
-// fileNames computes keys that identify the file, device or export at an address. An
-// example is "path /a/b", for a path without symbolic links. Two paths that lead to the
-// same file, for example through a symbolic link, have at least one key in common. The
-// entries of fileNames are a cache. Each entry maps the path of a folder to the path of the
-// same folder without symbolic links.
+// The methods of fileNames compute keys that identify the file, device or export at an
+// address. An example of a key is "path /a/b", for a path without symbolic links. Two paths
+// that lead to the same file, for example through a symbolic link, have at least one key in
+// common. The map is a cache: it maps the path of a folder to the path of the same folder
+// without symbolic links.
 type fileNames map[string]string
 
 func (n fileNames) of(text string) []string {
@@ -267,7 +267,8 @@ func (n fileNames) ofPath(address string) []string {
 	return names
 }
 
-// folder returns the resolved path of a folder, or "" if the folder does not exist.
+// The method folder returns the path of the given folder without symbolic links. It returns
+// "" if the folder does not exist.
 func (n fileNames) folder(path string) string {
 	real, ok := n[path]
 	if !ok {

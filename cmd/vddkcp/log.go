@@ -20,10 +20,10 @@ type logFlags struct {
 	Verbose   bool   `help:"Log all messages; the same as --log-level debug." short:"v"`
 }
 
-// open returns the logger that the flags ask for, and a function that closes its file.
-// Without a file, the logger writes to stderr. It writes JSON if --log-format is json
-// or if onlyJSON is true. onlyJSON means that stderr must not contain anything except
-// JSON.
+// The method open returns the logger that the flags describe, and a function that closes
+// the log file. Without a log file, the logger writes to stderr. The logger writes JSON if
+// --log-format is json or if onlyJSON is true. The parameter onlyJSON means that stderr
+// must not contain anything except JSON.
 func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() error, error) {
 	level := slog.LevelDebug
 	if !f.Verbose {

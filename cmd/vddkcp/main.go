@@ -124,7 +124,7 @@ var otherNames = map[string]string{
 }
 
 // refuseMisspelt returns an error if the first operand looks like a misspelt command.
-// Otherwise this word would be taken for SRC. If there is a file of that name,
+// Without this error, the word would be taken for SRC. If there is a file of that name,
 // refuseMisspelt returns nil, because the word may be SRC.
 func refuseMisspelt(app *kong.Application, args []string) error {
 	word := ""
@@ -221,12 +221,13 @@ func withSignals(parent context.Context, beforeExit func()) (ctx context.Context
 	}
 }
 
-// fail writes an error to w, as text or as JSON, and returns the exit status that belongs
-// to the error.
+// The function fail writes an error to w, as text or as JSON, and returns the exit status
+// that belongs to the error.
 func fail(w io.Writer, asJSON bool, err error) int { return failJob(w, asJSON, "", err) }
 
-// failJob is like fail, but also writes the name of the job of a batch in which the error
-// occurred. An empty name means that the error belongs to no job.
+// The function failJob is like the function fail, but it also writes the name of the job of
+// a batch in which the error occurred. An empty name means that the error belongs to no
+// job.
 func failJob(w io.Writer, asJSON bool, job string, err error) int {
 	end := report.Of(err)
 	if asJSON {

@@ -88,10 +88,10 @@ func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk, counter
 	return err
 }
 
-// isDataHole reports whether qemu-img map prints "data": true for the mapping m although
-// m reads as zeros. qemu-img does so for a hole of the file in a flat VMDK, and in a
-// qcow2 image with preallocated metadata. It does not do so for a raw file, even if the
-// raw file is the backing file of a qcow2 image.
+// isDataHole is called for a mapping. It reports whether the mapping reads as zeros and
+// qemu-img map prints "data": true for it. qemu-img does so for a hole in the file of a
+// flat VMDK, and in the file of a qcow2 image with preallocated metadata. It does not do so
+// for a raw file, even if the raw file is the backing file of a qcow2 image.
 func isDataHole(format string, m source.Mapping) bool {
 	return m.Kind == source.Zero && m.File != nil && (format == "vmdk" || format == "qcow2" && m.Depth == 0)
 }

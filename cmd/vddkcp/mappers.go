@@ -8,9 +8,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// textMappers make kong use the words of the command line unchanged. kong's own mappers
-// of strings and paths pass words through JSON, which replaces bytes that are not
-// UTF-8, and which takes longer than the rest of parsing.
+// textMappers make kong use the words of the command line unchanged. kong's own mappers of
+// strings and paths convert words to JSON and back. The conversion replaces bytes that are
+// not UTF-8, and takes longer than the rest of parsing.
 var textMappers = []kong.Option{
 	kong.KindMapper(reflect.String, kong.MapperFunc(decodeString)),
 	kong.NamedMapper("path", kong.MapperFunc(decodePath)),

@@ -12,9 +12,10 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// nbdkitFilters are the filters of nbdkit whose function vddkcp has built in, with the
-// parameters that each filter accepts. If vddkcp has no flag for a parameter, the parameter
-// is accepted and ignored, because vddkcp chooses a suitable value itself.
+// nbdkitFilters are the filters of nbdkit that vddkcp does not need, because it does the
+// same work itself. The map also contains the parameters that each filter accepts. If
+// vddkcp has no flag for a parameter, the parameter is accepted and ignored, because vddkcp
+// chooses a suitable value itself.
 var nbdkitFilters = map[string][]string{
 	"blocksize":    {"minblock", "maxdata", "maxlen"},
 	"cacheextents": nil,
@@ -111,9 +112,10 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// short interprets a word that consists of short options, such as -rf. The parameter
-// letters is this word without its hyphen. rest are the words that follow it, of which the
-// first may be the value of an option. short returns the words that it has not interpreted.
+// The method short interprets a word that consists of short options, such as -rf. The
+// parameter letters is this word without its hyphen. The parameter rest contains the words
+// that follow it, of which the first may be the value of an option. The result contains the
+// words that were not interpreted.
 func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 	for i, letter := range letters {
 		after := letters[i+len(string(letter)):]
@@ -151,7 +153,7 @@ func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// valued handles an option of nbdkit that has a value.
+// The method valued handles an option of nbdkit that has a value.
 func (l *nbdkitLine) valued(letter rune, value string) error {
 	switch letter {
 	case 'U':
@@ -193,7 +195,7 @@ func (l *nbdkitLine) filter(name string) error {
 	return nil
 }
 
-// note records that the command line has the option with the given name.
+// The method note records that the command line has the option with the given name.
 func (l *nbdkitLine) note(name string) {
 	if l.has == nil {
 		l.has = map[string]bool{}
@@ -201,8 +203,8 @@ func (l *nbdkitLine) note(name string) {
 	l.has[name] = true
 }
 
-// translate returns the command line with the flags of vddkcp instead of the options of
-// nbdkit.
+// The method translate returns the command line with the flags of vddkcp in place of the
+// options of nbdkit.
 func (l *nbdkitLine) translate() ([]string, error) {
 	if l.port != "" || l.address != "" {
 		if l.port == "" {

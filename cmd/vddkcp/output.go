@@ -14,11 +14,11 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// errorOutput is standard error, and textOutput is standard output for text and JSON.
-// All text of this program is written through errorOutput, through textOutput, through
-// the function standardOutput or through a progress.Display. All of them escape
-// characters that control a terminal. A test checks that no other code uses os.Stdout
-// and os.Stderr.
+// errorOutput is standard error, and textOutput is standard output for text and JSON. All
+// text of this program is written through errorOutput, through textOutput, through the
+// function standardOutput or through a progress.Display. Each of these four ways escapes
+// characters that control a terminal. A test checks that no other code uses os.Stdout and
+// os.Stderr.
 var (
 	errorOutput io.Writer = printable.NewWriter(os.Stderr)
 	textOutput  io.Writer = printable.NewWriter(os.Stdout)

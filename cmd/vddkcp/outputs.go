@@ -27,18 +27,19 @@ type outputs struct {
 	protected []protected
 }
 
-// outputFile is a file that a flag names. The field own is true for a file that only vddkcp
-// writes. The method outputs.check does not look at the content of such a file, because the
-// code that opens the file does so.
+// outputFile is a file that the value of a flag names. The field own is true for a file
+// that only vddkcp writes. The method outputs.check does not look at the content of such a
+// file, because the code that opens the file does so.
 type outputFile struct {
 	flag, path string
 	own        bool
 }
 
-// protected is a file that no output may overwrite. Messages use its description.
+// The type protected is a file that no output may overwrite. Its field what describes the
+// file in messages.
 type protected struct{ what, path string }
 
-// add adds the file that a flag names, if the flag is given.
+// The method add adds the file that a flag names, if the flag is given.
 func (o *outputs) add(flag, path string) {
 	if path != "" {
 		o.list = append(o.list, outputFile{flag: flag, path: path})
@@ -53,8 +54,8 @@ func (o *outputs) addOwn(flag, path string) {
 	}
 }
 
-// protect adds a local file that the command needs and that no output may
-// overwrite.
+// The method protect adds a local file to the files that no output may overwrite, because
+// the command needs them.
 func (o *outputs) protect(what, path string) {
 	if path != "" {
 		o.protected = append(o.protected, protected{what, path})
@@ -112,13 +113,15 @@ func (o *outputs) withFile(flag, path string) *outputs {
 	return more
 }
 
-// check returns an *outputError in three cases: an output is a protected file, an output is
-// the same file as another output, or an output is an existing file that cannot be a
-// report, a log or another text. check opens nothing for writing.
+// The method check returns an *outputError in three cases: an output is a protected file,
+// an output is the same file as another output, or an output is an existing file that
+// cannot be a report, a log or another text. It opens nothing for writing.
 func (o *outputs) check() error {
 	places := newPlaces()
 	for _, out := range o.list {
-		// Several outputs may share a terminal or a pipe.
+		// Two outputs must not be the same file. But they may be the same open descriptor,
+		// such as a terminal or a pipe. Therefore a descriptor is not compared with the
+		// other outputs.
 		if _, shared := descriptor(out.path); !shared {
 			if other, ok := places.find(out.path); ok {
 				return refused(out, "the file of "+other.flag)
@@ -177,8 +180,9 @@ func refused(out outputFile, what string) error {
 	return &outputError{usage.New(message, "name another file"), out.path}
 }
 
-// places contains the outputs of a command. Its method find returns the output that is the
-// same file as the file at a given path, whether or not this file exists.
+// The type places contains the outputs of a command. Its method find returns the output
+// that is the same file as the file at a given path. It finds this output even if neither
+// of them has been created yet.
 type places struct {
 	files   map[fileID]outputFile
 	paths   map[string]outputFile // by path with links resolved, for files that do not exist
@@ -267,8 +271,8 @@ func descriptor(path string) (fd int, ok bool) {
 
 const standardInput = "/dev/stdin"
 
-// resolved returns the absolute path of the file that writing to the given path would
-// create. It resolves symbolic links for this.
+// The function resolved returns the absolute path of the file that writing to the given
+// path would create. It resolves symbolic links for this.
 func resolved(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs

@@ -80,11 +80,11 @@ func (f *secretFlag) parse(s string) error {
 	return nil
 }
 
-// read returns the secret. label describes the secret when read asks the user for it.
-// Before that, read calls the function pause, which hides the progress display. After that,
-// it calls the function that pause returned, which shows the display again. pause may be
-// nil. Errors do not contain the value of the flag, because a user may have typed a
-// password where the name of a file is expected.
+// The method read returns the secret. If the user must type the secret, it asks with the
+// text label. While it asks, the progress display is hidden: it calls the function pause
+// before, and the result of pause, which shows the display again, after that. The parameter
+// pause may be nil. Errors do not contain the value of the flag, because a user may have
+// typed a password where the name of a file is expected.
 func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), label string) (vddk.Secret, error) {
 	var text string
 	var err error
@@ -216,13 +216,13 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 	return strings.TrimSuffix(line, "\n"), nil
 }
 
-// abruptEnd is called before a signal ends the process at once. It is set while the
-// terminal does not show typed characters.
+// The variable abruptEnd is a function that is called before a signal ends the process at
+// once. It is set while the terminal does not show typed characters.
 var abruptEnd atomic.Pointer[func()]
 
 // onAbruptEnd registers the function restore. The function restore is called before a
 // signal ends the process at once. These signals are a SIGQUIT, and a second SIGINT or
-// SIGTERM. forget removes the registration.
+// SIGTERM. The result forget is a function that removes the registration.
 func onAbruptEnd(restore func()) (forget func()) {
 	abruptEnd.Store(&restore)
 	fatal := make(chan os.Signal, 1)

@@ -19,10 +19,11 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/job"
 )
 
-// estimate reads --probe bytes of each disk, and prints how long the batch will take,
-// what limits it, and which job ends last. At first the disks of one host are read one
-// at a time, while different hosts are read at the same time. Then the disks with which
-// the batch begins are read together, first for each host and then for all hosts.
+// The method estimate reads --probe bytes of each disk, and prints how long the batch will
+// take, what limits it, and which job ends last. First it measures each disk alone: it
+// reads only one disk of an ESXi host at a time, but it reads from different hosts at the
+// same time. Then it takes the disks with which the batch begins, and reads several of them
+// together: first those of each host, and then those of all hosts.
 func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) error {
 	var ready []*batch.Job
 	bytes := map[*batch.Job]int64{}
@@ -301,10 +302,10 @@ func (m *probeMeter) end() {
 	}
 }
 
-// rate returns the rate in bytes per second, or 0 if it is unknown, and the duration over
-// which the rate was measured. If there were at least 16 reads, this duration is only the
-// second half of the measurement, because connections are opened and queues are filled in
-// the first half.
+// The method rate returns the rate in bytes per second, or 0 if it is unknown, and the
+// duration over which the rate was measured. If there were at least 16 reads, only the
+// second half of the measurement counts, because connections are opened and queues are
+// filled in the first half.
 func (m *probeMeter) rate() (rate float64, over time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

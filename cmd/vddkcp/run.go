@@ -137,7 +137,8 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	return nil
 }
 
-// load reads the job file, and returns the file and the jobs that the flags select.
+// The method load reads the job file, and returns the file and the jobs that the flags
+// select.
 func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File, []*batch.Job, error) {
 	file, err := parser.jobsFile(ctx, c.Jobs, c.notice)
 	if ctx.Err() != nil {
@@ -157,14 +158,15 @@ func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File
 	return file, jobs, nil
 }
 
-// notice shows progress on standard error while there is no display.
+// The method notice prints a message about the progress on standard error. It is for the
+// times when no progress display is shown.
 func (c *batchCommand) notice(text string) {
 	if c.Progress == "auto" || c.Progress == "bar" {
 		fmt.Fprintf(errorOutput, "vddkcp: %s\n", printable.Line(text))
 	}
 }
 
-// selected returns the jobs that the flags select.
+// The method selected returns the jobs that the flags select.
 func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 	s := batch.Selection{Names: c.Only, Labels: c.Label}
 	if c.Shard != "" {
@@ -177,8 +179,8 @@ func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 }
 
 // checkPlaces checks that the folders of the reports exist, and creates the folder for
-// logs. It runs before the copies. Otherwise a wrong path would make a batch fail only
-// at its end, after hours.
+// logs. It runs before the copies. Without this check, a wrong path would make a batch fail
+// only at its end, after hours.
 func (c *batchCommand) checkPlaces() error {
 	for _, report := range c.Report {
 		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
@@ -195,8 +197,8 @@ func (c *batchCommand) checkPlaces() error {
 	return nil
 }
 
-// outputs returns the files that the batch writes, except targets, journals and the
-// logs of jobs. The error is an *outputError if two files that the batch writes are the
+// The method outputs returns the files that the batch writes, except targets, journals and
+// the logs of jobs. The error is an *outputError if two files that the batch writes are the
 // same file, or if one of them is a file that the batch reads.
 func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, error) {
 	o := new(outputs)
@@ -279,8 +281,8 @@ func (c *batchCommand) statePath() (string, error) {
 	return base + ".json", nil
 }
 
-// merge merges the reports in a folder. With a job file, the result has exactly the
-// jobs of this file.
+// The method merge merges the reports in a folder. If a job file is given, the merged
+// report has exactly the jobs of this file.
 func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 	var jobs []*batch.Job
 	if c.Jobs != "" {
@@ -355,8 +357,8 @@ type batchRun struct {
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
 	refused map[string]bool         // paths of outputs that are files of a source, and must not be written; guarded by mu
 
-	// registry counts the disks of each VM. It also prevents another login to a server with
-	// a user and a password that this server has refused.
+	// The field registry counts the disks of each VM. After a server has refused a user and
+	// a password, it also prevents another login to this server with them.
 	registry *vddk.Registry
 }
 

@@ -22,7 +22,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// checked is the result of --check for one job.
+// The type checked is the result of --check for one job.
 type checked struct {
 	job        *batch.Job
 	size, data int64 // bytes of the disk, and bytes to be copied
@@ -31,7 +31,7 @@ type checked struct {
 	err        error
 }
 
-// check checks all jobs without copying, and prints the results.
+// The method check checks all jobs without copying, and prints the results.
 func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	out := standardOutput(ctx)
 	if b.Resume {
@@ -92,8 +92,8 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	return e
 }
 
-// reportChecked shows every ten seconds how many of the jobs have been checked, until
-// stop is called.
+// reportChecked shows every ten seconds how many of the jobs have been checked. It returns
+// the function stop, which ends this.
 func (b *batchRun) reportChecked(jobs int) (stop func()) {
 	done := make(chan struct{})
 	go func() {
@@ -111,7 +111,7 @@ func (b *batchRun) reportChecked(jobs int) (stop func()) {
 	return sync.OnceFunc(func() { close(done) })
 }
 
-// unfinished returns the jobs that --resume would run.
+// The method unfinished returns the jobs that --resume would run.
 func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 	path, err := b.statePath()
 	if err != nil {
@@ -142,9 +142,9 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	return r
 }
 
-// printChecked prints a line for each job. bad is the number of jobs that are not ready.
-// Some of them are not ready because their parameters in the job file are invalid, and
-// wrong is the number of these.
+// printChecked prints a line for each job. The result bad is the number of jobs that are
+// not ready. The result wrong is the number of those among them whose parameters in the job
+// file are invalid.
 func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")
@@ -160,8 +160,8 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			if end.Hint != "" {
 				ready += " (" + end.Hint + ")"
 			}
-			// If the check of a job failed, the sizes of its disk may be unknown. They are
-			// 0 then.
+			// The check of a job may fail before the sizes of its disk are known. Sizes
+			// that are not known are 0.
 			if c.data == 0 {
 				data = "-"
 			}

@@ -15,14 +15,14 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// diskJobs returns what package diskjob needs to run jobs. It is the same for all jobs of
-// the batch.
+// The method diskJobs returns what package diskjob needs to run jobs. All jobs of the batch
+// use the same result.
 func (b *batchRun) diskJobs() *diskjob.Jobs {
 	return &diskjob.Jobs{Spec: b.spec, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
 }
 
-// failed shows the user the error of a job's copy. With --log-dir, it also writes the error
-// to the log of the job.
+// The method failed shows the user the error of a job's copy. With --log-dir, it also
+// writes the error to the log of the job.
 func (b *batchRun) failed(t *batch.Task, err error) {
 	b.refuseReport(err)
 	if end := report.Of(err); b.LogDir != "" && !end.Done() {
@@ -31,8 +31,8 @@ func (b *batchRun) failed(t *batch.Task, err error) {
 	failJob(b.display, b.asJSON, t.Name, err)
 }
 
-// spec returns the options of the copy that a job describes. They include the limits that
-// the job shares with other jobs.
+// The method spec returns the options of the copy that a job describes. They include the
+// limits that the job shares with other jobs.
 func (b *batchRun) spec(j *batch.Job) job.Spec {
 	s := b.command(j).spec()
 	o := &s.Opener.VDDK.Options
@@ -42,8 +42,8 @@ func (b *batchRun) spec(j *batch.Job) job.Spec {
 	return s
 }
 
-// command returns the flags of the copy that a job describes. The caller may change the
-// returned copyCommand.
+// The method command returns the flags of the copy that a job describes. The caller may
+// change the returned copyCommand.
 func (b *batchRun) command(j *batch.Job) *copyCommand {
 	c, err := b.parser.command(j)
 	if err != nil {
@@ -52,8 +52,8 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 	return c
 }
 
-// budget returns the memory and the connections that the job shares with all jobs of its
-// host, or nil for a source on this machine.
+// The method budget returns the memory and the connections that all jobs of one ESXi host
+// share. It returns nil for a job whose source is on this machine.
 func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	key := j.HostKey()
 	if key == "" {
@@ -68,9 +68,9 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	return b.budgets[key]
 }
 
-// refuseReport handles an error that says that an output, such as a report, is a file of
-// a source. It records the path of this output. At the end of the batch, no report is
-// written to a recorded path. refuseReport ignores all other errors.
+// refuseReport looks for an *outputError, which says that an output, such as a report, is a
+// file of a source. It records the path of this output. At the end of the batch, no report
+// is written to a recorded path. refuseReport ignores all other errors.
 func (b *batchRun) refuseReport(err error) {
 	var refused *outputError
 	if !errors.As(err, &refused) {
@@ -97,9 +97,9 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }
 
-// accesses contains the jobs with --prepare-access that have not ended. From the time when
-// the first disk of a VM is opened until all jobs of the VM have ended, an access to the VM
-// is prepared. VDDK prevents the migration of the VM during this time.
+// The type accesses contains the jobs with --prepare-access that have not ended. From the
+// time when the first disk of a VM is opened until all jobs of the VM have ended, an access
+// to the VM is prepared. VDDK prevents the migration of the VM during this time.
 type accesses struct {
 	registry *vddk.Registry
 	left     map[*batch.Job]*vddk.Params
@@ -123,7 +123,7 @@ func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
 	return a
 }
 
-// done records that a job has ended. Calls must not be concurrent.
+// The method done records that a job has ended. Calls must not be concurrent.
 func (a *accesses) done(j *batch.Job) {
 	if p := a.left[j]; p != nil {
 		delete(a.left, j)
@@ -131,8 +131,8 @@ func (a *accesses) done(j *batch.Job) {
 	}
 }
 
-// wait treats all jobs as ended, including jobs that never started. It returns when no
-// access to a VM is prepared any more.
+// The method wait treats all jobs as ended, including jobs that never started. It returns
+// when no access to a VM is prepared any more.
 func (a *accesses) wait() {
 	for j := range a.left {
 		a.done(j)

@@ -27,10 +27,11 @@ type sourceFlags struct {
 	vddkFlags
 }
 
-// opener returns an Opener with the options that the flags set. The caller passes the value
-// of --source-format to the method Open of the Opener. Before that, the caller sets Log and
-// Warn in the field VDDK.Options of the Opener, and the options that tune a copy. If the
-// caller opens several disks, it also sets VDDK.Options.Registry.
+// The method opener returns an Opener with the options that the flags set. Before the
+// caller opens a disk, it sets Log and Warn in the field VDDK.Options of the Opener, and
+// the options that tune a copy. If the caller opens several disks, it also sets
+// VDDK.Options.Registry. To open a disk, it passes the value of --source-format to the
+// method Open of the Opener.
 func (f *sourceFlags) opener() *sourceopen.Opener {
 	o := &sourceopen.Opener{
 		AllowPath: f.AllowPath, SingleLink: f.SingleLink,
@@ -48,16 +49,16 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 	return o
 }
 
-// protect protects the files of a source from being overwritten by outputs. role
-// names the source in messages, such as "SRC".
+// The method protect protects the files of a source from being overwritten by outputs. The
+// parameter role is what messages call the source, such as "SRC".
 func (f *sourceFlags) protect(o *outputs, role string, a address.Address) {
 	o.protectSource(role, a)
 	o.protectSecret("the password", f.Password)
 	o.protectSecret("the cookie", f.Cookie)
 }
 
-// open opens the log and the source of a command that only reads metadata. The returned
-// function done closes both.
+// The method open opens the log and the source of a command that only reads metadata. The
+// result done is a function that closes both.
 func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFlags) (d source.Disk, done func(), err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)

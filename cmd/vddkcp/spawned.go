@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// spawned holds the process groups of commands that were started. They are killed if a
-// second signal ends vddkcp at once.
+// The type spawned holds the process groups of commands that were started. They are killed
+// if a second signal ends vddkcp at once.
 type spawned struct {
 	mu     sync.Mutex // guards groups; it is locked while a group is started
 	groups map[int]bool
@@ -32,8 +32,8 @@ func (s *spawned) spawn(start func() (group int, err error)) (gone func(), err e
 	}, nil
 }
 
-// kill kills all recorded groups. It keeps the mutex locked so that no other group
-// can start before the program ends.
+// The method kill kills all recorded groups. It keeps the mutex locked so that no other
+// group can start before the program ends.
 func (s *spawned) kill() {
 	s.mu.Lock()
 	for group := range s.groups {

@@ -56,7 +56,7 @@ type retryFlags struct {
 	Timeout      patience `help:"Time limit for a single read or write over a network (default 2m). Opening a disk may take five times as long." default:"2m" placeholder:"TIME" group:"Source:"`
 }
 
-// patience is a positive duration.
+// The type patience is a positive duration.
 type patience time.Duration
 
 func (p *patience) UnmarshalText(text []byte) error {
@@ -68,7 +68,7 @@ func (p *patience) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// retries is a number of retries; a negative number means no limit.
+// The type retries is a number of retries; a negative number means no limit.
 type retries int
 
 func (r *retries) UnmarshalText(text []byte) error {
@@ -97,7 +97,7 @@ func (p *portFlag) UnmarshalText(text []byte) error {
 }
 
 // nfcBuffers is the value SIZExCOUNT of --nfc-buffers: the size and the number of the
-// buffers that a connection reserves on the host.
+// buffers that a connection reserves on the ESXi host.
 type nfcBuffers vddk.NFCBuffers
 
 func (b *nfcBuffers) UnmarshalText(text []byte) error {
@@ -148,9 +148,9 @@ func (f *vddkFlags) AfterApply(environment *secretEnvironment) error {
 	return nil
 }
 
-// params returns the parameters with which VDDK opens a disk. file is the name of the disk
-// for VDDK. params asks for secrets and reads them after all other parameters have been
-// checked.
+// The method params returns the parameters with which VDDK opens a disk. The parameter file
+// is the name of the disk for VDDK. All other parameters are checked before this method
+// asks for secrets and reads them.
 func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, warn func(string)) (vddk.Params, error) {
 	p := vddk.Params{
 		File: file, Server: withoutBrackets(f.Server), User: f.User, VM: f.VM, Snapshot: f.Snapshot, Thumbprint: f.Thumbprint,

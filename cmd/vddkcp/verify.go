@@ -164,7 +164,7 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	return o
 }
 
-// addresses parses SRC and DST. With --digest there is no source.
+// The method addresses parses SRC and DST. With --digest there is no source.
 func (c *verifyCommand) addresses() (at addresses, err error) {
 	target := c.Src
 	if c.Digest == (digestValue{}) {

@@ -23,8 +23,8 @@ const (
 	wordsForLibrary                  // for vddk: no disk is needed
 )
 
-// words contains the flags and addresses of vddkcp that mean the same as a command line
-// of KEY=VALUE words.
+// The type words contains the flags and addresses of vddkcp that mean the same as a command
+// line of KEY=VALUE words.
 type words struct {
 	Flags  []string // a flag "--KEY=VALUE" for each parameter
 	Src    string   // address of the disk; "" if it is left out and not needed, "vddk:" if it is left out and needed
@@ -35,8 +35,9 @@ type words struct {
 // keyValue matches a KEY=VALUE word of nbdkit.
 var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
 
-// These are the parameters of nbdkit-vddk-plugin. Each parameter of flagKeys has a flag
-// of the same name. The flags of boolKeys are boolean.
+// These are the parameters of nbdkit-vddk-plugin. For each parameter in flagKeys, vddkcp
+// has a flag of the same name. The flags in boolKeys, which are also in flagKeys, are
+// boolean.
 var (
 	flagKeys = []string{
 		"compression", "config", "cookie", "libdir", "nfchostport", "password", "port", "server", "single-link",
@@ -222,9 +223,9 @@ func commandNamed(app *kong.Application, name string) *kong.Node {
 	return nil
 }
 
-// flag records the flags in a word of the command line: one flag in --NAME, several in
-// -abc. known is false if one of these flags does not exist. next is true if the value of
-// the last flag is the next word of the command line.
+// The method flag records the flags in a word of the command line: one flag in --NAME,
+// several in -abc. The result known is false if one of these flags does not exist. The
+// result next is true if the value of the last flag is the next word of the command line.
 func (l *commandLine) flag(arg string) (known, next bool) {
 	if name, ok := strings.CutPrefix(arg, "--"); ok {
 		name, _, valued := strings.Cut(name, "=")

@@ -25,9 +25,9 @@ func (e *CommandStatus) Error() string { return fmt.Sprintf("CMD ended with stat
 // command, 128 plus the number of the signal.
 func (e *CommandStatus) ExitStatus() int { return e.Status }
 
-// script returns the shell commands that set variables such as $uri and $port before the
-// command of --run. nbdkit sets the same variables. As with nbdkit, the variables are not
-// exported to the environment.
+// The method script returns shell commands that set variables such as $uri and $port. They
+// run before the command of --run. nbdkit sets the same variables. As with nbdkit, the
+// variables are not exported to the environment.
 func (s *sockets) script(uri, name string) string {
 	port, path := "", ""
 	switch a := s.listeners[0].Addr().(type) {
@@ -96,9 +96,9 @@ func parentEnded(ctx context.Context, parent int) bool {
 	// this process, not the end of the parent process, which may outlive that thread.
 	const milliseconds = 200 // time between two checks of the parent's ID
 	var wait []unix.PollFd
-	// A pidfd ends the poll below as soon as the parent process ends. Linux before 5.3
-	// has no pidfd. There, the loop notices the end of the parent only at its next
-	// check of the parent's ID.
+	// The loop below waits in poll. With a pidfd, poll returns as soon as the parent
+	// process ends. Linux before 5.3 has no pidfd. There, poll returns only when its time
+	// is over, and then the loop checks the ID of the parent.
 	if fd, err := unix.PidfdOpen(parent, 0); err == nil {
 		defer unix.Close(fd)
 		wait = []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}

@@ -19,10 +19,10 @@ import (
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
-// open opens the sources whose field Eager is set. It checks the other sources as far as
-// possible without a login; a local source is opened for this check. If err is not nil,
-// open has closed the disks again. It returns exports in that case, too, and they may be
-// closed once more.
+// The function open opens the sources whose field Eager is set. It checks the other sources
+// as far as this is possible without a login. For this check it opens local sources. If the
+// function open fails, it closes all disks again. Even then its result e is not nil, and
+// the caller may close e once more.
 func open(ctx context.Context, o Options) (e *exports, err error) {
 	e = &exports{life: ctx, Options: o}
 	if err = e.openAll(ctx); err != nil {
@@ -47,9 +47,11 @@ func (e *exports) openAll(ctx context.Context) error {
 			return err
 		}
 		if s.Eager {
-			// If clients can write to the disk, it is closed whenever no client uses it any
-			// more, because only closing a disk clears the error of a failed flush. The
-			// disk is opened here for its first client, and the server closes it.
+			// The disk is open now. If clients can only read it, it stays open for all of
+			// them. If they can write to it, the first client uses the open disk, and the
+			// server closes the disk as soon as no client uses it. The next client opens it
+			// again. This is necessary because only closing a disk clears the error of a
+			// failed flush.
 			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
 		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
@@ -71,7 +73,7 @@ func (e *exports) openAll(ctx context.Context) error {
 	return nil
 }
 
-// exports implements server.Exports for the disks of Options.
+// The type exports implements server.Exports for the disks of Options.
 type exports struct {
 	Options
 	list []*exportedDisk
@@ -90,8 +92,8 @@ type exportedDisk struct {
 	keep  bool        // first stays open for all clients; otherwise the first client takes it over
 }
 
-// close closes the disks that stay open between clients. The server closes all other
-// disks.
+// The method close closes the disks that stay open between clients. The server closes all
+// other disks.
 func (e *exports) close() error {
 	var all error
 	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
@@ -113,8 +115,8 @@ func (e *exports) uriName() string {
 	return ""
 }
 
-// List implements server.Exports. It does not list the disks that only Options.Pattern
-// allows.
+// List implements server.Exports. It lists the disks of Options.Sources. It does not list
+// the disks that clients may choose by Options.Pattern.
 func (e *exports) List(context.Context) ([]server.Export, error) {
 	var list []server.Export
 	for _, d := range e.list {
@@ -146,9 +148,10 @@ func (e *exports) find(name string) *exportedDisk {
 	return nil
 }
 
-// named returns the exported disk with the given name. If no such disk is recorded, named
-// returns a new one, which it does not record. The caller has already checked that
-// Options.Pattern allows the name.
+// The method named returns the exported disk with the given name: a disk of
+// Options.Sources, or a disk that the method remember has recorded. If there is no such
+// disk, it returns a new one and does not record it. For a new disk, the caller has already
+// checked that Options.Pattern allows the name.
 func (e *exports) named(name string) *exportedDisk {
 	if d := e.find(name); d != nil {
 		return d
@@ -161,9 +164,10 @@ func (e *exports) named(name string) *exportedDisk {
 	return &exportedDisk{Export: server.Export{Name: name}, src: address.ForVDDK(name)}
 }
 
-// remember records a disk that stays open, so that later clients get the same disk. A
-// client has chosen this disk by its path, and Options.Pattern allows the path. Disks that
-// do not stay open are not recorded, so that clients cannot fill the memory with names.
+// The method remember records a disk that a client has chosen by a path which
+// Options.Pattern allows. Later clients that choose the same path then get the same disk.
+// It is called only for disks that stay open: if all disks were recorded, clients could
+// fill the memory with names. For a disk of Options.Sources, it does nothing.
 func (e *exports) remember(d *exportedDisk) {
 	if e.find(d.Name) != nil {
 		return
@@ -176,8 +180,8 @@ func (e *exports) remember(d *exportedDisk) {
 	e.byName[d.Name] = d
 }
 
-// Open implements server.Exports. Data that clients have written to a temporary
-// file is visible to later clients.
+// Open implements server.Exports. If the writes of clients go to a temporary file, all
+// clients of a disk use the same file, and see the data that earlier clients have written.
 func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 	d := e.named(name)
 	d.mu.Lock()
@@ -249,8 +253,8 @@ func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Dis
 	return layer, nil
 }
 
-// check checks an address without connecting to a server, and asks for the secrets
-// that a connection needs.
+// The method check checks an address without connecting to a server, and asks for the
+// secrets that a connection needs.
 func (e *exports) check(ctx context.Context, src address.Address) error {
 	file, ok := address.VDDKFile(src)
 	if !ok {

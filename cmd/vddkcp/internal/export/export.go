@@ -29,15 +29,14 @@ import (
 
 // Options say which disks are served, to which clients, and until when.
 type Options struct {
-	// Sources are the disks that clients request by the name of an export. If there is only
-	// one disk, its name is empty and Pattern is empty, clients get this disk under every
-	// name.
+	// Sources are the disks that clients request by the name of an export. A single disk
+	// with an empty name is served under every name, unless Pattern is set.
 	Sources []Source
 	// Pattern is a wildcard. Clients may request any disk that VDDK can open and whose
 	// path matches Pattern. A client sends the path of the disk as the name of the
 	// export. If Pattern is empty, clients can request only the Sources.
 	Pattern string
-	// Opener opens the disks. If its Writable is true, clients may write to them.
+	// Opener opens the disks. If its field Writable is true, clients may write to them.
 	Opener *sourceopen.Opener
 	// Format is the format of all sources. If it is "", the format of each source is
 	// detected.
@@ -45,11 +44,11 @@ type Options struct {
 	// Until the server starts, Opened is called each time a disk has been opened. If Opened
 	// returns an error, Run fails. Opened may be nil.
 	Opened func() error
-	// Cow lets clients write without changing the disks. Their writes go to a temporary
-	// file. If CowFile is set, which is possible only for a single disk, they go to this
-	// file. A later run with the same CowFile sees the writes of earlier runs. If CowOnRead
-	// is set, the blocks that clients have read from a disk are stored in the same file as
-	// the writes.
+	// Cow lets clients write without changing the disks. The data that they write goes to
+	// the file CowFile or, if CowFile is empty, to a temporary file. CowFile can be set
+	// only for a single disk. A later run with the same CowFile sees the data of earlier
+	// runs. If CowOnRead is set, the blocks that clients have read from a disk are stored
+	// in the same file.
 	Cow, CowOnRead bool
 	CowFile        string
 
@@ -65,8 +64,8 @@ type Options struct {
 	TLSVerifyPeer        bool // refuse clients without a valid certificate
 	MaxConnections       int  // maximum number of clients at the same time, at least 1
 
-	// Command is run in a shell as soon as clients can connect. When it ends, Run ends.
-	// "" runs no command.
+	// Command is run in a shell as soon as clients can connect. When it ends, Run ends. If
+	// Command is empty, no command is run.
 	Command        string
 	ExitWithParent bool   // end when the parent process ends
 	ExitLast       bool   // end when the last client disconnects
@@ -90,7 +89,7 @@ type Source struct {
 	Eager bool
 }
 
-// grace is the time for requests in progress to complete after a signal.
+// The constant grace is how long the server waits after a signal for requests in progress.
 const grace = 5 * time.Second
 
 // Run serves disks until ctx ends or Options.Command ends. If Options.ExitWithParent is
@@ -129,12 +128,13 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(err, exports.close())
 }
 
-// serve serves the opened exports. The function kill aborts calls in progress to the disks
-// that were opened before the server was created.
+// The method serve serves the opened exports. Some disks were opened before the server was
+// created. The function kill aborts the calls to these disks that are in progress.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
-	// ending is a context that ends after a signal, with the parent process, or when the
-	// server fails. Its end stops the command of --run or, without a command, the server.
+	// The context ending ends in three cases: a signal arrives, the server fails, or the
+	// parent process ends while ExitWithParent is set. Its end stops the command of --run.
+	// Without a command, it stops the server.
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -233,8 +233,8 @@ func writePidFile(path string) (remove func(), err error) {
 	}, nil
 }
 
-// certificates returns the mode and the configuration of TLS, with the certificates
-// if TLS is used.
+// The method certificates returns the mode of TLS and the configuration of TLS. If TLS is
+// used, the configuration contains the certificates.
 func (o *Options) certificates() (server.TLSMode, *tls.Config, error) {
 	mode := map[string]server.TLSMode{"off": server.TLSOff, "on": server.TLSOn, "require": server.TLSRequire}[o.TLS]
 	if o.TLS == "" && o.TLSCertificates != "" {

@@ -18,7 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// sockets are the listeners and connections through which clients reach the server.
+// The type sockets contains the listeners and connections through which clients reach the
+// server.
 type sockets struct {
 	listeners []net.Listener
 	conns     []net.Conn // connections that were accepted before the start
@@ -38,10 +39,10 @@ func activatedSockets() (*sockets, error) {
 	return s, nil
 }
 
-// listen opens the sockets at the given addresses. captive is true if the server serves
-// only the command of --run. If there are no addresses and no sockets from socket
-// activation, a captive server listens on a private socket, and any other server on
-// 127.0.0.1.
+// The method listen opens the sockets at the given addresses. The parameter captive is true
+// if the server serves only the command of --run. If there are no addresses and no sockets
+// from socket activation, a captive server listens on a private socket, and a server that
+// is not captive listens on 127.0.0.1.
 func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
 	case s.activated && captive:
@@ -116,8 +117,8 @@ func (s *sockets) uris(overTLS bool, name string) (all []string) {
 	return all
 }
 
-// serve serves clients until ctx ends. If there are only connections and no listeners,
-// serve also ends when the last client disconnects.
+// The method serve serves clients until ctx ends. If the sockets are only connections and
+// not listeners, it also ends when the last client disconnects.
 func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -135,7 +136,7 @@ func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 	return errors.Join(err, server.Err())
 }
 
-// close closes all sockets and removes their files.
+// The method close closes all sockets and removes their files.
 func (s *sockets) close(log *slog.Logger) {
 	for _, l := range s.listeners {
 		l.Close()

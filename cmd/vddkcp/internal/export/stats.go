@@ -53,8 +53,8 @@ func (s *statsFile) write(tables io.Writer, log *slog.Logger) error {
 	return s.replace(operations)
 }
 
-// replace writes a new file of the statistics, which replaces the old file. If the path of
-// the old file is a symbolic link, the link is replaced.
+// The method replace writes a new file of the statistics, which replaces the old file. If
+// the path of the old file is a symbolic link, the link is replaced.
 func (s *statsFile) replace(operations []server.Operation) error {
 	now := time.Now()
 	text, err := json.MarshalIndent(Stats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)}, "", "  ")

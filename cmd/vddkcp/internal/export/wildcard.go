@@ -7,10 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// mayName reports whether clients may open the disk at the given path. pattern is a
-// wildcard, the value of the word export= on the command line. A [DATASTORE] at the
-// beginning of the wildcard matches the same text in the path. Without this rule, its
-// brackets would only mean a set of characters.
+// mayName reports whether clients may open the disk at the given path. The parameter
+// pattern is a wildcard, the value of the word export= on the command line. A [DATASTORE]
+// at the beginning of the wildcard matches the same text in the path. Without this rule,
+// its brackets would mean a set of characters.
 func mayName(pattern, path string) bool {
 	if path == "" || slices.Contains(strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == ' ' }), "..") {
 		return false // .. could lead out of the folder that the wildcard allows
@@ -23,8 +23,8 @@ func mayName(pattern, path string) bool {
 	return wildcard(pattern, path)
 }
 
-// wildcard reports whether the text s matches a pattern. The patterns are those of
-// fnmatch(3) without flags: * and ? also match slashes.
+// The function wildcard reports whether the text s matches a pattern. The patterns are
+// those of fnmatch(3) without flags: * and ? also match slashes.
 func wildcard(pattern, s string) bool {
 	var expression strings.Builder
 	expression.WriteString(`(?s)^`)
@@ -64,9 +64,9 @@ func wildcard(pattern, s string) bool {
 }
 
 // characterSet converts a character set such as [a-z] from the syntax of fnmatch to the
-// syntax of regular expressions. p is the part of the pattern after the opening bracket of
-// the set. rest is the part after its closing bracket. ok is false if no bracket closes the
-// set.
+// syntax of regular expressions. The parameter p is the part of the pattern after the
+// opening bracket of the set. The result rest is the part of the pattern after the closing
+// bracket. The result ok is false if no bracket closes the set.
 func characterSet(p string) (set, rest string, ok bool) {
 	not := ""
 	if p != "" && (p[0] == '!' || p[0] == '^') {
