@@ -222,8 +222,8 @@ func isApplianceName(path string) bool {
 	return ext == ".ova" || ext == ".ovf"
 }
 
-// ForVDDK returns the address of a disk that is opened with VDDK. file is the path of the disk,
-// or already an address such as vddk:PATH.
+// ForVDDK returns the address of a disk that is opened with VDDK. The parameter file is the path of
+// the disk, or already an address such as vddk:PATH.
 func ForVDDK(file string) Address {
 	if a := parseVDDK(file); a != nil {
 		return a

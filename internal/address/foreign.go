@@ -15,8 +15,9 @@ var (
 	unspaced = regexp.MustCompile(`(?is)^(\[[^/]+\])([^ ].*\.vmdk)$`)
 )
 
-// scheme describes a kind of address that other programs use: its beginnings in lower case, and
-// hints for the user. In a hint, %s stands for the rest of the address after the beginning.
+// The type scheme describes a kind of address that other programs use: its beginnings in lower
+// case, and hints for the user. In a hint, %s stands for the rest of the address after the
+// beginning.
 type scheme struct {
 	begins         []string
 	what           string
@@ -42,8 +43,8 @@ var schemes = []scheme{
 	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not support the protocols of qemu", serve, serve},
 }
 
-// foreign returns a *usage.Error if an address has a meaning for other programs only. The caller
-// must have handled NBD URIs and VDDK addresses before, because they look similar.
+// The function foreign returns a *usage.Error if an address has a meaning for other programs only.
+// The caller must have handled NBD URIs and VDDK addresses before, because they look similar.
 func foreign(address string, role Role) error {
 	lower := strings.ToLower(address)
 	for _, s := range schemes {

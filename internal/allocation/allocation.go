@@ -17,14 +17,15 @@ import (
 // Block is an allocated range of Count sectors that begins at sector Start.
 type Block struct{ Start, Count uint64 }
 
-// Map says which chunks of a window are allocated. It is safe for concurrent use, because it
-// does not change after New. It needs 4 bytes of memory for each run of equal chunks, or one bit
-// for each chunk, whichever is less.
+// Map says which chunks of a window are allocated. It is safe for concurrent use, because it does
+// not change after New. A run is a sequence of chunks that are all allocated, or all not allocated.
+// A Map needs 4 bytes of memory for each run, or one bit for each chunk, whichever is less.
 type Map struct {
 	chunks uint32
-	// borders has the end of each run of equal chunks, in ascending order. The first run is not
-	// allocated and may be empty, the second run is allocated, and so on. The chunks after the
-	// last border are not allocated. borders is not used if bits is set.
+	// The field borders has the end of each run, in ascending order. The chunks of the first run,
+	// which may be empty, are not allocated. Those of the second run are allocated, and so on. The
+	// chunks after the last border are not allocated. If the field bits is set, borders is not
+	// used.
 	borders []uint32
 	bits    []uint64 // one bit for each chunk, 1 if it is allocated
 }
@@ -74,8 +75,8 @@ func (a *Map) setBits(from, to uint32) {
 // bytes returns roughly the number of bytes of memory that the map needs.
 func (a *Map) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
 
-// Run reports whether the chunk with the number c is allocated. end is the number of the next
-// chunk whose state is different. If there is no such chunk, end is the number of chunks of the
+// Run reports whether the chunk with the number c is allocated. The result end is the number of the
+// next chunk whose state is different. If there is no such chunk, it is the number of chunks of the
 // map.
 func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	if a.bits == nil {

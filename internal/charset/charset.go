@@ -33,8 +33,8 @@ func Get(name string) (e encoding.Encoding, ok bool) {
 	return nil, false
 }
 
-// normalize returns name in lower case, and removes all characters except ASCII letters and
-// digits.
+// The function normalize returns the given name in lower case and without all characters except
+// ASCII letters and digits.
 func normalize(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {

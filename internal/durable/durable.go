@@ -28,10 +28,10 @@ import (
 // because they can contain anything that a server or a command prints.
 const Private fs.FileMode = 0o600
 
-// Replace creates or replaces the file at the given path. text is the new content, and perm are the
-// new permissions. Replace writes a temporary file in the same folder, makes it durable, renames it
-// to the given path, and makes the folder durable. If there is a symbolic link at the path, the
-// link itself is replaced.
+// Replace creates or replaces the file at the given path. The parameter text is the new content,
+// and the parameter perm has the new permissions. Replace writes a temporary file in the same
+// folder, makes it durable, renames it to the given path, and makes the folder durable. If there is
+// a symbolic link at the path, the link itself is replaced.
 func Replace(path string, text []byte, perm fs.FileMode) error {
 	base := filepath.Base(path)
 	f, err := os.CreateTemp(filepath.Dir(path), "."+base[:min(len(base), 200)]+".*")
@@ -55,8 +55,8 @@ func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// replace writes text to the temporary file f, makes f durable, closes it, and renames it to the
-// given path.
+// The function replace writes a text to the temporary file f, makes f durable, closes it, and
+// renames it to the given path.
 func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	_, err := f.Write(text)
 	if err == nil {
@@ -159,8 +159,8 @@ func Descriptor(path string) (fd int, ok bool) {
 	return 0, false
 }
 
-// ErrForeign says that a file exists at a path and that vddkcp cannot have written it. Other
-// errors wrap ErrForeign.
+// ErrForeign says that a file exists at a path and that vddkcp cannot have written it. It is never
+// returned alone, but wrapped in an error that names the file.
 var ErrForeign = errors.New("not a file that vddkcp has written")
 
 // Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile. Such

@@ -46,6 +46,6 @@ func (g *Group) Do(ctx context.Context, flush func() error) error {
 	return g.failed
 }
 
-// Calls returns the number of calls of Do that have begun so far. A flush that begins later than
-// this call of Calls flushes the data of all calls of Do that were counted.
+// Calls returns n, the number of calls of Do that have begun so far. A flush that begins later
+// flushes the data of these n calls of Do.
 func (g *Group) Calls() uint64 { return g.calls.Load() }

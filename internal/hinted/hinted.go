@@ -7,9 +7,9 @@ import "errors"
 // Error returns an error that wraps err and has the given hint. The text of err does not change.
 func Error(err error, hint string) error { return &hintedError{err, hint} }
 
-// Of returns the hint of err. Every error that has a method Hint() string has a hint. If several
-// of the errors that err wraps have one, the first in the order of errors.As counts. If there is
-// none, Of returns "".
+// Of returns the hint of err. Every error that has a method Hint() string has a hint. err may wrap
+// several errors that have hints. Then Of returns the hint that errors.As finds first. If neither
+// err nor an error that it wraps has a hint, Of returns "".
 func Of(err error) string {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {

@@ -66,8 +66,8 @@ func (m *Merger) flush() {
 	}
 }
 
-// AddParent is called for a range [off, off+n) that the image itself does not contain. The parent
-// is the image below it in the chain. AddParent adds the extents that the parent has in this
+// AddParent is called for a range [off, off+n) that an image does not contain. The parent is the
+// next image below this image in the chain. AddParent adds the extents that the parent has in this
 // range.
 func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64) error {
 	has := max(0, min(n, parent.Size()-off))
@@ -84,9 +84,9 @@ func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64
 	}
 	if has < n {
 		// If the parent is shorter than the disk, the disk reads as zeros past the end of the
-		// parent. It does so even if the parent of the parent is longer. The extent is Absent,
-		// because no image of the chain has these zeros. qemu-img map reports them in the same
-		// way.
+		// parent. It does so even if the parent of the parent is longer. The extent of these zeros
+		// is Absent, because no image of the chain contains them. qemu-img map reports them in the
+		// same way.
 		return m.Add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
 	}
 	return nil

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// PageSize is the number of bytes of a page: the part of a table that is read and cached at
-	// a time. The entries of a page cover 1 GiB of the disk if its grains have 64 KiB.
+	// PageSize is the number of bytes of a page: the part of a table that is read and cached at a
+	// time. If the grains of an image have 64 KiB, the entries of a page cover 1 GiB of the disk.
 	PageSize = 64 << 10
 
 	pageSets, pageWays = 16, 4 // 4 MiB of pages
@@ -83,7 +83,7 @@ func (m *Memory) Page(f source.Disk, file uint64, size, number int64) ([]byte, e
 	return data, nil
 }
 
-// set returns the set of pages to which a page of a file belongs.
+// The method set returns the set of pages to which a page of a file belongs.
 func (m *Memory) set(file uint64, number int64) *pageSet {
 	return &m.sets[(uint64(number)+file*5)%pageSets]
 }

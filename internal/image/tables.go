@@ -8,8 +8,8 @@ import (
 
 const (
 	// MaxTables is the largest number of tables of an image that are checked for overlaps. For
-	// example, so many tables cover a disk of 128 TiB if each has 512 entries and each grain has
-	// 64 KiB.
+	// example, a disk of 128 TiB has this number of tables if each table has 512 entries and each
+	// grain has 64 KiB.
 	MaxTables = 4 << 20
 
 	// MaxSpans limits the number of ranges in the Places of one file. If several files share a
@@ -31,8 +31,9 @@ type Places struct {
 // span is a range [start, end) of bytes in a file.
 type span struct{ start, end int64 }
 
-// NewPlaces returns the places of tables. starts are the offsets of the tables in the file,
-// which NewPlaces sorts. Each table has length bytes. Only the first MaxSpans ranges are kept.
+// NewPlaces returns the places of tables. The parameter starts has the offsets of the tables in the
+// file, which NewPlaces sorts. The parameter length is the number of bytes of each table. Tables
+// that touch or overlap form one range. Only the first MaxSpans ranges are kept.
 //
 // If many tables overlap, the directory that lists them must be wrong. Then NewPlaces returns an
 // error together with the places, which are valid.
@@ -60,14 +61,14 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 	return p, nil
 }
 
-// addOverlapping records that the table at start overlaps another table.
+// addOverlapping records that the table at the offset start overlaps another table.
 func (p *Places) addOverlapping(start int64) {
 	if n := len(p.overlapping); n <= maxOverlapping && (n == 0 || p.overlapping[n-1] != start) {
 		p.overlapping = append(p.overlapping, start)
 	}
 }
 
-// Overlaps reports whether the table at start shares bytes with another table.
+// Overlaps reports whether the table at the offset start shares bytes with another table.
 func (p *Places) Overlaps(start int64) bool {
 	if p == nil {
 		return false
@@ -76,8 +77,8 @@ func (p *Places) Overlaps(start int64) bool {
 	return found
 }
 
-// Has reports whether a byte of the range [start, end) of the file belongs to a table. If so, it
-// also returns the range [first, stop) of adjacent tables to which the byte belongs.
+// Has reports whether a table contains a byte of the range [start, end) of the file. If so, it also
+// returns the range of adjacent tables to which this byte belongs: [first, stop).
 func (p *Places) Has(start, end int64) (first, stop int64, ok bool) {
 	if p == nil {
 		return 0, 0, false
@@ -89,7 +90,7 @@ func (p *Places) Has(start, end int64) (first, stop int64, ok bool) {
 	return p.spans[i].start, p.spans[i].end, true
 }
 
-// count returns the number of ranges in p.
+// The method count returns the number of ranges in p.
 func (p *Places) count() int {
 	if p == nil {
 		return 0
@@ -97,7 +98,7 @@ func (p *Places) count() int {
 	return len(p.spans)
 }
 
-// keep keeps the first n ranges of p and drops all others.
+// The method keep keeps the first n ranges of p and drops all others.
 func (p *Places) keep(n int) {
 	if p != nil && n < len(p.spans) {
 		p.spans = slices.Clone(p.spans[:max(n, 0)])

@@ -146,7 +146,7 @@ func (d *Decoder) decodeFast(s *stream) error {
 	return nil
 }
 
-// save stores the local variables of decodeFast in the stream s.
+// The method save stores the local variables of decodeFast in the stream s.
 func (s *stream) save(out int, src []byte, bits uint64, nbits uint) {
 	s.out, s.in = out, len(s.src)-len(src)
 	s.bits, s.nbits = bits, nbits&63

@@ -12,9 +12,11 @@ import "math/bits"
 //
 // The literal/length table and the distance table are indexed by the first bits of a code. Longer
 // codes continue in a subtable, which is indexed by the next bits. All numbers of bits are counted
-// from the start of the code, in entries of subtables, too. In an entry that leads to a subtable,
-// bits 16-31 are the index of the first entry of the subtable. Its bits 0-5 are the sum of two
-// numbers: the number of bits that index the table, and the number of bits that index the subtable.
+// from the start of the code, even in the entries of a subtable.
+//
+// An entry that leads to a subtable is different. Its bits 16-31 are the index of the first entry
+// of the subtable. Its bits 0-5 are the sum of two numbers: the number of bits that index the
+// table, and the number of bits that index the subtable.
 type entry uint32
 
 const (
@@ -35,25 +37,26 @@ const (
 	distBits    = 8
 	precodeBits = 7
 
-	// These are the numbers of entries of the tables with their subtables. They are rounded up
-	// to powers of two. A complete code of 288 symbols, with 11 bits in the table and 4 in the
-	// subtables, needs at most 2342 entries. A complete code of 32 symbols, with 8 and 7 bits,
-	// needs at most 402.
+	// These are the numbers of entries of the tables with their subtables. They are rounded up to
+	// powers of two. A complete code of 288 symbols, with 11 bits in the table and 4 in the
+	// subtables, needs at most 2342 entries. A complete code of 32 symbols, with 8 bits in the
+	// table and 7 in the subtables, needs at most 402.
 	litlenSize = 4096
 	distSize   = 512
 )
 
-// bits returns the number of bits that the entry consumes: the code and its extra bits.
+// The method bits returns the number of bits that the entry consumes: the code and its extra bits.
 func (e entry) bits() uint { return uint(e & 63) }
 
-// value returns the base of the entry plus its extra bits. The parameter bits contains the
-// stream from the start of the code on.
+// The method value returns the base of the entry plus its extra bits. The parameter bits contains
+// the stream from the start of the code on.
 func (e entry) value(bits uint64) uint {
 	return uint(e>>16) + uint(bits&(1<<(e&63)-1)>>(e>>8&31))
 }
 
-// These tables have an entry for each symbol with its meaning (RFC 1951, section 3.2.5). The
-// entries do not contain the number of bits of the symbol's code. The function build adds it.
+// These tables have an entry for each symbol. The entry says what the symbol means (RFC 1951,
+// section 3.2.5). It does not contain the number of bits of the symbol's code. The function build
+// adds this number.
 var (
 	litlenSymbols  = makeLitlenSymbols()
 	distSymbols    = makeDistSymbols()
@@ -102,14 +105,14 @@ func makePrecodeSymbols() *[maxPrecode]entry {
 	return t
 }
 
-// build fills a decoding table for the canonical code whose code lengths are lens (RFC 1951,
-// section 3.2.2). The table is indexed by tableBits bits. meaning has an entry for each symbol.
-// No code length is more than maxCodeBits.
+// The method build fills a decoding table for the canonical code whose code lengths are lens (RFC
+// 1951, section 3.2.2). The table is indexed by tableBits bits. The parameter meaning has an entry
+// for each symbol. No code length is more than maxCodeBits.
 //
-// build returns true if the code is complete, is empty, or has a single symbol of one bit. zlib
-// accepts the same codes with two exceptions: zlib refuses a precode that is empty or has a single
-// symbol, and a block without a code for its end. The exceptions make no difference, because no
-// block can be decoded with these codes.
+// The method build returns true if the code is complete, is empty, or has a single symbol of one
+// bit. zlib accepts the same codes with two exceptions: zlib refuses a precode that is empty or has
+// a single symbol, and a block without a code for its end. The exceptions make no difference,
+// because no block can be decoded with these codes.
 func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []entry) bool {
 	var count [maxCodeBits + 1]uint16
 	for _, n := range lens {
@@ -206,8 +209,8 @@ func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint)
 	return true
 }
 
-// increment returns the code that follows the given code. Both codes have n bits in reversed
-// order.
+// The function increment returns the code that follows the given code. Both codes have n bits in
+// reversed order.
 func increment(code, n uint) uint {
 	zeros := code ^ (1<<n - 1)
 	if zeros == 0 {
@@ -217,9 +220,9 @@ func increment(code, n uint) uint {
 	return code&(carry-1) | carry
 }
 
-// pairFrom is a number of bytes. pairLiterals is called for a block only if at least so many bytes of
-// input follow the header of the block. The call makes decoding faster, but takes time itself.
-// Streams of a few hundred bytes were decoded 1.3 times as fast without the call.
+// pairFrom is a number of bytes. pairLiterals is called for a block only if at least this number of
+// bytes of input follow the header of the block. The call makes decoding faster, but takes time
+// itself. Streams of a few hundred bytes were decoded 1.3 times as fast without the call.
 const pairFrom = 2048
 
 // pairLiterals lets entries of the literal table stand for two literals, so that both are

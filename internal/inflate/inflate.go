@@ -14,12 +14,15 @@ import (
 )
 
 var (
-	// ErrCorrupt says that a stream violates the format. Errors wrap it.
+	// ErrCorrupt says that a stream violates the format. It is always wrapped in an error with
+	// details.
 	ErrCorrupt = errors.New("corrupt deflate data")
-	// ErrTruncated says that the input ends before the end of the stream. Errors wrap it.
+	// ErrTruncated says that the input ends before the end of the stream. It is always wrapped in
+	// an error with details.
 	ErrTruncated = errors.New("truncated deflate data")
-	// ErrTooLarge says that a stream has more data than fits into the buffer for the output. Errors
-	// wrap it. The buffer then contains the beginning of the data.
+	// ErrTooLarge says that a stream has more data than fits into the buffer for the output. The
+	// buffer then contains the beginning of the data. ErrTooLarge is always wrapped in an error
+	// with details.
 	ErrTooLarge = errors.New("deflate data is larger than expected")
 )
 
@@ -50,7 +53,7 @@ func (d *Decoder) Inflate(dst, src []byte) (n, consumed int, err error) {
 	return s.out, s.in, err
 }
 
-// stream is the state while one stream is decoded.
+// The type stream is the state while one stream is decoded.
 type stream struct {
 	dst []byte
 	out int // number of bytes written to dst
@@ -240,8 +243,8 @@ func (s *stream) noDistance() error {
 	return s.corrupt("invalid distance code")
 }
 
-// repeat copies earlier bytes of the output to the end of the output. It copies as many bytes as
-// length says, beginning dist bytes before the end. The two ranges may overlap.
+// The method repeat copies earlier bytes of the output to the end of the output. The earlier bytes
+// begin dist bytes before the end. The number of bytes is length. The two ranges may overlap.
 func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
 		return s.corrupt("a match has the distance %d, but only %d bytes come before it", dist, s.out)

@@ -21,8 +21,9 @@ type Disk struct {
 	EIO   error         // what Flush returns, wrapped, for a flush that returned syscall.EIO
 }
 
-// Run runs all tests. The function open returns a disk. The disk must call the function flush in
-// place of a flush of its file, server or library. flush returns nil or syscall.EIO.
+// Run runs all tests. The parameter open is a function that returns the disk to test. To flush its
+// data, the disk must call the function flush, and must not flush a file, server or library. The
+// function flush returns nil or syscall.EIO.
 func Run(t *testing.T, open func(t *testing.T, flush func() error) Disk) {
 	t.Run("waiting", func(t *testing.T) { testTogether(t, open, false) })
 	t.Run("ended", func(t *testing.T) { testTogether(t, open, true) })
@@ -36,9 +37,10 @@ func (d Disk) await(n uint64) {
 	}
 }
 
-// testTogether starts many calls of Flush while a first flush is running. If the parameter ends is
-// false, it checks that these calls share one second flush. If the parameter ends is true, it ends
-// the context of these calls during the first flush, and checks that no second flush begins.
+// testTogether starts many calls of Flush while a first flush is running. The parameter ends says
+// what it tests. If it is false, the test checks that these calls share one second flush. If it is
+// true, the test ends the context of these calls during the first flush, and checks that no second
+// flush begins.
 func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
 	const calls = 50
 	first, going := make(chan struct{}), make(chan struct{})
