@@ -72,7 +72,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	return nil
 }
 
-// run copies the disk. With --dry-run it only prints what a copy would do.
+// The method run copies the disk. With --dry-run it only prints what a copy would do.
 func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func()) (*report.Report, error) {
 	if !c.DryRun {
 		return job.Run(ctx, spec)
@@ -89,8 +89,8 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 	return p.Report, nil
 }
 
-// spec returns the job.Spec of the copy that the flags describe. The caller sets the
-// log and the counters in the result.
+// The method spec returns the job.Spec of the copy that the flags describe. The caller sets
+// the log and the counters in the result.
 func (c *copyCommand) spec() job.Spec {
 	s := c.addresses()
 	s.SourceFormat, s.SingleLink, s.Opener, s.BackingOpener = c.SourceFormat, c.SingleLink, c.opener(), c.opener()
@@ -112,13 +112,13 @@ func (c *copyCommand) spec() job.Spec {
 	return s
 }
 
-// addresses returns a job.Spec that contains nothing except the addresses of the copy. That
-// is enough for its method Parse, which checks these addresses.
+// The method addresses returns a job.Spec that contains nothing except the addresses of the
+// copy. That is enough for its method Parse, which checks these addresses.
 func (c *copyCommand) addresses() job.Spec {
 	return job.Spec{Source: c.Src, Target: c.Dst, Backing: c.Backing}
 }
 
-// outputs returns the files that the copy writes in addition to DST.
+// The method outputs returns the files that the copy writes in addition to DST.
 func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--report", c.Report)

@@ -45,7 +45,7 @@ type copyFlags struct {
 	DryRun   bool       `help:"Open both disks and print the plan, but copy nothing." group:"Report:"`
 }
 
-// rate is a number of bytes per second.
+// The type rate is a number of bytes per second.
 type rate int64
 
 func (r *rate) UnmarshalText(text []byte) error {

@@ -166,10 +166,10 @@ func (c *exportCommand) addresses() ([]export.Source, error) {
 	return all, nil
 }
 
-// exportRefusals is the number of refused logins on a host after which vddkcp export
-// stops trying to log in. More than one try is allowed, because an administrator may
-// correct the account while the server runs. ESXi locks an account after five refused
-// logins.
+// exportRefusals is the number of refused logins on an ESXi host or vCenter after which
+// vddkcp export stops trying to log in. More than one try is allowed, because an
+// administrator may correct the account while the server runs. ESXi locks an account after
+// five refused logins.
 const exportRefusals = 3
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {

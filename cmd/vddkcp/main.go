@@ -56,7 +56,7 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-// run executes the command line and returns the exit status of the program.
+// The function run executes the command line and returns the exit status of the program.
 func run(args []string) int {
 	// If the process that reads from a pipe has ended, a write to the pipe must fail
 	// with an error message instead of ending the program silently. Go returns EPIPE
@@ -179,9 +179,9 @@ func signalName(s syscall.Signal) string {
 	return "SIGTERM"
 }
 
-// echo is a duration. A signal that arrives twice within this duration counts only once.
-// timeout(1) and other programs send a signal twice: to the process and then to its process
-// group.
+// The constant echo is a duration. A signal that arrives twice within this duration counts
+// only once. timeout(1) and other programs send a signal twice: to the process and then to
+// its process group.
 const echo = 250 * time.Millisecond
 
 // withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a

@@ -28,8 +28,8 @@ var (
 	displayOutput io.Writer = os.Stderr
 )
 
-// warn writes a warning to standard error, for commands without a log and before
-// the log is open.
+// The function warn writes a warning to standard error, for commands without a log and
+// before the log is open.
 func warn(message string) {
 	fmt.Fprintf(errorOutput, "vddkcp: warning: %s\n", printable.Line(message))
 }
@@ -100,7 +100,7 @@ func (w *pipeWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// wait waits until the next write to the pipe will not block.
+// The method wait waits until the next write to the pipe will not block.
 func (w *pipeWriter) wait() error {
 	const milliseconds = 100 // time between two checks of ctx
 	for {

@@ -18,10 +18,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// outputs are the files that a command writes in addition to its target: reports, logs,
-// statistics, journals. An output must not be a file that the command reads or copies
-// to, not even under another name. All outputs are checked before the first one is
-// opened.
+// The type outputs contains the files that a command writes in addition to its target:
+// reports, logs, statistics, journals. An output must not be a file that the command reads
+// or copies to, not even under another name. All outputs are checked before the first one
+// is opened.
 type outputs struct {
 	list      []outputFile
 	protected []protected
@@ -259,9 +259,9 @@ func idOf(path string) (id fileID, exists, ok bool) {
 	return id, true, false
 }
 
-// descriptor returns the number of the file descriptor of this process that the given path
-// stands for, such as 3 for /dev/fd/3. It recognizes the paths that durable.Descriptor
-// recognizes, and /dev/stdin. ok is false for other paths.
+// The function descriptor returns the number of the file descriptor of this process that
+// the given path stands for, such as 3 for /dev/fd/3. It recognizes the paths that
+// durable.Descriptor recognizes, and /dev/stdin. The result ok is false for other paths.
 func descriptor(path string) (fd int, ok bool) {
 	if path == standardInput {
 		return 0, true

@@ -193,9 +193,9 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 	return 0
 }
 
-// probe skips the given number of bytes at the start of the data of a source, and reads the
-// next --probe bytes of data. It returns the number of connections that the source had
-// after the last read.
+// The method probe skips the given number of bytes at the start of the data of a source,
+// and reads the next --probe bytes of data. It returns the number of connections that the
+// source had after the last read.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	spec := b.spec(t)
 	spec.Log = b.log.With("job", t.Name)

@@ -12,8 +12,8 @@ type spawned struct {
 	groups map[int]bool
 }
 
-// spawn implements batch.Options.Spawn: it starts a process group and records it.
-// The returned function removes the record.
+// The method spawn implements batch.Options.Spawn: it starts a process group and records
+// it. The returned function removes the record.
 func (s *spawned) spawn(start func() (group int, err error)) (gone func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
