@@ -95,7 +95,7 @@ const (
 )
 
 var (
-	// datastore matches "[DATASTORE] DIR/DISK.vmdk".
+	// The expression datastore matches "[DATASTORE] DIR/DISK.vmdk".
 	datastore = regexp.MustCompile(`(?s)^\[(.+?)\] (.+)$`)
 	// keyValue matches a parameter of nbdkit-vddk-plugin, KEY=VALUE.
 	keyValue = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9._-]*)=`)

@@ -8,9 +8,9 @@ import (
 )
 
 var (
-	// url matches the beginning of a URL, SCHEME://.
+	// The expression url matches the beginning of a URL, SCHEME://.
 	url = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
-	// unspaced matches a datastore path in which the space is missing:
+	// The expression unspaced matches a datastore path in which the space is missing:
 	// "[DATASTORE]DIR/DISK.vmdk".
 	unspaced = regexp.MustCompile(`(?is)^(\[[^/]+\])([^ ].*\.vmdk)$`)
 )

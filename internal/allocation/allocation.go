@@ -72,7 +72,7 @@ func (a *Map) setBits(from, to uint32) {
 	}
 }
 
-// bytes returns roughly the number of bytes of memory that the map needs.
+// The method bytes returns roughly the number of bytes of memory that the map needs.
 func (a *Map) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
 
 // Run reports whether the chunk with the number c is allocated. The result end is the number of the

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/text/encoding/charmap"
 )
 
-// aliases maps names of encodings that package charmap does not know to names that it knows. All
-// names have the form that normalize returns.
+// The keys of the map aliases are names of encodings that package charmap does not know. The values
+// are the names under which it knows them. All names have the form that the function normalize
+// returns.
 var aliases = map[string]string{
 	"latin1": "iso88591", "l1": "iso88591", "latin2": "iso88592", "l2": "iso88592", "latin9": "iso885915",
 	"cp1250": "windows1250", "cp1251": "windows1251", "cp1252": "windows1252",

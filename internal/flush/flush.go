@@ -13,8 +13,9 @@ import (
 )
 
 // A Group runs the flushes of one disk, one at a time. If a flush fails, all later calls of Do
-// return its error. The reason is that the kernel and NBD servers report lost data only to one
-// flush. A later flush would succeed although data is lost. The zero value is ready for use.
+// return the error of this flush. The reason is that the kernel and NBD servers report lost data
+// only to one flush. A later flush would succeed although data is lost. The zero value is ready for
+// use.
 type Group struct {
 	calls atomic.Uint64
 
@@ -23,10 +24,10 @@ type Group struct {
 	failed  error      // the first error of a flush
 }
 
-// Do flushes all data that was written before the call. It returns nil when a flush has
-// succeeded that began after the call of Do. If another flush is running, Do waits for its end,
-// because that flush may have begun too early. If ctx ends during the wait, Do starts no flush
-// and returns the cause of ctx. Do is safe for concurrent use.
+// Do flushes all data that was written before the call. It returns nil as soon as a flush that
+// began after the call of Do has succeeded. If another flush is running, Do waits for its end,
+// because that flush may have begun too early. If ctx ends during the wait, Do starts no flush and
+// returns the cause of ctx. Do is safe for concurrent use.
 func (g *Group) Do(ctx context.Context, flush func() error) error {
 	call := g.calls.Add(1)
 	g.mu.Lock()

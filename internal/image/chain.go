@@ -59,7 +59,8 @@ func (m *Merger) Add(e source.Extent) error {
 	return nil
 }
 
-// flush yields the last extent, which Add has kept back in order to merge it with the next one.
+// The method flush yields the last extent, which Add has kept back in order to merge it with the
+// next one.
 func (m *Merger) flush() {
 	if m.held.Len > 0 {
 		m.yield(m.held, nil)

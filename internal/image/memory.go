@@ -37,7 +37,7 @@ type pageSet struct {
 	ways [pageWays]atomic.Pointer[page]
 }
 
-// page is a cached page: a part of a table of an image.
+// The type page is a cached page: a part of a table of an image.
 type page struct {
 	file   uint64
 	number int64
@@ -125,7 +125,8 @@ func (m *Memory) Piece(p []byte, file uint64, unit, offset, size int64, unpack f
 	return nil
 }
 
-// growth is a number of bytes. Grow rounds the size of a new buffer up to a multiple of it.
+// The constant growth is a number of bytes. Grow rounds the size of a new buffer up to a multiple
+// of it.
 const growth = 64 << 10
 
 // Grow returns a buffer of n bytes with undefined content. It uses the memory of b if that is

@@ -28,7 +28,7 @@ type Places struct {
 	overlapping []int64 // offsets of tables that overlap another one, ascending
 }
 
-// span is a range [start, end) of bytes in a file.
+// The type span is a range [start, end) of bytes in a file.
 type span struct{ start, end int64 }
 
 // NewPlaces returns the places of tables. The parameter starts has the offsets of the tables in the

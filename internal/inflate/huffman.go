@@ -147,9 +147,9 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 		}
 	}
 
-	// A table of n bits consists of two copies of the table of n-1 bits. The codes of n bits are
-	// put into the entries that no shorter code uses. The variable code contains the bits of the
-	// next code in reversed order, as the stream has them.
+	// A table that is indexed by n bits begins as two copies of the table that is indexed by n-1
+	// bits. Then the codes of n bits are put into the entries that no shorter code uses. The
+	// variable code contains the bits of the next code in reversed order, as the stream has them.
 	code, next := uint(0), 0
 	for n := uint(1); n <= tableBits; n++ {
 		half := 1 << (n - 1)

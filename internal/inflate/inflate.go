@@ -60,21 +60,21 @@ type stream struct {
 	src []byte
 	in  int // number of bytes read from src
 
-	// bits is the bit buffer. Its lowest nbits bits are the next bits of the stream. The bits above
-	// them are either zero or already have the values that refill will read from src. Therefore
-	// refill can add bytes with OR.
+	// The field bits is the bit buffer. Its lowest nbits bits are the next bits of the stream. The
+	// bits above them are either zero or already have the values that refill will read from src.
+	// Therefore refill can add bytes with OR.
 	bits  uint64
 	nbits uint
 }
 
-// unread empties the bit buffer: the whole bytes in it count as not read from src.
+// The method unread empties the bit buffer: the whole bytes in it count as not read from src.
 func (s *stream) unread() {
 	s.in -= int(s.nbits >> 3)
 	s.bits, s.nbits = 0, 0
 }
 
-// refill reads bytes of src into the bit buffer, until it has at least 56 bits or src is used
-// up.
+// The method refill reads bytes of src into the bit buffer, until it has at least 56 bits or src is
+// used up.
 func (s *stream) refill() {
 	if s.in+8 <= len(s.src) {
 		s.bits |= binary.LittleEndian.Uint64(s.src[s.in:]) << (s.nbits & 63)
@@ -89,8 +89,8 @@ func (s *stream) refill() {
 	}
 }
 
-// take removes n bits from the bit buffer and returns them. n is at most 16. The caller has
-// called refill before.
+// The method take removes n bits from the bit buffer and returns them. n is at most 16. The caller
+// has called refill before.
 func (s *stream) take(n uint) (uint, error) {
 	if s.nbits < n {
 		return 0, s.truncated()
@@ -101,7 +101,7 @@ func (s *stream) take(n uint) (uint, error) {
 	return v, nil
 }
 
-// offset returns the offset in src of the byte with the next bit of the stream.
+// The method offset returns the offset in src of the byte with the next bit of the stream.
 func (s *stream) offset() int { return s.in - int(s.nbits+7)>>3 }
 
 func (s *stream) corrupt(format string, args ...any) error {
@@ -116,7 +116,7 @@ func (s *stream) tooLarge() error {
 	return fmt.Errorf("%w: offset %d: the decompressed data has more than %d bytes", ErrTooLarge, s.offset(), len(s.dst))
 }
 
-// inflate decodes all blocks of a stream (RFC 1951, section 3.2.3).
+// The method inflate decodes all blocks of a stream (RFC 1951, section 3.2.3).
 func (d *Decoder) inflate(s *stream) error {
 	for {
 		s.refill()
@@ -150,7 +150,7 @@ func (d *Decoder) inflate(s *stream) error {
 	}
 }
 
-// stored copies the data of a block that is not compressed (RFC 1951, section 3.2.4).
+// The method stored copies the data of a block that is not compressed (RFC 1951, section 3.2.4).
 func (s *stream) stored() error {
 	s.unread() // also drops the bits up to the next byte
 	if len(s.src)-s.in < 4 {
@@ -174,7 +174,7 @@ func (s *stream) stored() error {
 	return s.tooLarge()
 }
 
-// decode decodes the symbols of one compressed block and writes their data to dst.
+// The method decode decodes the symbols of one compressed block and writes their data to dst.
 func (d *Decoder) decode(s *stream) error {
 	if err := d.decodeFast(s); err != nil {
 		return err

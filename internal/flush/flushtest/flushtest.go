@@ -30,7 +30,7 @@ func Run(t *testing.T, open func(t *testing.T, flush func() error) Disk) {
 	t.Run("failed", func(t *testing.T) { testFailed(t, open) })
 }
 
-// await waits until n calls of Flush have begun.
+// The method await waits until n calls of Flush have begun.
 func (d Disk) await(n uint64) {
 	for d.Calls() < n {
 		runtime.Gosched()
