@@ -54,8 +54,8 @@ func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) e
 	return err
 }
 
-// byHost groups jobs by their host. A host comes before another one if its first job comes
-// before the first job of the other host.
+// byHost groups jobs by their ESXi host. A host comes before another one if its first job
+// comes before the first job of the other host.
 func byHost(jobs []*batch.Job) (groups [][]*batch.Job) {
 	at := map[string]int{}
 	for _, j := range jobs {

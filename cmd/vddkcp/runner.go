@@ -52,8 +52,9 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 	return c
 }
 
-// The method budget returns the memory and the connections that all jobs of one ESXi host
-// share. It returns nil for a job whose source is on this machine.
+// The method budget returns the limits for memory and connections on an ESXi host. All jobs
+// of this host share them. If the host of a job is unknown, its server counts as the host.
+// The result is nil for a job whose source is on this machine.
 func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	key := j.HostKey()
 	if key == "" {

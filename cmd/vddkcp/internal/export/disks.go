@@ -47,11 +47,11 @@ func (e *exports) openAll(ctx context.Context) error {
 			return err
 		}
 		if s.Eager {
-			// The disk is open now. If clients can only read it, it stays open for all of
-			// them. If they can write to it, the first client uses the open disk, and the
-			// server closes the disk as soon as no client uses it. The next client opens it
-			// again. This is necessary because only closing a disk clears the error of a
-			// failed flush.
+			// The disk is open now. If clients cannot write to it or to Options.CowFile, it
+			// stays open for all of them. If they can, the first client uses the open disk,
+			// and the server closes the disk as soon as no client uses it. The next client
+			// opens it again. This is necessary because only closing a disk clears the
+			// error of a failed flush.
 			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
 		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
