@@ -6,9 +6,9 @@ import (
 )
 
 // Zlib is like [Decoder.Inflate], but decodes a zlib stream (RFC 1950), which consists of a header,
-// a deflate stream and a checksum. Zlib checks the header and the checksum. The result consumed is
-// the number of bytes of all three parts. A stream that needs a preset dictionary is an error that
-// wraps ErrCorrupt.
+// a deflate stream and a checksum. Zlib checks the header and the checksum. The second result,
+// consumed, is the number of bytes of all three parts. If the stream needs a preset dictionary,
+// Zlib returns an error that wraps ErrCorrupt.
 func (d *Decoder) Zlib(dst, src []byte) (n, consumed int, err error) {
 	if len(src) < 2 {
 		return 0, len(src), fmt.Errorf("%w: offset %d: the stream ends in the zlib header", ErrTruncated, len(src))

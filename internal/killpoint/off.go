@@ -11,6 +11,6 @@ import "time"
 // no tag killpoints.
 func At(string) {}
 
-// Interval returns how often tests want a checkpoint of a copy. It returns 0 for the default
-// interval.
+// Interval returns the time between two checkpoints of a copy that a test has chosen. Without the
+// build tag killpoints it always returns 0, which stands for the default interval.
 func Interval() time.Duration { return 0 }

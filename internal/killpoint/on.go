@@ -35,8 +35,8 @@ func At(name string) {
 	}
 }
 
-// Interval returns how often a checkpoint of a copy is to be made, according to the environment
-// variable VDDKCP_CHECKPOINT_EVERY. It returns 0 for the default interval.
+// Interval returns the time between two checkpoints of a copy. Tests set it with the environment
+// variable VDDKCP_CHECKPOINT_EVERY. The result 0 stands for the default interval.
 func Interval() time.Duration {
 	d, _ := time.ParseDuration(os.Getenv("VDDKCP_CHECKPOINT_EVERY"))
 	return d

@@ -40,8 +40,8 @@ type Life struct {
 	drained chan struct{} // made by Close; gets a value when no call is in progress
 }
 
-// closing is the number that Close adds to Life.calls in order to mark the disk as closed. The
-// sum is negative for any number of calls in progress.
+// The constant closing is the negative number that Close adds to Life.calls in order to mark the
+// disk as closed. It is so small that the sum is negative, however many calls are in progress.
 const closing = math.MinInt64
 
 // Cause returns the cause for which a call must stop: the cause of the context of the disk or of

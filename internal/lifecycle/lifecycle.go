@@ -47,7 +47,7 @@ type Target struct {
 	err error // guarded by mu
 }
 
-// Begin starts a call that writes n bytes at the offset off of the disk. If Begin returns nil, the
+// Begin starts a call that writes n bytes at the given offset of the disk. If Begin returns nil, the
 // caller must call Done at the end of the call.
 func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	t.calls.RLock()
@@ -120,8 +120,8 @@ func (t *Target) SetSize(n int64, work func() error) error {
 	return nil
 }
 
-// ready returns nil if a call may begin: the disk is in the given stage, no earlier call has
-// failed, and neither the context of the call nor that of the disk has ended. The caller has
+// The method ready returns nil if a call may begin: the disk is in the given stage, no earlier call
+// has failed, and neither the context of the call nor that of the disk has ended. The caller has
 // locked the mutex t.calls, for reading or writing.
 func (t *Target) ready(ctx context.Context, stage Stage) error {
 	if t.stage == Ended {
@@ -154,7 +154,7 @@ func (t *Target) Stopped(ctx context.Context) error {
 	return nil
 }
 
-// failed returns the first error of the disk. It is nil if no call has failed.
+// The method failed returns the first error of the disk. It is nil if no call has failed.
 func (t *Target) failed() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -189,8 +189,9 @@ func (t *Target) Advance(ctx context.Context, stage Stage, work func() error) er
 	return nil
 }
 
-// End ends the disk in any stage. It calls the function work, which does what is left to do at the
-// end. The disk has ended even if work fails.
+// End puts the disk into the stage Ended, unless it is in this stage already. Then it calls the
+// function work, which does what is left to do for the disk. The disk stays in the stage Ended even
+// if work fails.
 func (t *Target) End(work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()

@@ -71,9 +71,9 @@ func lintGo(path, text string) (problems []problem, err error) {
 	return problems, nil
 }
 
-// explained reports whether a comment of the file explains why the file breaks a rule. Such a
-// comment contains the given phrase, for example "longer than 600 lines because". The phrase may
-// continue on the next line of the comment.
+// The function explained reports whether a comment of the file explains why the file breaks a rule.
+// Such a comment contains the given phrase, for example "longer than 600 lines because". The phrase
+// may continue on the next line of the comment.
 func explained(file *ast.File, phrase string) bool {
 	for _, group := range file.Comments {
 		if strings.Contains(plain(group.Text()), phrase) {
@@ -83,7 +83,7 @@ func explained(file *ast.File, phrase string) bool {
 	return false
 }
 
-// length returns the number of lines of a function. Its doc comment is not counted.
+// The function length returns the number of lines of a function. Its doc comment is not counted.
 func length(fset *token.FileSet, f *ast.FuncDecl) int {
 	return fset.Position(f.End()).Line - fset.Position(f.Type.Pos()).Line + 1
 }
@@ -100,6 +100,6 @@ func holdsOptions(name string) bool {
 	return false
 }
 
-// plain returns text in one line, with single spaces in place of line ends. Therefore a phrase is
-// found even if it continues on the next line.
+// The function plain returns text in one line, with single spaces in place of line ends. Therefore
+// a phrase is found even if it continues on the next line.
 func plain(text string) string { return strings.Join(strings.Fields(text), " ") }

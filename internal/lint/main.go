@@ -46,15 +46,15 @@ func main() {
 	}
 }
 
-// problem is a violation of a rule.
+// A problem is a violation of a rule.
 type problem struct {
 	file string
 	line int
 	text string
 }
 
-// below reports whether a file is in one of the given folders or in one of their subfolders. If no
-// folders are given, it returns true.
+// The function below reports whether a file is in one of the given folders or in one of their
+// subfolders. If no folders are given, it returns true.
 func below(file string, folders []string) bool {
 	for _, folder := range folders {
 		folder = path.Clean(folder)
@@ -65,7 +65,7 @@ func below(file string, folders []string) bool {
 	return len(folders) == 0
 }
 
-// lint checks all files of the repository. tree is its root folder.
+// The function lint checks all files of the repository. tree is its root folder.
 func lint(tree fs.FS) (problems []problem, err error) {
 	err = fs.WalkDir(tree, ".", func(file string, d fs.DirEntry, err error) error {
 		if err != nil {

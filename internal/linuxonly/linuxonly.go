@@ -6,5 +6,6 @@
 //
 //	import _ "github.com/vddkcp/vddkcp/internal/linuxonly"
 //
-// The compiler does not compile a package if one of its imports failed.
+// If the import fails, the compiler does not compile the package that contains it. Therefore it
+// prints no messages about that package.
 package linuxonly

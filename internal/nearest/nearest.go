@@ -22,8 +22,8 @@ func Near(word string, names []string) (name string, ok bool) {
 	return name, edits(word, name) <= most
 }
 
-// edits returns the number of edits that turn a into b. An edit inserts, deletes or replaces a
-// byte, or swaps two adjacent bytes. (This is the optimal string alignment distance.)
+// The function edits returns the number of edits that turn a into b. An edit inserts, deletes or
+// replaces a byte, or swaps two adjacent bytes. (This is the optimal string alignment distance.)
 func edits(a, b string) int {
 	var before []int // row i-2 of the table of distances
 	row := make([]int, len(b)+1)

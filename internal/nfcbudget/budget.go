@@ -17,7 +17,7 @@ import (
 )
 
 // Budget is the NFC memory of one host. If several callers wait for memory, they get it in the
-// order of their calls. It is safe for concurrent use.
+// order of their calls. A Budget is safe for concurrent use.
 type Budget struct {
 	limit int64 // bytes
 	least int64 // the bytes that a connection with small buffers counts as

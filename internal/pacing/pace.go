@@ -9,9 +9,10 @@ import "sync"
 // minRequest is a number of bytes. Pace does not make requests smaller than that.
 const minRequest = 64 << 10
 
-// Pace holds the limits of requests to one host. When the host has no memory for a request, the
-// limit of the size is halved, and the limit of the requests in flight is lowered by one.
-// Successful requests raise both again in small steps. It is safe for concurrent use.
+// Pace holds two limits for one host: the largest size of a request, and the number of requests in
+// flight on each connection. When the host has no memory for a request, the size is halved, and the
+// number is lowered by one. Successful requests raise both limits again in small steps. A Pace is
+// safe for concurrent use.
 type Pace struct {
 	mu        sync.Mutex
 	most      Limits // the limits at the beginning, which are never exceeded
@@ -45,8 +46,8 @@ func (p *Pace) Next() (l Limits, version uint64) {
 // version that Next returned for that request. The result smaller says whether the caller should
 // try again with a smaller request.
 //
-// A host often refuses several requests at once. Only the first refusal lowers the limits. The
-// other refusals then have an outdated version.
+// A host often refuses several requests at once. Only the first refusal lowers the limits, and this
+// changes their version. The other refusals come with the old version and therefore change nothing.
 func (p *Pace) Denied(version uint64) (smaller bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

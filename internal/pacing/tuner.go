@@ -9,11 +9,12 @@ const (
 	minWindow   = 200 * time.Millisecond
 	maxWindow   = time.Second
 	minRequests = 32
-	// settle is how long nothing is measured after the number of connections has changed,
-	// because a new connection has too few requests in flight at first.
+	// The constant settle is a waiting time after a change of the number of
+	// connections. During this time nothing is measured, because a new connection has
+	// too few requests in flight at first.
 	settle = 50 * time.Millisecond
-	// gain is the factor by which one more connection must raise the rate. If it raises the rate by
-	// less, it is not kept.
+	// The constant gain is the factor by which one more connection must raise the
+	// rate. A connection that raises the rate by less is closed again.
 	gain = 1.1
 	// The load of the host and of the network may change. Therefore the Tuner tries one more
 	// connection from time to time, at first after 5 seconds (firstProbe). Each try without success
@@ -130,8 +131,8 @@ func (t *Tuner) Denied(open int) {
 	t.rest(t.probe)
 }
 
-// judge decides on the number of connections at the end of a window. rate is the rate in the
-// window, in bytes per second.
+// The method judge decides on the number of connections at the end of a window. rate is the rate in
+// the window, in bytes per second.
 func (t *Tuner) judge(rate float64) {
 	before := t.rates[t.want]
 	t.rates[t.want] = rate
@@ -155,9 +156,9 @@ func (t *Tuner) judge(rate float64) {
 		t.probe = firstProbe
 		t.shrink()
 	case resting:
-		// The usual rate is a moving average, so it changes slowly. If the measured rate
-		// drops suddenly, it is therefore lower than the usual rate, and the drop is
-		// noticed.
+		// The usual rate is a moving average, which changes slowly. If the measured rate
+		// drops suddenly, the average is still close to its old value. Therefore the
+		// measured rate is lower than the average, and the drop is noticed.
 		t.rates[t.want] = before + (rate-before)/8
 		if rate*gain < before {
 			t.worse++

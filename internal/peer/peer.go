@@ -41,8 +41,8 @@ func NeedFile(t testing.TB, path string) {
 	}
 }
 
-// notShort skips the test if go test runs with -short, as "make quick" does. Tests against other
-// programs take minutes.
+// notShort skips the test if go test runs with -short, as "make quick" does. The reason is that
+// tests which run other programs take minutes.
 func notShort(t testing.TB) {
 	t.Helper()
 	if testing.Short() {

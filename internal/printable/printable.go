@@ -17,7 +17,7 @@ import (
 	"unicode/utf8"
 )
 
-// safe reports whether the rune r can be shown as it is.
+// The function safe reports whether the rune r can be shown as it is.
 func safe(r rune) bool { return strconv.IsPrint(r) || unicode.Is(unicode.Zs, r) }
 
 // Name returns s as it is if that is safe to show. Otherwise it returns s quoted as a Go string.
@@ -61,8 +61,8 @@ func Bytes(text []byte) []byte {
 }
 
 // Error returns the text of err, escaped as [Line] does. Line ends that come from the program
-// itself are kept. These are the line ends between joined errors. If an error has a method Lines,
-// they are also the line ends between the lines that the method returns.
+// itself are kept. There are two kinds of them: line ends between joined errors and, if an error
+// has a method Lines, line ends between the lines that this method returns.
 func Error(err error) string {
 	text := err.Error()
 	if !strings.Contains(text, "\n") {
@@ -83,8 +83,8 @@ func Error(err error) string {
 	return Line(text)
 }
 
-// around returns the text of an error that wraps other errors. The texts of the wrapped errors
-// are escaped by Error, and the text around them by Line.
+// The function around returns the text of an error that wraps other errors. The texts of the
+// wrapped errors are escaped by Error, and the text around them by Line.
 func around(text string, wrapped ...error) string {
 	var b strings.Builder
 	for i, err := range wrapped {
@@ -106,8 +106,8 @@ func around(text string, wrapped ...error) string {
 	return b.String() + Line(text)
 }
 
-// first returns the index of the first byte of s that must be escaped. It is -1 if there is
-// none. If keepLayout is set, line ends and tabs are not escaped.
+// The function first returns the index of the first byte of s that must be escaped. It is -1 if
+// there is none. If keepLayout is set, line ends and tabs are not escaped.
 func first[T string | []byte](s T, keepLayout bool) int {
 	for i := 0; i < len(s); {
 		c := s[i]

@@ -20,9 +20,10 @@
 //		}
 //	}
 //
-// All operations that depend on one server share a [Progress]. As long as one of them succeeds,
-// the server is alive, and the others are retried for longer. A caller that counts failures
-// itself uses [Policy.GiveUp] and [Policy.Wait] in place of Attempts.
+// All operations that depend on one server share a [Progress]. As long as some of the operations
+// succeed, the server is alive. The timeout for the other operations is then counted from the last
+// success. A caller that counts failures itself uses [Policy.GiveUp] and [Policy.Wait] in place of
+// Attempts.
 //
 // If every further attempt would fail in the same way, the error is marked with [Permanent]
 // where it is created. [LogTo] returns a function for Policy.OnRetry that logs the retries.
