@@ -2,15 +2,16 @@ package client
 
 import "github.com/vddkcp/vddkcp/nbd"
 
-// read fills p with the bytes of the export that begin at the given offset. The
-// offset and the length may have any alignment, but the range must lie in the export.
+// The method read fills p with the bytes of the export that begin at the given offset.
+// The offset and the length may have any alignment, but the range must lie in the
+// export.
 func (s *server) read(p []byte, off int64) error {
 	return s.doBlocks(nbd.CmdRead, p, off, s.readPart)
 }
 
-// write writes p to the export at the given offset. The offset and the length may have
-// any alignment. If p covers only a part of a block, the rest of the block is read and
-// written back.
+// The method write writes p to the export at the given offset. The offset and the
+// length may have any alignment. If p covers only a part of a block, the rest of the
+// block is read and written back.
 func (s *server) write(p []byte, off int64) error {
 	return s.doBlocks(nbd.CmdWrite, p, off, s.writePart)
 }

@@ -62,7 +62,7 @@ func (o Options) warn(format string, args ...any) {
 	}
 }
 
-// server is the group of all connections to one export.
+// A server is the group of all connections to one export.
 type server struct {
 	negotiated
 	life  life.Life // Context is the one that the disk was opened with
@@ -96,8 +96,8 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 // doAll sends the requests of many calls and waits for the replies. It gets the calls
 // from the function next, one after another, until next returns nil or a call fails.
 // Then it waits for the calls in progress, and returns the first call that failed and
-// its error. Up to 2*depth calls are in progress at once. This is twice the number that
-// one connection allows. Therefore several connections are kept busy.
+// its error. One connection allows 16 calls in progress (the constant depth). doAll
+// keeps up to twice as many in progress, so that several connections are busy.
 func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
 	var window [2 * depth]*call // ring buffer of the calls in progress
 	from, to := 0, 0

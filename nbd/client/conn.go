@@ -54,9 +54,10 @@ func (e *serverError) Error() string {
 
 func (e *serverError) Unwrap() error { return e.errno }
 
-// final reports whether a retry of the request would fail with the same error. This is
-// the case if the request is not permitted, invalid or not supported, or if the server
-// has no space left. EIO, ENOMEM and unknown error numbers may be temporary.
+// The method final reports whether a retry of the request would fail with the same
+// error. This is the case if the request is not permitted, invalid or not supported, or
+// if the server has no space left. EIO, ENOMEM and unknown error numbers may be
+// temporary.
 func (e *serverError) final() bool {
 	switch e.errno {
 	case nbd.EPERM, nbd.EINVAL, nbd.ENOSPC, nbd.EOVERFLOW, nbd.ENOTSUP:
@@ -65,13 +66,13 @@ func (e *serverError) final() bool {
 	return false
 }
 
-// violation returns the error for a server that breaks the protocol. The error is
-// marked with source.Permanent, because a retry would fail in the same way.
+// The function violation returns the error for a server that breaks the protocol. The
+// error is marked with source.Permanent, because a retry would fail in the same way.
 func violation(format string, args ...any) error {
 	return source.Permanent(fmt.Errorf("the server breaks the protocol: "+format, args...))
 }
 
-// call is one request and its reply.
+// A call is one request and its reply.
 type call struct {
 	cmd   nbd.Command
 	flags nbd.CommandFlags
@@ -91,9 +92,10 @@ type call struct {
 	done   chan error // gets the result; has capacity 1
 
 	// The next fields are guarded by conn.mu. The call ends only when the request was
-	// sent (sent) and the reply was received (replied). A server may reply with an
-	// error before it has received all data of a write. The call must not end then,
-	// because its caller could change the data while they are being sent.
+	// sent (the field sent) and the reply was received (the field replied). A server
+	// may reply with an error before it has received all data of a write. The call
+	// must not end then, because its caller could change the data while they are
+	// being sent.
 	sent, replied bool
 	result        error
 }
@@ -105,7 +107,7 @@ func (k *call) String() string {
 	return fmt.Sprintf("%s [%d, %d)", k.cmd, k.off, k.off+k.n)
 }
 
-// conn is a connection in the transmission phase. One goroutine writes requests and
+// A conn is a connection in the transmission phase. One goroutine writes requests and
 // another one reads replies. With a single goroutine there could be a deadlock, in
 // which client and server each wait for the other one to read.
 type conn struct {
@@ -145,8 +147,8 @@ func newConn(raw, tls net.Conn, n negotiated, timeout time.Duration) *conn {
 	return c
 }
 
-// run runs the two goroutines of the connection. When both have ended, it fails the calls in
-// progress.
+// The method run runs the two goroutines of the connection. When both have ended, it
+// fails the calls in progress.
 func (c *conn) run() {
 	defer close(c.ended)
 	var writer sync.WaitGroup
@@ -161,8 +163,8 @@ func (c *conn) run() {
 	c.pending = nil
 }
 
-// fail closes the connection and records err as the reason. If fail was called
-// before, it does nothing.
+// The method fail closes the connection and records err as the reason. If fail was
+// called before, it does nothing.
 func (c *conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -174,9 +176,9 @@ func (c *conn) fail(err error) {
 	c.raw.Close()
 }
 
-// start waits for a free slot of the connection and then queues a call for sending.
-// The number of slots is the constant depth. Afterwards the caller calls the method
-// wait of the call.
+// The method start waits for a free slot of the connection and then queues a call for
+// sending. The number of slots is the constant depth. Afterwards the caller calls the
+// method wait of the call.
 func (c *conn) start(ctx context.Context, k *call) error {
 	c.load.Add(1)
 	if err := c.register(ctx, k); err != nil {
@@ -186,8 +188,8 @@ func (c *conn) start(ctx context.Context, k *call) error {
 	return nil
 }
 
-// register waits for a free slot of the connection and then queues a call for
-// sending. The method start calls register, and also counts the call in c.load.
+// The method register waits for a free slot of the connection and then queues a call
+// for sending. The method start calls register, and also counts the call in c.load.
 func (c *conn) register(ctx context.Context, k *call) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -215,10 +217,10 @@ func (c *conn) register(ctx context.Context, k *call) error {
 	return nil
 }
 
-// wait waits for the result of a call that was started. If the reply takes longer than the
-// timeout, the connection breaks. If the call is not a read or a write, wait also returns
-// when ctx ends. If it is a read or a write, wait ignores ctx, because the connection still
-// uses the buffer with the data.
+// The method wait waits for the result of a call that was started. If the reply takes
+// longer than the timeout, the connection breaks. If the call is not a read or a write,
+// wait also returns when ctx ends. If it is a read or a write, wait ignores ctx, because
+// the connection still uses the buffer with the data.
 func (k *call) wait(ctx context.Context) error {
 	late := time.NewTimer(k.conn.timeout)
 	defer late.Stop()
@@ -338,7 +340,7 @@ func (c *conn) readReplies() error {
 	}
 }
 
-// outstanding describes the requests without a reply, for an error message.
+// The method outstanding describes the requests without a reply, for an error message.
 func (c *conn) outstanding() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -400,7 +402,7 @@ func (c *conn) readSimple(r reader) error {
 	return nil
 }
 
-// reader reads replies from a connection.
+// A reader reads replies from a connection.
 type reader struct{ *bufio.Reader }
 
 // readFull reads exactly len(p) bytes of a reply into p.
@@ -409,8 +411,8 @@ func (r reader) readFull(p []byte) error {
 	return notEOF(err)
 }
 
-// uint32 reads a number of 4 bytes. It returns io.EOF if the server closed the connection
-// before the first byte.
+// The method uint32 reads a number of 4 bytes. It returns io.EOF if the server closed
+// the connection before the first byte.
 func (r reader) uint32() (uint32, error) {
 	b, err := r.Peek(4)
 	if err != nil {

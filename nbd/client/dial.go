@@ -128,10 +128,10 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	return err
 }
 
-// differences compares what was negotiated on two connections to one export: on a
-// further connection (n) and on the first one (first). It returns a text for each
-// difference. Each text contains the value of the further connection and then the
-// value of the first one. The ID of the metadata context may differ.
+// The method differences compares what was negotiated on two connections to one export:
+// on a further connection (n) and on the first one (first). It returns a text for each
+// difference. Each text contains the value of the further connection and then the value
+// of the first one. The ID of the metadata context may differ.
 func (n *negotiated) differences(first *negotiated) []string {
 	var list []string
 	compare := func(format string, value, want any) {

@@ -32,13 +32,13 @@ const (
 	maxKnown = 256 << 10
 )
 
-// allocation is a cache of the extents of a disk.
+// An allocation is a cache of the extents of a disk.
 type allocation struct {
 	segments []*segment // sorted, without overlaps
 	runs     int        // number of runs in all segments
 }
 
-// segment is a range of a disk whose extents are known.
+// A segment is a range of a disk whose extents are known.
 type segment struct {
 	off, end int64
 	runs     []run
@@ -144,8 +144,9 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-// segment returns a segment that contains the given offset, from the cache or from the
-// server.
+// The method segment returns a segment that contains the given offset. It takes the
+// segment from the cache or asks the server. If the server cannot tell the extents, the
+// segment consists of one data extent.
 func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {
@@ -196,8 +197,10 @@ func dataSegment(off, end int64) *segment {
 }
 
 // queryRetrying asks the server for the extents of [off, end), and retries the query
-// after errors that may be temporary. If all retries fail, it returns a nil segment
-// without an error. After that, queries are not retried until one has succeeded.
+// after errors that may be temporary. If the server refuses the query for good, the
+// returned segment consists of one data extent. If all retries fail, queryRetrying
+// returns a nil segment without an error. After that, failed queries are not retried
+// until a query has succeeded.
 func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, error) {
 	life, wait := &d.server.life, d.server.queryWait
 	policy := retry.Policy{Retries: queryRetries, Backoff: func(n int) time.Duration { return wait << (n - 1) }}
@@ -221,8 +224,8 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 	}
 }
 
-// query asks the server for the extents of [off, end). The returned segment begins at off
-// and may end before end.
+// The method query asks the server for the extents of [off, end). The returned segment
+// begins at off and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
 	// When ctx ends, s.do returns, although the server may still reply to the
 	// request. When the context of the disk ends, the connections are closed, so

@@ -28,7 +28,7 @@ const (
 	padding = 124
 )
 
-// negotiated is the result of a handshake.
+// The struct negotiated holds the result of a handshake.
 type negotiated struct {
 	size       int64 // size of the export in bytes
 	flags      nbd.TransmissionFlags
@@ -54,8 +54,8 @@ type handshaker struct {
 // size. INFO is the option with which a client queries an export without opening it.
 var errNoInfo = errors.New("the server cannot describe an export without opening it")
 
-// handshake performs the handshake on a socket. It returns the connection for the
-// transmission phase, which is the socket itself or a TLS connection over it.
+// The function handshake performs the handshake on a socket. It returns the connection
+// for the transmission phase, which is the socket itself or a TLS connection over it.
 func handshake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	return (&handshaker{conn: raw, uri: uri}).run(ctx, tlsConfig)
 }
@@ -75,9 +75,9 @@ func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, 
 	return s.conn, n, nil
 }
 
-// check returns an error if the size of the export is too large. The flags of the
-// export are valid only if HAS_FLAGS is set. If it is not set, check clears all other
-// flags.
+// The method check returns an error if the size of the export is too large. The flags
+// of the export are valid only if HAS_FLAGS is set. If it is not set, check clears all
+// other flags.
 func (n *negotiated) check() error {
 	if n.size < 0 {
 		return violation("size of the export: found %d bytes, want at most %d bytes", uint64(n.size), int64(math.MaxInt64))
@@ -150,8 +150,8 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 	return s.exportName(n, mine)
 }
 
-// oldstyle completes the handshake with an oldstyle server, which has one export
-// without a name.
+// The method oldstyle completes the handshake with an oldstyle server, which has one
+// export without a name.
 func (s *handshaker) oldstyle(n negotiated) (negotiated, error) {
 	if s.uri.TLS {
 		return n, errors.New("the server is too old to support TLS, which the scheme nbds requires")
@@ -299,9 +299,9 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 	return true, nil
 }
 
-// refused returns the error for an option that the client needs and the server has
-// refused. The caller passes the type of the server's reply, and the explanation that
-// the server sent as text.
+// The method refused returns the error for an option that the client needs and the
+// server has refused. The caller passes the type of the server's reply, and the
+// explanation that the server sent as text.
 func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
 	problem, hint := t.String(), ""
 	switch t {

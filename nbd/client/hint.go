@@ -16,9 +16,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// noSocket says that the socket of a server does not exist. This error may be
-// temporary, because a server that restarts creates its socket again. Therefore it does
-// not wrap fs.ErrNotExist, which is treated as permanent.
+// noSocket is an error which says that the socket of a server does not exist. This
+// error may be temporary, because a server that restarts creates its socket again.
+// Therefore it does not wrap fs.ErrNotExist, which is treated as permanent.
 type noSocket struct{ path string }
 
 func (e *noSocket) Error() string { return fmt.Sprintf("there is no socket %q", e.path) }

@@ -22,11 +22,11 @@ const (
 	maxErrorChunk = 14 + 2*nbd.MaxString
 )
 
-// spans is the set of ranges of a read for which chunks have been received. The ranges are
-// sorted, not empty, and have gaps between them.
+// The type spans holds the ranges of a read for which chunks have been received. The
+// ranges are sorted, not empty, and have gaps between them.
 type spans struct{ list []span }
 
-// span is the range of the offsets [from, to) in a disk.
+// A span is the range of the offsets [from, to) in a disk.
 type span struct{ from, to int64 }
 
 // add adds the range of a chunk. It returns an error if the range overlaps the range of an
@@ -65,14 +65,14 @@ func (s *spans) add(from, to int64) error {
 	return nil
 }
 
-// overlap returns the error for a chunk [from, to) that overlaps a range for which
-// chunks have already been received.
+// The function overlap returns the error for a chunk [from, to) that overlaps a range
+// for which chunks have already been received.
 func overlap(from, to int64, e span) error {
 	return fmt.Errorf("the chunk of bytes [%d, %d) repeats bytes [%d, %d) of an earlier chunk", from, to, max(from, e.from), min(to, e.to))
 }
 
-// missing returns the first part of [from, to) for which no chunk was received. ok is
-// false if there is no such part.
+// The method missing returns the first part of [from, to) for which no chunk was
+// received. ok is false if there is no such part.
 func (s *spans) missing(from, to int64) (span, bool) {
 	for _, e := range s.list {
 		if e.from > from {
@@ -83,15 +83,15 @@ func (s *spans) missing(from, to int64) (span, bool) {
 	return span{from, to}, from < to
 }
 
-// status holds the extents in a reply to the request BLOCK_STATUS. The first extent
-// begins at the offset of the request. All extents together may be shorter or longer
-// than the range of the request, but have at least one byte.
+// The struct status holds the extents in a reply to the request BLOCK_STATUS. The first
+// extent begins at the offset of the request. All extents together may be shorter or
+// longer than the range of the request, but have at least one byte.
 type status struct {
 	runs     []run
 	received bool // a chunk of block status has been received
 }
 
-// run is the length of an extent in bytes, and whether the extent reads as zeros.
+// A run describes an extent: its length in bytes, and whether it reads as zeros.
 type run struct {
 	n    int64
 	zero bool
@@ -162,8 +162,8 @@ func (c *conn) readChunk(r reader) error {
 	return nil
 }
 
-// claim records that the reply to a read request has a chunk of n bytes at the given
-// offset of the disk. It returns the part of the read buffer for these bytes.
+// The function claim records that the reply to a read request has a chunk of n bytes at
+// the given offset of the disk. It returns the part of the read buffer for these bytes.
 func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
 		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the range of the request", k, n, off)

@@ -22,8 +22,8 @@ type SinkOptions struct {
 	NoHole       bool // zeroed ranges stay allocated
 }
 
-// target is an export that a copy is written to. The export may be larger than the disk,
-// whose size is lifecycle.Target.Size.
+// A target is an export that a copy is written to. The export may be larger than the
+// disk, whose size is lifecycle.Target.Size.
 type target struct {
 	lifecycle.Target
 	server *server
@@ -89,9 +89,9 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 // argument is the name of the server.
 const noFlush = "%s does not support FLUSH: the server cannot make written data durable on request"
 
-// identity returns a text that describes an export by the address of the server, the
-// name of the export and its size. A server reports nothing else that distinguishes
-// exports.
+// The function identity returns a text that describes an export by the address of the
+// server, the name of the export and its size. A server reports nothing else that
+// distinguishes exports.
 func identity(u *nbd.URI, size int64) string {
 	server := net.JoinHostPort(u.Host, u.Port)
 	if u.Socket != "" {
@@ -116,10 +116,11 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 	return t
 }
 
-// state returns what a checkpoint of an NBD target records: the kind of target and the
-// size of the disk in bytes. This state is the same for all checkpoints of one disk. A
-// run that resumes passes the recorded state to Create in sink.Options.State. Create
-// refuses a state that records another kind of target or another size.
+// The function state returns what a checkpoint of an NBD target records: the kind of
+// target and the size of the disk in bytes. This state is the same for all checkpoints
+// of one disk. A run that resumes passes the recorded state to Create in
+// sink.Options.State. Create refuses a state that records another kind of target or
+// another size.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
 // probeFlush tests whether an oldstyle server that advertises FLUSH also supports it.
@@ -194,8 +195,8 @@ func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// flush sends FLUSH on every connection, which makes all completed writes durable. It does
-// nothing if the server does not support FLUSH.
+// The method flush sends FLUSH on every connection, which makes all completed writes
+// durable. It does nothing if the server does not support FLUSH.
 func (t *target) flush(ctx context.Context) error {
 	s := t.server
 	if s.flags&nbd.SendFlush == 0 {
@@ -251,13 +252,14 @@ func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 	return &readback{t.disk(), ctx}, nil
 }
 
-// disk returns a Disk that reads the target over the same connections that write it.
+// The method disk returns a Disk that reads the target over the same connections that
+// write it.
 func (t *target) disk() Disk {
 	return Disk{server: t.server, size: t.Size, borrowed: true, uri: t.Name}
 }
 
-// readback is the disk that Reopen returns. Its reads fail after the context that was passed
-// to Reopen has ended.
+// A readback is the disk that Reopen returns. Its reads fail after the context that was
+// passed to Reopen has ended.
 type readback struct {
 	Disk
 	ctx context.Context

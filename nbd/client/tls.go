@@ -48,8 +48,8 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	return config, nil
 }
 
-// exists returns false only if there is certainly no file at the given path. If the
-// path cannot be examined, it returns true.
+// The function exists returns false only if there is certainly no file at the given
+// path. If the path cannot be examined, it returns true.
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)

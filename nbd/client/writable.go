@@ -24,8 +24,9 @@ type WritableDisk struct {
 	*Disk
 	target *target
 
-	// partial is locked for writing while a block is changed in part: the block is
-	// read, changed and written back. Writes of whole blocks lock it for reading.
+	// The field partial is a read-write lock. Its write lock is held while a part of a
+	// block is changed, which means that the block is read, changed and written back.
+	// Writes of whole blocks hold its read lock.
 	partial sync.RWMutex
 
 	flushes flush.Group
@@ -90,8 +91,8 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 	return err
 }
 
-// forget empties the cache of extents. The results of queries that are in progress are
-// not cached either.
+// The method forget empties the cache of extents. The results of queries that are in
+// progress are not cached either.
 func (d *WritableDisk) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
