@@ -16,7 +16,7 @@ type badRanges struct {
 	ranges map[string]badRange
 }
 
-// badRange is the smallest range that covers all failed reads of one export.
+// A badRange is the smallest range that covers all failed reads of one export.
 type badRange struct{ from, to int64 }
 
 // add records that a read of the range [from, to) failed.
@@ -37,7 +37,8 @@ func (s *badRanges) add(export string, from, to int64) {
 	s.ranges[export] = badRange{from, to}
 }
 
-// overlap reports whether [from, to) overlaps the recorded range of the export.
+// The method overlap reports whether [from, to) overlaps the recorded range of the
+// export.
 func (s *badRanges) overlap(export string, from, to int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

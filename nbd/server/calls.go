@@ -12,8 +12,8 @@ const (
 	maxExportCalls = 256
 )
 
-// calls is a channel that limits the number of concurrent calls to disks. While a call
-// is in progress, there is an element for this call in the channel.
+// The type calls is a channel that limits the number of concurrent calls to disks.
+// While a call is in progress, there is an element for this call in the channel.
 type calls chan struct{}
 
 func (c calls) release() { <-c }
@@ -21,8 +21,8 @@ func (c calls) release() { <-c }
 // acquireCall waits until the connection may call its disk. The call counts against two
 // limits: one for all calls of the server, and one for the calls to this export. If a
 // limit is reached, the connection may still make one call at a time, which does not
-// count against the limits. After the call to the disk, the caller calls release.
-// acquireCall fails only if ctx ends.
+// count against the limits. After the call to the disk, the caller calls the function
+// release, which acquireCall has returned. acquireCall fails only if ctx ends.
 func (c *conn) acquireCall(ctx context.Context) (release func(), err error) {
 	e := c.export.calls
 	select {

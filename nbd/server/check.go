@@ -2,9 +2,9 @@ package server
 
 import "github.com/vddkcp/vddkcp/nbd"
 
-// check returns an error number and a text if a request is invalid: if its command or a
-// flag is unknown, if its range is not in the export, or if the export does not allow
-// the command. The error number is 0 if the request is valid.
+// The method check returns an error number and a text if a request is invalid: if its
+// command or a flag is unknown, if its range is not in the export, or if the export
+// does not allow the command. The error number is 0 if the request is valid.
 func (o *op) check() (nbd.Errno, string) {
 	e := o.c.export
 	allowed := nbd.FlagFUA // proto.md allows FUA with every command

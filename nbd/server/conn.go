@@ -15,7 +15,7 @@ import (
 // many requests are in progress, the server reads no further request.
 const maxRequests = 64
 
-// conn is a connection to a client, in the handshake or in the transmission phase.
+// A conn is a connection to a client, in the handshake or in the transmission phase.
 type conn struct {
 	s        *Server
 	net      net.Conn // base, or TLS over it
@@ -41,8 +41,8 @@ type conn struct {
 	deadline time.Time   // of the handshake; zero: there is none
 }
 
-// negotiated is the part of the connection's state that the client changes with options
-// of the handshake.
+// The struct negotiated is the part of the connection's state that the client changes
+// with options of the handshake.
 type negotiated struct {
 	flags          nbd.HandshakeFlags
 	export         *export // nil: none is open
@@ -54,15 +54,15 @@ type negotiated struct {
 func newConn(s *Server, raw net.Conn) *conn {
 	c := &conn{s: s, net: raw, base: raw, started: time.Now(), ownCall: make(calls, 1)}
 	c.out.c = c
-	// The context of the connection is derived from disksCtx and not from the
-	// context of Serve. When the context of Serve ends, a grace period begins, and
-	// disksCtx ends at the end of this period.
+	// When the context of Serve ends, a grace period begins. The context disksCtx
+	// ends only at the end of this period. Therefore the context of the connection
+	// is derived from disksCtx, and not from the context of Serve.
 	c.ctx, c.cancel = context.WithCancelCause(s.disksCtx)
 	return c
 }
 
-// serve performs the handshake and serves the client until it disconnects. An error says
-// how the client broke the protocol, or why the connection failed.
+// The method serve performs the handshake and serves the client until it disconnects.
+// An error says how the client broke the protocol, or why the connection failed.
 func (c *conn) serve() error {
 	defer func() {
 		if c.export != nil {
@@ -82,15 +82,15 @@ func (c *conn) serve() error {
 	return c.transmit()
 }
 
-// fail closes the connection because of err. If fail is called several times, the
-// method serve returns the error of the first call.
+// The method fail closes the connection because of err. If fail is called several
+// times, the method serve returns the error of the first call.
 func (c *conn) fail(err error) {
 	c.cancel(err)
 	c.base.Close()
 }
 
-// failed reports whether the connection has failed. It returns false during the
-// shutdown of the server, because replies are still sent then.
+// The method failed reports whether the connection has failed. It returns false during
+// the shutdown of the server, because replies are still sent then.
 func (c *conn) failed() bool {
 	ended := context.Cause(c.ctx)
 	return ended != nil && ended != ErrShutdown
@@ -190,8 +190,9 @@ func (c *conn) failUnlessEnding(err error) {
 	}
 }
 
-// stalled reports whether the client has blocked the connection for the given time
-// limit, because it did not send the data of a write or did not receive its replies.
+// The method stalled reports whether the client has blocked the connection for the
+// given time limit, because it did not send the data of a write or did not receive its
+// replies.
 func (c *conn) stalled(limit time.Duration) bool {
 	return c.in.stalled(limit) || c.out.stalled(limit)
 }

@@ -16,11 +16,11 @@ func errnoOf(err error) nbd.Errno {
 	var system unix.Errno
 	switch {
 	case errors.As(err, &own):
-		// The disk is itself an export of another NBD server, and err has the
-		// error number that the other server sent. EPERM, ENOMEM and ENOSPC are
-		// passed on. All other error numbers become EIO: EINVAL, EOVERFLOW and
-		// ENOTSUP because the request of the client is valid, and ESHUTDOWN
-		// because this server does not shut down.
+		// In this case, the disk is itself an export of another NBD server, and err has
+		// the error number that the other server sent. EPERM, ENOMEM and ENOSPC are
+		// passed on. All other error numbers become EIO: EINVAL, EOVERFLOW and ENOTSUP
+		// because the request of the client is valid, and ESHUTDOWN because this server
+		// does not shut down.
 		switch own {
 		case nbd.EPERM, nbd.ENOMEM, nbd.ENOSPC:
 			return own

@@ -11,7 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// export is an open disk with at least one client.
+// An export is an open disk with at least one client.
 type export struct {
 	Export
 	users int // connections that use the export, guarded by Server.mu
@@ -21,9 +21,9 @@ type export struct {
 	facts
 }
 
-// facts are the properties of an open disk and the state that all clients of the disk
-// share. The fields themselves do not change while the disk is open, since the shared
-// state is behind pointers and in a channel.
+// The struct facts holds the properties of an open disk, and the state that all clients
+// of the disk share. The fields themselves do not change while the disk is open: for
+// the shared state, they only hold pointers and a channel.
 type facts struct {
 	disk     source.Disk
 	size     int64
@@ -70,19 +70,19 @@ func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	return e, nil
 }
 
-// forget records that a client no longer uses an export whose disk is not open. If no
-// client uses the export any more, forget removes it from s.open. The caller holds
-// s.mu.
+// The method forget records that a client no longer uses an export whose disk is not
+// open. If no client uses the export any more, forget removes it from s.open. The
+// caller holds s.mu.
 func (s *Server) forget(e *export) {
 	if e.users--; e.users == 0 {
 		delete(s.open, e.Name)
 	}
 }
 
-// release ends the use of an export that acquire returned. If no other client uses the
-// export, release closes its disk. If another client chooses the export while the disk
-// is being closed, that client waits until the disk is closed, so that a disk is never
-// open twice.
+// The method release ends the use of an export that acquire returned. If no other
+// client uses the export, release closes its disk. If another client chooses the export
+// while the disk is being closed, that client waits until the disk is closed, so that a
+// disk is never open twice.
 func (s *Server) release(e *export) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -129,8 +129,9 @@ func (s *Server) inspect(disk source.Disk) facts {
 	return f
 }
 
-// flags returns the transmission flags of the export. CanMultiConn is always among them,
-// because all connections use the same disk and therefore see each other's writes.
+// The method flags returns the transmission flags of the export. CanMultiConn is always
+// among them, because all connections use the same disk and therefore see each other's
+// writes.
 func (f *facts) flags(structured bool) nbd.TransmissionFlags {
 	flags := nbd.HasFlags | nbd.SendFlush | nbd.SendFUA | nbd.CanMultiConn | nbd.SendCache
 	if structured {
@@ -185,8 +186,8 @@ func (f Fixed) Open(_ context.Context, name string) (source.Disk, error) {
 	return nil, fmt.Errorf("%q: %w", name, ErrUnknownExport)
 }
 
-// kept is a disk whose Close does nothing. The disk must stay open, because it was not
-// opened by the server.
+// The type kept is a disk whose Close does nothing. The disk must stay open, because it
+// was not opened by the server.
 type kept struct{ source.Disk }
 
 func (k kept) Unwrap() source.Disk { return k.Disk }

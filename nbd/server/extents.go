@@ -34,8 +34,8 @@ const (
 	spanSize = 64
 )
 
-// extents is a cache of the extents of a disk. Ranges that are written to are removed
-// from it. It is safe for concurrent use.
+// The struct extents is a cache of the extents of a disk. Ranges that are written to
+// are removed from it. It is safe for concurrent use.
 type extents struct {
 	disk       source.Disk
 	cacheBytes *atomic.Int64 // size of the cached extents of all exports
@@ -47,7 +47,7 @@ type extents struct {
 	clock   uint64  // counts the uses of spans, for the search of the least recently used one
 }
 
-// span is a range of the disk whose extents are cached.
+// A span is a range of the disk whose extents are cached.
 type span struct {
 	off  int64
 	runs []run
@@ -57,7 +57,7 @@ type span struct {
 func (s *span) end() int64  { return s.runs[len(s.runs)-1].end }
 func (s *span) size() int64 { return spanSize + int64(len(s.runs))*runSize }
 
-// run is a source.Extent in a compact form. The runs of a span follow each other
+// A run is a source.Extent in a compact form. The runs of a span follow each other
 // without gaps: each run begins where the run before it ends, and the first run begins
 // at the beginning of the span.
 type run struct {
@@ -91,8 +91,8 @@ func (x *extents) extentAt(ctx context.Context, off int64) (source.Extent, error
 	return x.query(ctx, off)
 }
 
-// cached returns the result of extentAt for the given offset if the cache has an extent
-// there. Otherwise it returns false.
+// The method cached returns the result of extentAt for the given offset if the cache
+// has an extent there. Otherwise it returns false.
 func (x *extents) cached(off int64) (source.Extent, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -106,7 +106,8 @@ func (x *extents) cached(off int64) (source.Extent, bool) {
 	return s.extentAt(off), true
 }
 
-// search returns the index of the first span in the cache that ends after the given offset.
+// The method search returns the index of the first span in the cache that ends after
+// the given offset.
 func (x *extents) search(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].end() > off })
 }
@@ -119,9 +120,9 @@ func (s *span) extentAt(off int64) source.Extent {
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
 
-// query asks the disk for the extents of a range around the given offset, and caches
-// them. The range contains only offsets whose extents are not cached yet. query returns
-// the result of the method extentAt for the given offset.
+// The method query asks the disk for the extents of a range around the given offset,
+// and caches them. The range contains only offsets whose extents are not cached yet.
+// query returns the result of the method extentAt for the given offset.
 func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	from := off &^ (queryAlign - 1)
 	end := from + min(queryBytes, x.disk.Size()-from)

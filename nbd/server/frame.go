@@ -12,7 +12,7 @@ import (
 // or the chunks of structured replies if the client negotiated them. Support for
 // extended headers would be added here.
 
-// reply is one message that answers a request. A simple reply of the protocol is one
+// A reply is one message that answers a request. A simple reply of the protocol is one
 // such message. A structured reply is several messages: one for each chunk. A message
 // consists of a head and the bytes that follow the head.
 type reply struct {

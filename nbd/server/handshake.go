@@ -30,9 +30,9 @@ const (
 	allocationDepth = "qemu:allocation-depth"
 )
 
-// handshake performs the handshake as described in "Newstyle negotiation" of proto.md.
-// ready is true if the transmission phase follows, and false if the client has
-// disconnected.
+// The method handshake performs the handshake as described in "Newstyle negotiation" of
+// proto.md. ready is true if the transmission phase follows, and false if the client
+// has disconnected.
 //
 // The connection is read without a buffer. Otherwise bytes that an attacker sent in
 // plain text after STARTTLS could be taken for bytes that the client encrypted.
@@ -135,8 +135,8 @@ func (c *conn) optionData(n int) ([]byte, error) {
 	return b, nil
 }
 
-// answer processes an option and sends the replies to it. ready is true if the transmission
-// phase follows. An error ends the connection.
+// The method answer processes an option and sends the replies to it. ready is true if
+// the transmission phase follows. An error ends the connection.
 func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 	secure := c.net != c.base
 	switch {
@@ -286,7 +286,8 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 	return nil
 }
 
-// list answers the option LIST with the names and descriptions of all exports.
+// The method list answers the option LIST with the names and descriptions of all
+// exports.
 func (c *conn) list(data []byte) error {
 	const o = nbd.OptList
 	if len(data) > 0 {
@@ -307,8 +308,9 @@ func (c *conn) list(data []byte) error {
 	return c.sendReply(o, nbd.RepAck, nil)
 }
 
-// fields decodes the data of an option, one field after another. If the data are too
-// short, it sets bad to true, and the methods return zero values.
+// The type fields decodes the data of an option, with one call of a method for each
+// value. If the data are too short for a value, the method sets the field bad to true
+// and returns a zero value.
 type fields struct {
 	b   []byte // data that were not decoded yet
 	bad bool
@@ -341,8 +343,8 @@ func (f *fields) uint32() uint32 {
 
 func (f *fields) text() string { return string(f.take(uint64(f.uint32()))) }
 
-// info answers the options INFO and GO with information about an export. After the option
-// GO, ready is true, and the transmission phase begins.
+// The method info answers the options INFO and GO with information about an export.
+// After the option GO, ready is true, and the transmission phase begins.
 func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	f := fields{b: data}
 	name := f.text()

@@ -22,14 +22,14 @@ const (
 	// readBuffer is the size, in bytes, of the buffer for the requests of a
 	// connection. Most of the data of long writes do not go through this buffer.
 	readBuffer = 4 << 10
-	// fast is a time limit for a client that counts as slow. Such a client only gets
-	// buffers of up to 16 KiB (the constant reserve). If it fills one of them within
-	// the time limit, it no longer counts as slow.
+	// The constant fast is a time limit for a client that counts as slow. Such a
+	// client only gets buffers of up to 16 KiB (the constant reserve). If it fills one
+	// of them within the time limit, it no longer counts as slow.
 	fast = 100 * time.Millisecond
 )
 
-// inbox reads what a client sends in the transmission phase: requests and the data of
-// writes. All methods except stalled are called only by the goroutine that reads
+// An inbox reads what a client sends in the transmission phase: requests and the data
+// of writes. All methods except stalled are called only by the goroutine that reads
 // requests.
 type inbox struct {
 	c      *conn
@@ -44,8 +44,8 @@ type inbox struct {
 
 func (in *inbox) init(c *conn, r net.Conn) { in.c, in.r = c, bufio.NewReaderSize(r, readBuffer) }
 
-// next returns the next request. It returns io.EOF if the client closed the connection
-// between two requests.
+// The method next returns the next request. It returns io.EOF if the client closed the
+// connection between two requests.
 func (in *inbox) next() (nbd.Request, error) {
 	if _, err := io.ReadFull(in.r, in.header[:]); err == io.EOF {
 		return nbd.Request{}, err
@@ -59,7 +59,7 @@ func (in *inbox) next() (nbd.Request, error) {
 // next need not read from the connection.
 func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
 
-// discard skips the n bytes of data of a refused write.
+// The method discard skips the n bytes of data of a refused write.
 func (in *inbox) discard(n uint32) error {
 	if n > maxDiscard {
 		return fmt.Errorf("a write request has %d bytes of data, want at most %d bytes", n, nbd.MaxPayload)
@@ -130,8 +130,8 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	return in.receive(off, n)
 }
 
-// stalled reports whether receive has waited for the data of one buffer for at least
-// the given time limit. It is safe for concurrent use.
+// The method stalled reports whether receive has waited for the data of one buffer for
+// at least the given time limit. It is safe for concurrent use.
 func (in *inbox) stalled(limit time.Duration) bool {
 	since := in.receiving.Load()
 	return since != 0 && time.Now().UnixNano()-since >= int64(limit)
