@@ -115,8 +115,8 @@ func readPEM(path, kind string) ([]byte, error) {
 	return nil, wrong("", "%s has no %s in PEM format", path, strings.ToLower(kind))
 }
 
-// valid returns an error if a certificate has expired or is not valid yet. The error
-// names the file that contains the certificate, which has the given path.
+// The function valid returns an error if a certificate has expired or is not valid yet.
+// The error names the file that contains the certificate, which has the given path.
 func valid(path string, c *x509.Certificate) error {
 	const day = "2006-01-02 15:04:05 MST"
 	switch now := time.Now(); {
