@@ -176,9 +176,9 @@ func (c *conn) fail(err error) {
 	c.raw.Close()
 }
 
-// The method start waits for a free slot of the connection and then queues a call for
-// sending. The number of slots is the constant depth. Afterwards the caller calls the
-// method wait of the call.
+// The method start queues a call for sending. One connection allows 16 calls in progress
+// (the constant depth). If there are that many, start waits first until one of them has
+// ended. Afterwards the caller calls the method wait of the call.
 func (c *conn) start(ctx context.Context, k *call) error {
 	c.load.Add(1)
 	if err := c.register(ctx, k); err != nil {
@@ -188,8 +188,8 @@ func (c *conn) start(ctx context.Context, k *call) error {
 	return nil
 }
 
-// The method register waits for a free slot of the connection and then queues a call
-// for sending. The method start calls register, and also counts the call in c.load.
+// The method register does the work of start, except that start also counts the call in
+// c.load.
 func (c *conn) register(ctx context.Context, k *call) error {
 	select {
 	case c.slots <- struct{}{}:

@@ -127,7 +127,8 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 // doPieces divides the n bytes at the given offset into pieces of at most zeroPiece
 // bytes. It sends a request for each piece, in order. The requests have the same
 // command and the same flags as the given call, which is only a model and is not sent
-// itself.
+// itself. If the server does not support the command, doPieces returns
+// errors.ErrUnsupported.
 func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, model *call) error {
 	s := d.server
 	for n > 0 {

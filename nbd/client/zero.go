@@ -14,10 +14,12 @@ const zeroPiece = 128 << 20
 // zeros is the data of requests that write zeros. It must not be changed.
 var zeros [1 << 20]byte
 
-// The method zero writes zeros to the n bytes at the given offset. It uses the first
-// method that the server supports: WRITE_ZEROES with the flag FAST_ZERO, WRITE_ZEROES
-// without this flag, or writing zeros as data. It does not use TRIM, because a trimmed
-// range may read as anything. If noHole is true, the range stays allocated.
+// The method zero writes zeros to the n bytes at the given offset. For whole blocks it
+// uses the first of these ways that the server supports: WRITE_ZEROES with the flag
+// FAST_ZERO, WRITE_ZEROES without this flag, or a write of zeros as data. For blocks
+// that the range covers only in part, it always writes zeros as data. It does not use
+// TRIM, because a trimmed range may read as anything. If noHole is true, the range stays
+// allocated.
 func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	s := t.server
 	head, whole := s.splitBlocks(off, n)
