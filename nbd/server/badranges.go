@@ -8,9 +8,9 @@ const maxBadRanges = 1024
 // badRanges records, for each export, the range in which reads have failed after a
 // simple reply had begun. Such a reply cannot report an error, so the connection is
 // closed. The client then usually connects again and repeats the request. Because the
-// repeated request overlaps the recorded range, the server reads all its data from the
-// disk before it begins the reply. If the disk fails again, the reply can report the
-// error. badRanges is safe for concurrent use. The zero value is empty.
+// repeated request overlaps the recorded range, the server reads all data of this
+// request from the disk before it begins the reply. If the disk fails again, the reply
+// can report the error. badRanges is safe for concurrent use. The zero value is empty.
 type badRanges struct {
 	mu     sync.Mutex
 	ranges map[string]badRange
