@@ -136,10 +136,10 @@ func removeStale(ctx context.Context, path string) error {
 const firstActivated = 3
 
 // Activated returns the sockets that systemd passed to this process by socket activation
-// (see sd_listen_fds(3)): listeners, and connections that were already accepted. There
-// are none of either kind if LISTEN_PID is not the ID of this process. Activated removes
-// the variables of socket activation from the environment, so that child processes and
-// later calls do not use the same sockets.
+// (see sd_listen_fds(3)): listeners, and connections that were already accepted. It
+// returns no sockets if LISTEN_PID is not the ID of this process. Activated removes the
+// variables of socket activation from the environment, so that child processes and later
+// calls do not use the same sockets.
 func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	if pid != strconv.Itoa(os.Getpid()) {
@@ -176,8 +176,8 @@ func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	return listeners, conns, nil
 }
 
-// adopt returns a listener or a connection for a file descriptor. It closes the
-// descriptor, since the listener or connection uses a copy of it.
+// The function adopt returns a listener or a connection for a file descriptor. It
+// closes the descriptor, since the listener or connection uses a copy of it.
 func adopt(fd int) (net.Listener, net.Conn, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), "socket "+strconv.Itoa(fd))
@@ -198,8 +198,8 @@ func adopt(fd int) (net.Listener, net.Conn, error) {
 }
 
 // URI returns the URI of an export, for clients of a server that listens on the given
-// address. If the server listens on all addresses of the machine, the host is
-// "localhost".
+// address. If the server listens on all addresses of the machine, the host in the URI
+// is "localhost".
 func URI(addr net.Addr, overTLS bool, export string) string {
 	scheme := "nbd"
 	if overTLS {

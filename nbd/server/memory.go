@@ -13,12 +13,14 @@ const (
 	maxPiece = 1 << 20
 	// minPiece is the minimum size, in bytes, of a buffer for the data of requests.
 	minPiece = 4 << 10
-	// reserve is the size, in bytes, of the reserve of a connection: one buffer that the
-	// connection can always get in addition to the shared memory.
+	// The constant reserve is the size, in bytes, of a buffer that each connection can
+	// always get in addition to the shared memory. This buffer is called the reserve of
+	// the connection.
 	reserve = 16 << 10
-	// patience is the length of one wait of a connection for shared memory. After this time,
-	// the connection uses its reserve or waits again (see maxTries). It is also the time in
-	// which a client must send the data for a buffer of more than 16 KiB (see receive).
+	// The constant patience is how long a connection waits for shared memory at a time.
+	// After this time, the connection uses its reserve or waits again (see maxTries). The
+	// same limit applies to a client that sends the data for a buffer of more than 16 KiB
+	// (see receive).
 	patience = 500 * time.Millisecond
 	// maxTries is the maximum number of times that a connection waits for shared memory
 	// before it uses its reserve. Each wait takes half a second (the constant patience).
@@ -27,16 +29,16 @@ const (
 	maxTries = 4
 )
 
-// memory is the account of the shared memory: the memory for the data of requests in
-// progress, which all connections share. A connection that holds no shared memory gets a
-// buffer if the buffer fits in the free part of the shared memory. A connection that
-// already holds shared memory gets another buffer only if all connections together then
-// use at most half of the shared memory. The connections of one peer together can use at
-// most three quarters of the shared memory.
+// The type memory keeps the account of the shared memory: the memory for the data of
+// requests in progress, from which all connections take their buffers. A connection that
+// holds no shared memory gets a buffer if the buffer fits in the free part of the shared
+// memory. A connection that already holds shared memory gets another buffer only if all
+// connections together then use at most half of the shared memory. The connections of
+// one peer together can use at most three quarters of the shared memory.
 //
 // In addition, each connection can always get one buffer of up to 16 KiB (the constant
-// reserve), however much memory other connections hold. Therefore a request waits only
-// for a limited time for the clients and disks of other connections.
+// reserve), however much memory other connections hold. Therefore slow clients and slow
+// disks of other connections delay a request only for a limited time.
 type memory struct {
 	all        int64  // size of the shared memory in bytes
 	onPressure func() // called when a connection has to use its reserve
@@ -49,14 +51,15 @@ type memory struct {
 	free [9]sync.Pool // free buffers (*buffer) by size, from minPiece to maxPiece
 }
 
-// peer is a host or a process that has connections to the server.
+// The type peer stands for an IP address, or a process on this machine, from which
+// connections to the server come.
 type peer struct {
 	held        int64 // bytes of the shared memory, guarded by memory.mu
 	connections int   // guarded by Server.mu
 }
 
-// holder is the memory account of a connection. The fields except peer are guarded by
-// memory.mu.
+// The type holder is the memory account of one connection. All fields except peer are
+// guarded by memory.mu.
 type holder struct {
 	peer *peer
 
@@ -65,7 +68,7 @@ type holder struct {
 	mayUseReserve bool  // the connection waited in vain, and uses the reserve without waiting again
 }
 
-// waiter is a connection that waits for a buffer.
+// The type waiter stands for a connection that waits for a buffer.
 type waiter struct {
 	holder  *holder
 	n       int64         // size of the buffer in bytes
@@ -73,8 +76,8 @@ type waiter struct {
 	ready   chan struct{} // closed when the connection got memory
 }
 
-// buffer is memory for the data of a request. The code that uses a buffer may shorten the
-// slice b in it.
+// The type buffer is a piece of memory for the data of a request. The code that uses a
+// buffer may shorten its slice b.
 type buffer struct {
 	b       []byte
 	holder  *holder
@@ -89,14 +92,14 @@ func newMemory(size int64, onPressure func()) *memory {
 	return &memory{all: max(size, 4*maxPiece), onPressure: onPressure}
 }
 
-// class returns the number of the size class of a buffer of n bytes. The number is an
-// index of memory.free.
+// The function class returns the number of the size class of a buffer of n bytes. The
+// number is an index of memory.free.
 func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(minPiece-1) }
 
-// acquire returns a buffer of n bytes, where n is at most maxPiece. If the connection has
-// waited too long for shared memory (see patience and maxTries), the buffer is the
-// connection's reserve, and has at most 16 KiB (the constant reserve). acquire fails only
-// if ctx ends.
+// The method acquire returns a buffer of n bytes, where n is at most maxPiece. If the
+// connection has waited too long for shared memory (see patience and maxTries), the
+// buffer is the connection's reserve, and has at most 16 KiB (the constant reserve).
+// acquire fails only if ctx ends.
 func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error) {
 	w := &waiter{holder: h, n: minPiece << class(n)}
 	if err := m.wait(ctx, w); err != nil {
@@ -125,8 +128,8 @@ func (m *memory) tryAcquire(h *holder, n int) *buffer {
 	return m.buffer(h, n)
 }
 
-// buffer returns a buffer of n bytes. The caller must have counted the memory of the
-// buffer as used (see charge).
+// The method buffer returns a buffer of n bytes. The caller must have counted the
+// memory of the buffer as used (see charge).
 func (m *memory) buffer(h *holder, n int) *buffer {
 	c := class(n)
 	b, _ := m.free[c].Get().(*buffer)
@@ -137,7 +140,8 @@ func (m *memory) buffer(h *holder, n int) *buffer {
 	return b
 }
 
-// release frees a buffer, so that a connection that waits can get its memory.
+// The method release frees a buffer, so that other connections can get the memory of
+// this buffer.
 func (m *memory) release(b *buffer) {
 	h, size, own := b.holder, b.n, b.reserve
 	b.holder = nil
@@ -152,7 +156,7 @@ func (m *memory) release(b *buffer) {
 	m.grant()
 }
 
-// verdict says whether a waiter can get the memory for its buffer.
+// The type verdict says whether a waiter can get the memory for its buffer.
 type verdict uint8
 
 const (
@@ -161,9 +165,9 @@ const (
 	peerFull                   // the peer holds its three quarters: waiters of other peers go first
 )
 
-// decide returns whether a waiter can get its memory now. If earlierWaits is true,
-// memory is too short for an earlier waiter. In this case a waiter gets memory only if
-// its connection holds no shared memory. The caller holds m.mu.
+// The method decide returns whether a waiter can get its memory now. If earlierWaits
+// is true, memory is too short for an earlier waiter. In this case a waiter gets
+// memory only if its connection holds no shared memory. The caller holds m.mu.
 func (m *memory) decide(w *waiter, earlierWaits bool) verdict {
 	switch {
 	case w.holder.peer.held+w.n > m.all-m.all/4:
@@ -176,9 +180,9 @@ func (m *memory) decide(w *waiter, earlierWaits bool) verdict {
 	return memoryShort
 }
 
-// grant goes through the waiters in the order of their arrival. It gives shared memory,
-// or the reserve of the connection, to each waiter that can get it. The caller holds
-// m.mu.
+// The method grant goes through the waiters in the order of their arrival. It gives
+// shared memory, or the reserve of the connection, to each waiter that can get it. The
+// caller holds m.mu.
 func (m *memory) grant() {
 	if len(m.waiting) == 0 {
 		return
@@ -203,8 +207,8 @@ func (m *memory) grant() {
 	m.waiting = still
 }
 
-// charge records that a waiter now holds the shared memory that it waited for. The caller
-// holds m.mu.
+// The method charge records that a waiter now holds the shared memory that it waited for.
+// The caller holds m.mu.
 func (m *memory) charge(w *waiter) {
 	m.used += w.n
 	w.holder.held += w.n
@@ -212,8 +216,8 @@ func (m *memory) charge(w *waiter) {
 	w.holder.mayUseReserve = false
 }
 
-// refund records that a connection has released n bytes of the shared memory. The
-// parameter h is the account of this connection. The caller holds m.mu.
+// The method refund records that a connection has released n bytes of the shared
+// memory. The parameter h is the account of this connection. The caller holds m.mu.
 func (m *memory) refund(h *holder, n int64) {
 	m.released++
 	m.used -= n
@@ -251,8 +255,8 @@ func (m *memory) acquireOrQueue(w *waiter) bool {
 	return false
 }
 
-// wait returns when a waiter has got shared memory or the reserve of its connection. It
-// fails only if ctx ends.
+// The method wait returns when a waiter has got shared memory or the reserve of its
+// connection. It fails only if ctx ends.
 func (m *memory) wait(ctx context.Context, w *waiter) error {
 	if m.acquireOrQueue(w) {
 		return nil
@@ -266,9 +270,9 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 			return nil
 		case <-timer.C:
 			if now := m.releases(); now != seen && tries < maxTries {
-				// Other connections released memory during the wait. So memory is short because of
-				// slow disks, and not because clients have stopped. Therefore it is worth waiting
-				// longer for a large buffer.
+				// Other connections released memory during the wait. So memory is short because
+				// disks are slow, and not because other clients no longer send or receive their
+				// data. Therefore it is worth waiting longer for a large buffer.
 				seen = now
 				timer.Reset(patience)
 				continue
@@ -281,8 +285,8 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 	}
 }
 
-// releases returns how many buffers of the shared memory have been released since the
-// start of the server.
+// The method releases returns how many buffers of the shared memory have been
+// released since the start of the server.
 func (m *memory) releases() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -302,8 +306,8 @@ func (m *memory) allowReserve(w *waiter) {
 	}
 }
 
-// cancel removes a waiter from the queue m.waiting. If the waiter has got memory in
-// the meantime, cancel releases this memory.
+// The method cancel removes a waiter from the queue m.waiting. If the waiter has
+// got memory in the meantime, cancel releases this memory.
 func (m *memory) cancel(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -322,8 +326,9 @@ func (m *memory) cancel(w *waiter) {
 	m.grant()
 }
 
-// allocate returns a buffer of n bytes for a request, or of fewer bytes if memory is short.
-// Only the goroutine that reads requests calls it. It fails only if the connection ends.
+// The method allocate returns a buffer of n bytes for a request, or of fewer bytes if
+// memory is short. Only the goroutine that reads requests calls it. It fails only if the
+// connection ends.
 func (c *conn) allocate(n int) (*buffer, error) {
 	if b := c.s.memory.tryAcquire(&c.holder, n); b != nil {
 		return b, nil

@@ -10,9 +10,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// op is a request in progress. Its data are processed in one or more pieces, which run
-// concurrently and finish in any order. The piece that finishes last sends the end of the
-// reply.
+// The type op stands for a request in progress. Its data are processed in one or more
+// pieces, which run concurrently and finish in any order. The piece that finishes last
+// sends the end of the reply.
 type op struct {
 	nbd.Request
 	c     *conn
@@ -26,7 +26,8 @@ type op struct {
 	dropped bool      // no reply is sent, because the connection or the server ends
 }
 
-// end returns the offset of the first byte after the range of the request.
+// The method end returns the offset of the first byte after the range of the
+// request.
 func (o *op) end() int64 { return int64(o.Off) + int64(o.Len) }
 
 // startRequest checks a request and starts it. Work that may wait for the disk runs in
@@ -76,26 +77,26 @@ func (c *conn) startRequest(r nbd.Request) error {
 	panic("server: check accepted an unknown command")
 }
 
-// refuse answers an invalid request with an error. Only the goroutine that reads
-// requests calls it.
+// The method refuse answers an invalid request with an error. Only the goroutine
+// that reads requests calls it.
 func (o *op) refuse(e nbd.Errno, why string) {
 	o.errno, o.text = e, why
 	o.queueEnd()
 }
 
-// drop ends a request without a reply. Only the goroutine that reads requests calls
-// it.
+// The method drop ends a request without a reply. Only the goroutine that reads
+// requests calls it.
 func (o *op) drop() {
 	o.dropped = true
 	o.queueEnd()
 }
 
-// fail records an error of the disk. The client gets an error number and the failed
-// range. The log gets the whole error.
+// The method fail records an error of the disk. The client gets an error number and, in a
+// structured reply, a text with the range of the request. The log gets the whole error.
 //
-// A request that failed because the server is shutting down gets no reply. If it got an
-// error, a guest would see a fault of its disk. Without a reply the connection is closed,
-// and the NBD client of the guest connects again.
+// A request that failed because the server is shutting down gets no reply. If the NBD
+// client of a guest got an error, the guest would see a fault of its disk. Without a
+// reply the connection is closed, and the NBD client connects again.
 func (o *op) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -103,10 +104,10 @@ func (o *op) fail(err error) {
 		return
 	}
 	// An error that the shutdown caused is not reported to the client. After the grace
-	// period, no other error is reported either, because disks whose context has ended may
-	// fail in any way. A failed flush is an exception: the client must learn that data were
-	// lost. A server that is started later cannot report the lost data, because it does not
-	// know of the failed flush.
+	// period, disks whose context has ended may fail in any way. Therefore only the errors
+	// of requests that flush the disk are reported then. The client must learn from them
+	// that data were lost. A server that is started later cannot report the lost data,
+	// because it does not know of the failed flush.
 	if o.c.s.endedWith(err) || o.c.s.killed.Load() && o.Type != nbd.CmdFlush && o.Flags&nbd.FlagFUA == 0 {
 		o.dropped = true
 		return
@@ -119,15 +120,15 @@ func (o *op) fail(err error) {
 }
 
 // sendEnd sends the last message that answers the request. The message reports success or
-// an error: see setEnd. The parameter r is a reply of the caller, which sendEnd
-// overwrites with this message. sendEnd may wait until the client receives the message.
+// an error: see setEnd. It is stored in the parameter r, whose previous content is lost.
+// sendEnd may wait until the client receives the message.
 func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
 // queueEnd queues the last message that answers the request. The message reports success
-// or an error: see setEnd. It is stored in o.first. queueEnd does not wait for the
+// or an error (see setEnd), and is stored in o.first. queueEnd does not wait for the
 // client. Only the goroutine that reads requests calls queueEnd.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
@@ -174,9 +175,9 @@ func (o *op) callDisk(piece func() error) error {
 	return o.recoverPanic(piece)
 }
 
-// abandon ends a request because its next piece cannot be started. The parameter err is
-// the error of the connection that prevents this. Pieces that are already running are
-// finished, but no reply is sent.
+// The method abandon ends a request because its next piece cannot be started. The
+// parameter err is the error of the connection that prevents this. Pieces that are
+// already running are finished, but no reply is sent.
 func (o *op) abandon(err error) {
 	o.c.failUnlessEnding(err)
 	o.mu.Lock()

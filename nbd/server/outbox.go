@@ -19,16 +19,16 @@ const (
 	// maxVectors is the maximum number of byte slices that one system call writes
 	// to a socket.
 	maxVectors = 64
-	// spool is the size, in bytes, of the buffer that gathers replies for a connection that
-	// is not a plain socket, such as TLS.
+	// The constant spool is the size, in bytes, of the buffer that gathers replies for a
+	// connection that is not a plain socket, such as TLS.
 	spool = 32 << 10
 )
 
-// outbox sends the replies of a connection in the order in which they are queued. A
-// goroutine that queues a reply while no goroutine is sending becomes the sender: it sends
-// queued replies until none is left. Several small replies are sent with one system call.
-// The number of queued replies is limited, because the number of requests in progress is
-// limited.
+// The type outbox sends the replies of a connection in the order in which they are queued.
+// A goroutine that queues a reply while no goroutine is sending becomes the sender: it
+// sends queued replies until none is left. Several small replies are sent with one system
+// call. The number of queued replies is limited, because the number of requests in
+// progress is limited.
 type outbox struct {
 	c   *conn
 	raw syscall.RawConn // nil: the connection is not a plain socket
@@ -46,8 +46,8 @@ type outbox struct {
 	unflushed bool // flushReplies has to start a sender; used by the goroutine that reads requests
 }
 
-// socket returns the raw connection of a TCP or Unix socket. It returns nil for other
-// connections, such as TLS.
+// The function socket returns the raw connection of a TCP or Unix socket. It returns
+// nil for other connections, such as TLS.
 func socket(c net.Conn) syscall.RawConn {
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -84,16 +84,16 @@ func (o *outbox) flushReplies() {
 	}
 }
 
-// send queues a reply. Unless another goroutine is sending, it then sends all queued
-// replies. It may wait until the client receives them.
+// The method send queues a reply. It then sends all queued replies, unless another
+// goroutine is already sending them. It may wait until the client receives them.
 func (o *outbox) send(r *reply) {
 	if o.enqueue(r) {
 		o.drain()
 	}
 }
 
-// enqueue queues a reply. If it returns true, the caller has become the sender and must
-// call drain.
+// The method enqueue queues a reply. If it returns true, the caller has become the
+// sender and must call drain.
 func (o *outbox) enqueue(r *reply) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -105,7 +105,8 @@ func (o *outbox) enqueue(r *reply) bool {
 	return true
 }
 
-// drain sends the queued replies until none is left. Only the sender calls it.
+// The method drain sends the queued replies until none is left. Only the sender
+// calls it.
 func (o *outbox) drain() {
 	o.mu.Lock()
 	for len(o.waiting) > 0 {
@@ -130,16 +131,17 @@ func (o *outbox) drain() {
 	o.mu.Unlock()
 }
 
-// stalled reports whether the client has received fewer than 64 KiB (the constant
-// stallBytes) within the given time limit, although replies were waiting to be sent.
+// The method stalled reports whether the client has received fewer than 64 KiB (the
+// constant stallBytes) within the given time limit, although replies were waiting to
+// be sent.
 func (o *outbox) stalled(limit time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.sending && !o.paused && time.Since(o.since) >= limit
 }
 
-// pause calls a function that reads from the disk. The method stalled does not count the
-// time of this call, since the client is not responsible for a slow disk.
+// The method pause calls a function that reads from the disk. The method stalled does
+// not count the time of this call, since the client is not responsible for a slow disk.
 func (o *outbox) pause(read func() error) error {
 	start := time.Now()
 	o.setPaused(true, 0)
@@ -148,16 +150,16 @@ func (o *outbox) pause(read func() error) error {
 	return err
 }
 
-// setPaused begins or ends a pause. o.since is the time from which the method stalled
-// counts. At the end of a pause, setPaused moves o.since forward by the length of the
-// pause.
+// setPaused begins or ends a pause. The method stalled measures the time since
+// o.since. At the end of a pause, setPaused moves o.since forward by the length of
+// the pause, so that the pause does not count.
 func (o *outbox) setPaused(on bool, length time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.paused, o.since = on, o.since.Add(length)
 }
 
-// progress records that the client received n bytes.
+// The method progress records that the client received n bytes.
 func (o *outbox) progress(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -166,7 +168,8 @@ func (o *outbox) progress(n int) {
 	}
 }
 
-// write sends a batch of replies to the client. An error means that the connection is broken.
+// The method write sends a batch of replies to the client. An error means that the
+// connection is broken.
 func (o *outbox) write(batch []*reply) error {
 	if o.raw == nil {
 		return o.writeBuffered(batch)
@@ -195,10 +198,10 @@ func (o *outbox) write(batch []*reply) error {
 	return o.flush(0)
 }
 
-// writeStream writes the data that follow the head of a reply to the socket. It calls
-// writeFile for the data in the file of the reply (r.file), and the function r.stream for
-// the rest. The bytes that r.stream returns are the end of the reply. They stay in
-// o.vectors, so that they are sent together with the next reply.
+// writeStream writes to the socket the data that follow the head of a reply. If the reply
+// has a file (r.file), the method writeFile sends the data that are in this file. The
+// function r.stream sends the rest, and returns the bytes with which the reply ends.
+// These bytes stay in o.vectors, so that they are sent together with the next reply.
 func (o *outbox) writeStream(r *reply) error {
 	if err := o.flush(unix.MSG_MORE); err != nil {
 		return err
@@ -217,8 +220,8 @@ func (o *outbox) writeStream(r *reply) error {
 	return err
 }
 
-// socketWriter is an io.Writer that writes to the socket of a connection. Before the new
-// bytes it writes those that are still in outbox.vectors.
+// socketWriter is an io.Writer that writes to the socket of a connection. Bytes that are
+// still in outbox.vectors are written before the new bytes.
 type socketWriter struct{ o *outbox }
 
 func (d socketWriter) Write(b []byte) (int, error) {
@@ -229,8 +232,8 @@ func (d socketWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush writes the slices in o.vectors to the socket, with the given flags of
-// sendmsg(2). It waits until the kernel has accepted all of them.
+// The method flush writes the slices in o.vectors to the socket, with the given
+// flags of sendmsg(2). It waits until the kernel has accepted all of them.
 func (o *outbox) flush(flags int) error {
 	v := o.vectors
 	if len(v) == 0 {
@@ -276,9 +279,9 @@ func dropBytes(v [][]byte, n int) [][]byte {
 }
 
 // writeFile makes the kernel copy the data of a reply from a file to the socket. It
-// returns how many bytes were sent. If the file cannot be read or has become shorter,
-// that is fewer than r.length, the length of the data. An error means that the connection
-// is broken.
+// returns how many bytes were sent. Their number is less than the length of the data
+// (r.length) if the file cannot be read or has become shorter. An error means that the
+// connection is broken.
 func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	left, from, pos := r.length, int(r.file.Fd()), r.pos
 	var failed error

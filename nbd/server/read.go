@@ -27,8 +27,9 @@ const (
 	maxCache = nbd.MaxPayload
 )
 
-// read starts to answer a read request, in one of four ways. The way depends on the
-// length, on the disk and on the client. If read returns an error, the connection ends.
+// The method read starts to answer a read request, in one of four ways. The way depends
+// on the length of the request, on the disk and on the client. If read returns an
+// error, the connection ends.
 func (o *op) read() error {
 	if o.Len == 0 {
 		o.queueEnd()
@@ -154,10 +155,10 @@ func (o *op) readCached() (done bool, err error) {
 	return true, nil
 }
 
-// plan divides the n bytes at the given offset into extents and appends these to a list.
-// Long holes (see minHole) that are in the cache of extents become extents of kind Zero.
-// All other ranges become extents of kind Data, which have at most maxPiece bytes and
-// must be read from the disk.
+// The method plan divides the n bytes at the given offset into extents and appends these
+// to a list. Long holes (see minHole) that are in the cache of extents become extents of
+// kind Zero. All other ranges become extents of kind Data, which have at most maxPiece
+// bytes and must be read from the disk.
 func (f *facts) plan(list []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
@@ -281,16 +282,16 @@ func (o *op) readAll(b []byte) error {
 	return nil
 }
 
-// stream writes the data of a read to w. The kernel may have copied the beginning of the
-// data from a file already. The parameter copied is the length of this beginning, which
-// stream does not write again. stream returns the bytes with which the reply ends: see
-// reply.stream.
+// The method stream writes the data of a read to w, and returns the bytes with which the
+// reply ends (see reply.stream). The kernel may already have copied the beginning of the
+// data from a file. The parameter copied is the length of this beginning, which is not
+// written again.
 //
-// If the disk fails, stream writes zeros in place of the missing data of a structured
-// reply, which reports the error at its end. A simple reply can no longer report an
-// error. In this case stream returns the error, and the connection ends. Before that, it
-// records in badRanges the range that could not be read. The next read of this range then
-// reads all its data before its reply begins.
+// If the disk fails during a structured reply, stream writes zeros in place of the
+// missing data, and the reply reports the error at its end. A simple reply can no longer
+// report an error. In this case stream records in badRanges the range that could not be
+// read, and returns the error, which ends the connection. The next read of this range
+// then reads all its data before its reply begins.
 func (o *op) stream(w io.Writer, copied int64) (tail []byte, err error) {
 	off, end := int64(o.Off)+copied, o.end()
 	var b []byte
@@ -326,7 +327,7 @@ func (o *op) stream(w io.Writer, copied int64) (tail []byte, err error) {
 	return o.appendEnd(o.first.head[:0]), nil // the head was sent before, so its array is free
 }
 
-// pad writes n zeros in place of data that could not be read.
+// The function pad writes n zeros in place of data that could not be read.
 func pad(w io.Writer, n int64) error {
 	zeros := make([]byte, min(n, 64<<10))
 	for n > 0 {
@@ -339,9 +340,9 @@ func pad(w io.Writer, n int64) error {
 	return nil
 }
 
-// prefetch asks the kernel to load the n bytes at the given offset into its page
-// cache. It does nothing for disks that are not files, since the server has no cache
-// of its own.
+// The method prefetch asks the kernel to load the n bytes at the given offset into
+// its page cache. It does nothing for disks that are not files, since the server has
+// no cache of its own.
 func (o *op) prefetch(off, n int64) {
 	files := o.c.export.files
 	if files == nil || n == 0 {

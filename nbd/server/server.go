@@ -39,9 +39,9 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
-	// stall is how long a client may hold shared memory without sending or receiving 64 KiB
-	// (the constant stallBytes), if other clients are short of memory. After this time its
-	// connection is closed.
+	// The constant stall is how long a client may hold shared memory without sending or
+	// receiving 64 KiB (the constant stallBytes), if other clients are short of memory.
+	// After this time its connection is closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
 	// stallCheck is the minimum time between two searches for clients that have stalled. The
@@ -114,7 +114,7 @@ type Options struct {
 	Kill func(cause error)
 	// Memory is the maximum size, in bytes, of the data of all requests in progress. The
 	// value 0 stands for 64 MiB. Other values below 4 MiB stand for 4 MiB. If this memory is
-	// used up, each connection gets 16 KiB in addition.
+	// used up, each connection can still get one buffer of 16 KiB in addition.
 	Memory int64
 	// Stats counts the requests. It may be nil.
 	Stats *Stats
@@ -227,9 +227,9 @@ func (s *Server) endDisksLocked() {
 	s.cancelDisks(ErrShutdown)
 }
 
-// accept accepts connections from the listener l and serves them, until ctx ends or the
-// listener fails. It closes the listener, and returns after the last of these connections
-// has ended.
+// The method accept accepts connections from the listener l and serves them, until ctx
+// ends or the listener fails. It closes the listener, and returns after the last of these
+// connections has ended.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -290,7 +290,7 @@ func isTemporary(err error) bool {
 // shuts down: see Serve.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 
-// serve serves one connection, and logs its error.
+// The method serve serves one connection, and logs its error.
 func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer raw.Close()
 	c := newConn(s, raw)
@@ -309,10 +309,10 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// register adds a connection. ok is false if the connection must not be served: either
-// there are too many connections (then full is true) or the server is shutting down.
-// register does not log. Writing a log may block, and register holds s.mu, which all
-// connections need.
+// The method register adds a connection. The result ok is false if the connection must
+// not be served: either there are too many connections (then full is true) or the server
+// is shutting down. This method does not log, because writing a log may block while the
+// method holds s.mu, which all connections need.
 func (s *Server) register(c *conn) (ok, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -336,7 +336,7 @@ func (s *Server) register(c *conn) (ok, full bool) {
 	return true, false
 }
 
-// unregister removes a connection that has ended.
+// The method unregister removes a connection that has ended.
 func (s *Server) unregister(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -356,7 +356,7 @@ func (s *Server) unregister(c *conn) {
 
 // evictOldest closes a connection to make room for a new one. It considers the
 // connections that are still in the handshake and whose peer has more connections
-// than the peer of the new one, and closes the oldest of them. Therefore one host
+// than the peer of the new one, and closes the oldest of them. Therefore one machine
 // that opens many idle connections cannot block all others. evictOldest reports
 // whether it closed a connection. The caller holds s.mu.
 func (s *Server) evictOldest(newcomer string) bool {
@@ -382,8 +382,8 @@ func (s *Server) evictOldest(newcomer string) bool {
 	return true
 }
 
-// peerName returns a name that all connections of one peer share: the address of the host,
-// or the process ID for a Unix domain socket. It is empty if neither is known.
+// peerName returns a name that all connections of one peer share: the IP address of the
+// client, or the ID of its process for a Unix socket. It is empty if neither is known.
 func peerName(c net.Conn) string {
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -411,8 +411,9 @@ func clientName(c net.Conn) string {
 	return "local"
 }
 
-// shutdown begins the shutdown of the server: no connection reads another request, and at
-// the end of the grace period the context of disks ends. Later calls do nothing.
+// The method shutdown begins the shutdown of the server: no connection reads another
+// request, and at the end of the grace period the context of disks ends. Later calls do
+// nothing.
 func (s *Server) shutdown() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -486,8 +487,8 @@ func (s *Server) dropStalled() {
 	}
 }
 
-// connections returns the current connections. Callers close them without holding s.mu,
-// since closing waits for system calls that use the connection.
+// The method connections returns the current connections. Callers close them without
+// holding s.mu, since closing waits for system calls that use the connection.
 func (s *Server) connections() []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -46,7 +46,7 @@ type SizeClass struct {
 	Count int64 `json:"count"` // requests
 }
 
-// add counts one request with the given length in bytes.
+// The method add counts one request with the given length in bytes.
 func (s *Stats) add(c nbd.Command, length uint32, took time.Duration, failed bool) {
 	if int(c) >= operations {
 		return

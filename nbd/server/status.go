@@ -72,9 +72,9 @@ type metaContext struct {
 	flag func(source.Extent) uint32 // returns the value of the property
 }
 
-// status appends the descriptors of the extents in [off, end) to b. A descriptor
-// consists of a length and a value. Adjacent extents with the same value get a common
-// descriptor. The parameter limit is the maximum number of descriptors.
+// The method status appends the descriptors of the extents in [off, end) to b. A
+// descriptor consists of a length and a value. Adjacent extents with the same value
+// get a common descriptor. The parameter limit is the maximum number of descriptors.
 func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end int64, limit int) ([]byte, error) {
 	length, flags := uint32(0), uint32(0)
 	n := 0
@@ -99,9 +99,10 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, length), flags), nil
 }
 
-// matches reports whether one of a client's queries selects the metadata context m. The
-// parameter list is true for the option LIST_META_CONTEXT. In that case a query such as
-// "base:" selects a whole namespace, and a client without queries selects all contexts.
+// The method matches reports whether one of a client's queries selects the metadata
+// context m. The parameter list is true for the option LIST_META_CONTEXT. In that case
+// a query such as "base:" selects a whole namespace, and a client without queries
+// selects all contexts.
 func (m *metaContext) matches(queries []string, list bool) bool {
 	namespace, _, _ := strings.Cut(m.name, ":")
 	for _, q := range queries {
@@ -112,7 +113,8 @@ func (m *metaContext) matches(queries []string, list bool) bool {
 	return list && len(queries) == 0
 }
 
-// contexts returns the metadata contexts that the server offers for the open disk.
+// The method contexts returns the metadata contexts that the server offers for the
+// open disk.
 func (f *facts) contexts() []metaContext {
 	all := []metaContext{{name: nbd.BaseAllocation, flag: allocation}}
 	if f.chain {
@@ -121,7 +123,8 @@ func (f *facts) contexts() []metaContext {
 	return all
 }
 
-// allocation returns the flags of the extent e in the metadata context base:allocation.
+// The function allocation returns the flags of the extent e in the metadata context
+// base:allocation.
 func allocation(e source.Extent) uint32 {
 	switch e.Kind {
 	case source.Zero:
@@ -132,7 +135,7 @@ func allocation(e source.Extent) uint32 {
 	return 0
 }
 
-// depth returns the value of the extent e in the metadata context
+// The function depth returns the value of the extent e in the metadata context
 // qemu:allocation-depth. It is 0 if no image of the chain holds the extent, 1 if the
 // exported image itself holds it, 2 if the backing file of this image does, and so on.
 func depth(e source.Extent) uint32 {

@@ -8,10 +8,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// write receives the data of a write request in one or more buffers. For each buffer it
-// starts a goroutine that writes this piece of the data to the disk. If the parameter
-// errno is not 0, write only discards the data and sends this error as the reply. If
-// write returns an error, the connection ends.
+// The method write receives the data of a write request in one or more buffers. For
+// each buffer it starts a goroutine that writes this piece of the data to the disk. If
+// the parameter errno is not 0, write only discards the data and sends this error as
+// the reply. If write returns an error, the connection ends.
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
