@@ -40,7 +40,8 @@ var ErrElsewhere = errors.New("the target is complete, but not at the requested 
 // renaming. There is nothing to resume.
 var ErrUnsynced = errors.New("the target is complete and has its final name, but may not survive a crash")
 
-// ErrClosed is returned by every method of a Disk that has ended, except Abort.
+// ErrClosed is the error of every method that is called after Publish, Suspend or
+// Abort has ended the Disk. Only Abort does not return it.
 var ErrClosed = errors.New("the target is closed")
 
 // ErrUnfit says that a copy cannot be resumed, because the target or an option

@@ -68,8 +68,8 @@ func run(args []string) error {
 	return f.Close()
 }
 
-// scatter makes the sparse raw disk that the flag -raw asks for. The parameters size and
-// data are the arguments GIB and DATA of the command.
+// The function scatter makes the sparse raw disk that the flag -raw asks for. The
+// parameters size and data are the arguments GIB and DATA of the command.
 func scatter(path, size, data string) error {
 	const piece = 64 << 10
 	gib, err := strconv.ParseInt(size, 10, 64)
@@ -102,10 +102,10 @@ func scatter(path, size, data string) error {
 	return f.Close()
 }
 
-// write writes the VMDK except for the content of its grains. The parameter capacity is
-// the size of the disk in sectors. The result is the size that the file should have, in
-// bytes. write ignores errors of w, because the caller calls w.Flush next, which returns
-// the first of them.
+// The function write writes the VMDK except for the content of its grains. The parameter
+// capacity is the size of the disk in sectors. The result is the size that the file
+// should have, in bytes. Errors of writing to w are ignored here, because the caller
+// calls w.Flush next, which returns the first of these errors.
 func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	grains := capacity / grain
 	tables := (grains + entries - 1) / entries

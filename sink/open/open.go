@@ -47,8 +47,8 @@ type Options struct {
 	BackingName, BackingFormat string
 }
 
-// ofImages returns an option that is set although it is valid only for image
-// formats. It returns "" if there is no such option.
+// ofImages returns the first option that is set and that is valid only for image
+// formats. It returns "" if no such option is set.
 func (o Options) ofImages() string {
 	switch {
 	case o.Compress != "" && o.Compress != "none":

@@ -132,7 +132,8 @@ func openStream(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// stream returns a disk that writes to w. If stream returns an error, it has closed w.
+// The function stream returns a disk that writes to w. If stream returns an error, it
+// has closed w.
 func stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	d, err := raw.Stream(ctx, w, name, size)
 	if err != nil {

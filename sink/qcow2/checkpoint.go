@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// state is what a checkpoint of an image records. It does not contain the tables
-// of the image, because they are in the file.
+// The type state holds what a checkpoint of an image records. It does not contain
+// the tables of the image, because they are in the file.
 type state struct {
 	size, cluster int64
 	compression   Compression
@@ -35,8 +35,8 @@ func parseState(b []byte) (s state, err error) {
 	return s, nil
 }
 
-// fits returns an error if the state of a checkpoint is damaged, or if it
-// belongs to an image with another layout or other options than the given ones.
+// The method fits returns an error if the state of a checkpoint is damaged, or if it
+// belongs to an image whose layout or options differ from the given ones.
 func (s state) fits(l layout, o Options) error {
 	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
 		return fmt.Errorf("the checkpoint was made for a disk of %d bytes with clusters of %d bytes and compression %s; want a disk of %d bytes with clusters of %d bytes and compression %s",
@@ -84,8 +84,8 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes the tables and the data that are in memory to the file. A later
-// copy that resumes at the given offset of the disk reads the tables with
+// The method save writes the tables and the data that are in memory to the file. A
+// later copy that resumes at the given offset of the disk reads the tables with
 // restore.
 //
 // An earlier checkpoint stays valid, because save changes only one of the entries
@@ -98,9 +98,10 @@ func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	// restore reads the L1 table up to the entry for the offset of the checkpoint, so
-	// the table is written up to this entry. Entries without an L2 table are written
-	// as well, as zeros, because a device may have old content in their place.
+	// The method restore reads the L1 table up to the entry for the offset of the
+	// checkpoint, so the table is written up to this entry. Entries without an L2
+	// table are written as well, as zeros, because a device may have old content in
+	// their place.
 	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
@@ -114,7 +115,7 @@ func (t *tables) save(off int64) error {
 	}
 	// The file must be long enough to contain all allocated clusters.
 	if t.next == t.first {
-		// In this case the L1 table is empty, and no cluster after it is allocated.
+		// No cluster after the L1 table is allocated yet, and the table is empty.
 		// Writing the last byte of the table extends the file to the end of the table.
 		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
 		return err
@@ -126,9 +127,9 @@ func (t *tables) save(off int64) error {
 	return nil
 }
 
-// restore reads the tables of a checkpoint from the file. It clears in memory all
-// entries that were added after this checkpoint. The parameters are the state of
-// the checkpoint and its offset in the disk.
+// The method restore reads the tables of a checkpoint from the file. It clears in
+// memory all entries that were added after this checkpoint. The parameters are
+// the state of the checkpoint and its offset in the disk.
 func (d *disk) restore(s state, off int64) error {
 	t := d.tables
 	t.next, t.out.start = s.next, s.head

@@ -32,9 +32,9 @@ func Levels(c Compression) (least, most, usual int) {
 	return 0, 0, 0
 }
 
-// encoding implements sink.Encoding. It compares each cluster with the backing
-// disk, if the image has one, and compresses the cluster. All calls share the same
-// buffers.
+// The type encoding implements sink.Encoding. It compares each cluster with the
+// backing disk, if the image has one, and compresses the cluster. All calls of
+// Encode use the same buffers.
 type encoding struct {
 	cluster int
 	overlay *overlay // nil without a backing
@@ -106,8 +106,8 @@ func (e *encoding) Encode(dst, unit []byte, off int64) (enc []byte, plain bool, 
 	return enc, false, err
 }
 
-// bounded is an io.Writer that appends to a slice. A write fails if it would make
-// the slice longer than a limit.
+// The type bounded is an io.Writer that appends to a slice. A write fails if it
+// would make the slice longer than a limit.
 type bounded struct {
 	p     []byte
 	limit int
@@ -136,7 +136,7 @@ func (d *disk) NewEncoding() sink.Encoding {
 	return e
 }
 
-// encodes reports whether the options require an encoding: clusters are
+// The method encodes reports whether the options require an encoding: clusters are
 // compressed or compared with a backing disk before they are stored.
 func (o Options) encodes() bool { return o.Compression != None || o.Backing != nil }
 

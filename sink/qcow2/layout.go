@@ -35,13 +35,13 @@ const (
 	extFeatureNames  = 0x6803f857
 )
 
-// layout is the part of an image's structure that is known before it is written.
-// The file begins with the cluster of the header, the refcount blocks for the
-// clusters up to the end of the L1 table, and the L1 table itself. The clusters
-// after the L1 table are allocated in order: data clusters, L2 tables, and
-// refcount blocks. A refcount block counts a range of clusters and is at the
-// beginning of this range. The refcount table comes last, when its length is
-// known.
+// The type layout holds the part of an image's structure that is known before the
+// image is written. The file begins with the cluster of the header, the refcount
+// blocks for the clusters up to the end of the L1 table, and the L1 table itself.
+// The clusters after the L1 table are allocated in order: data clusters, L2 tables,
+// and refcount blocks. Each of these later refcount blocks counts a range of
+// clusters and is at the beginning of its range. The refcount table comes last, when
+// its length is known.
 type layout struct {
 	size      int64 // size of the disk, bytes
 	cluster   int64 // cluster size, bytes
@@ -87,7 +87,7 @@ func newLayout(size, cluster int64) (layout, error) {
 // with the given cluster size. The limit is the maximum size of the L1 table.
 func reachOf(cluster int64) int64 { return maxL1 / entryBytes * (cluster / entryBytes) * cluster }
 
-// ceil returns n/2^shift, rounded up.
+// The method ceil returns n/2^shift, rounded up.
 func (l *layout) ceil(n int64, shift uint) int64 { return (n + 1<<shift - 1) >> shift }
 
 func (l *layout) l1Offset() int64 { return (1 + l.blocks) << l.shift }
@@ -101,8 +101,8 @@ func (l *layout) blockOffset(i int64) int64 {
 	return i * l.perBlock << l.shift
 }
 
-// header returns the bytes with which the image begins. It pads them to a multiple of
-// 512 bytes.
+// The method header returns the bytes with which the image begins. It pads them to a
+// multiple of 512 bytes.
 func (l *layout) header(o Options, refTable, refTableClusters int64) ([]byte, error) {
 	b := make([]byte, headerSize, l.cluster)
 	extension := func(kind uint32, data []byte) {

@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// overlay compares clusters with the backing disk of an image. It is not safe for
-// concurrent use.
+// The type overlay compares clusters with the backing disk of an image. It is not
+// safe for concurrent use.
 type overlay struct {
 	backing source.Disk
 	name    string
@@ -25,7 +25,8 @@ type overlay struct {
 // once.
 const compareSize = 64 << 10
 
-// has reports whether the bytes of the backing disk at the given offset are equal to p.
+// The method has reports whether the bytes of the backing disk at the given offset are
+// equal to p.
 func (v *overlay) has(p []byte, off int64) (bool, error) {
 	if off < v.start || off+int64(len(p)) > v.start+int64(len(v.read)) {
 		if err := v.fill(off, max(len(p), compareSize)); err != nil {
@@ -35,8 +36,8 @@ func (v *overlay) has(p []byte, off int64) (bool, error) {
 	return bytes.Equal(p, v.read[off-v.start:][:len(p)]), nil
 }
 
-// fill reads n bytes of the backing disk, from the given offset on, into the buffer
-// v.read.
+// The method fill reads n bytes of the backing disk, from the given offset on, into
+// the buffer v.read.
 func (v *overlay) fill(off int64, n int) error {
 	if cap(v.read) < n {
 		v.read = make([]byte, n)
@@ -58,9 +59,10 @@ func (v *overlay) fill(off int64, n int) error {
 	return nil
 }
 
-// hide makes [off, off+n) of the disk read as zeros, whatever the backing disk
-// contains in this range. For this purpose it stores zero clusters. It stores none
-// for ranges that are zeros according to the extents of the backing disk.
+// The method hide makes [off, off+n) of the disk read as zeros, whatever the backing
+// disk contains in this range. For this purpose it stores zero clusters in the
+// image. Ranges that are already zeros according to the extents of the backing disk
+// need no zero clusters.
 func (d *disk) hide(ctx context.Context, off, n int64) error {
 	end := off + n
 	has := min(end, d.o.Backing.Size())
@@ -90,13 +92,13 @@ func (d *disk) hide(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// job holds the results of the method Encode for one cluster.
+// The type job holds the results of the method Encode for one cluster.
 type job struct {
 	code  []byte
 	plain bool
 }
 
-// store writes clusters on behalf of WriteAt. If clusters must be encoded
+// The method store writes clusters on behalf of WriteAt. If clusters must be encoded
 // before they are written, store encodes several of them concurrently.
 func (d *disk) store(p []byte, off int64) error {
 	if !d.o.encodes() {

@@ -51,12 +51,13 @@ type OptionError struct{ Err error }
 func (e *OptionError) Error() string { return e.Err.Error() }
 func (e *OptionError) Unwrap() error { return e.Err }
 
-// protocol matches names of backing files that readers of qcow2 do not take for
-// local files, because the beginning of the name looks like a protocol.
+// The regular expression protocol matches names of backing files that readers of
+// qcow2 do not take for local files, because the beginning of the name looks like a
+// protocol.
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
-// normal returns the options with all defaults filled in, and the layout of the
-// image. It fails for invalid options.
+// The method normal returns the options with all defaults filled in, and the layout
+// of the image. It fails for invalid options.
 func (o Options) normal(size int64) (Options, layout, error) {
 	o.ClusterSize = cmp.Or(o.ClusterSize, DefaultClusterSize)
 	o.Compression = cmp.Or(o.Compression, None)
@@ -108,9 +109,9 @@ func Check(address string, size int64, o Options) error {
 	return raw.CheckImage(address, fileOptions)
 }
 
-// resumed returns the state of the checkpoint from which a resumed copy
-// continues, and the options for the file of the image. For a new image the
-// state is empty.
+// The method resumed returns the state of the checkpoint from which a resumed copy
+// continues, and the options for the file of the image. For a new image the state is
+// empty.
 func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	file = o.Options
 	if o.State == nil {
@@ -182,8 +183,8 @@ func (d *disk) begin(s state) error {
 	if d.o.State == nil && d.zeroed {
 		return d.tables.begin()
 	}
-	// restore also checks that the checkpoint belongs to this file or device.
-	// It is therefore called before anything is written.
+	// The method restore also checks that the checkpoint belongs to this file or
+	// device. It is therefore called before anything is written.
 	if d.o.State != nil {
 		d.at = d.o.Resume
 		if err := d.restore(s, d.o.Resume); err != nil {
@@ -257,8 +258,8 @@ func (d *disk) endCall(off, n int64, err error) error {
 	return nil
 }
 
-// named adds the address of the target to an error, unless the text of the error
-// contains it already.
+// The method named adds the address of the target to an error, unless the text of
+// the error contains it already.
 func (d *disk) named(err error) error {
 	if strings.Contains(err.Error(), d.address) {
 		return err
@@ -378,8 +379,8 @@ func (d *disk) openImage(ctx context.Context, f source.Disk) (*qcow2.Disk, error
 	return qcow2.Open(ctx, d.address, f, backing, qcow2.Options{})
 }
 
-// borrowed is a disk that another part of the program owns and closes. Its Close
-// therefore does nothing.
+// The type borrowed is a disk that another part of the program owns and closes. Its
+// Close therefore does nothing.
 type borrowed struct{ source.Disk }
 
 func (borrowed) Close() error { return nil }
@@ -391,7 +392,7 @@ func (d *disk) Publish(ctx context.Context) error {
 func (d *disk) Suspend() error { return d.life.End(d.file.Suspend) }
 func (d *disk) Abort() error   { return d.life.Abort(d.file.Abort) }
 
-// cloning is a disk that can share its clusters with other files.
+// The type cloning is a disk that can share its clusters with other files.
 type cloning struct {
 	zeroedDisk
 	file sink.Cloner

@@ -29,16 +29,16 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	defer image.Close()
 	n, err := image.ReadAt(p, off)
 	if err != nil && file.failed == nil && d.life.Context.Err() == nil {
-		// The tables in the file are not those that were written before the checkpoint.
+		// The file does not contain the tables that were written before the checkpoint.
 		// The target is therefore not the one for which the checkpoint was made.
 		err = sink.Unfit(err)
 	}
 	return n, err
 }
 
-// unfinished is the file of an image whose header and L1 table have not yet been
-// written to the file. Reads return the content that the file would have if they
-// had been written.
+// The type unfinished is the file of an image whose header and L1 table have not yet
+// been written to the file. Reads return the content that the file would have if the
+// header and the L1 table were already there.
 type unfinished struct {
 	d      *disk
 	header []byte
@@ -66,9 +66,9 @@ func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// patch replaces bytes in p by bytes of b. Both slices are ranges of the same file:
-// p begins at the offset pOff, and b at bOff. Only the bytes where the two ranges
-// overlap are replaced.
+// The function patch replaces bytes in p by bytes of b. Both slices are ranges of
+// the same file: p begins at the offset pOff, and b at bOff. Only the bytes where
+// the two ranges overlap are replaced.
 func patch(p []byte, pOff int64, b []byte, bOff int64) {
 	if from := max(pOff, bOff); from < min(pOff+int64(len(p)), bOff+int64(len(b))) {
 		copy(p[from-pOff:], b[from-bOff:])

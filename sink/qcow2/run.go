@@ -5,8 +5,8 @@ import "io"
 // runSize is the usual size of a write to the file, in bytes.
 const runSize = 1 << 20
 
-// run collects pieces of data that follow each other in the file, and writes
-// many of them to the file at once.
+// The type run collects pieces of data that follow each other in the file, and
+// writes many of them to the file at once.
 type run struct {
 	file  io.WriterAt
 	size  int64  // size of a write, which ends at a multiple of size
@@ -16,11 +16,12 @@ type run struct {
 
 var zeros [64 << 10]byte
 
-// end returns the offset in the file at which the next call of add will write.
+// The method end returns the offset in the file at which the next call of add will
+// write.
 func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
 
-// add appends p to the data of earlier calls. The offset of p in the file is
-// the one that the method end returns before the call.
+// The method add appends p to the data of earlier calls. The offset of p in the
+// file is the one that the method end returns before the call.
 func (r *run) add(p []byte) error {
 	for len(p) > 0 {
 		// A long piece that begins at a multiple of 4096 bytes in the file is written
@@ -61,8 +62,8 @@ func (r *run) addZeros(end int64) error {
 	return nil
 }
 
-// patch overwrites data that add has appended before. The bytes p replace those
-// from the given offset of the file on.
+// The method patch overwrites data that the method add has appended before. The new
+// bytes p are for the range of the file that begins at the given offset.
 func (r *run) patch(p []byte, off int64) error {
 	if n := min(int64(len(p)), r.start-off); n > 0 {
 		if _, err := r.file.WriteAt(p[:n], off); err != nil {
@@ -76,7 +77,7 @@ func (r *run) patch(p []byte, off int64) error {
 	return nil
 }
 
-// flush writes the buffer to the file.
+// The method flush writes the buffer to the file.
 func (r *run) flush() error {
 	if len(r.buf) == 0 {
 		return nil

@@ -12,10 +12,10 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// tables are the metadata of an image that is written in order. Three tables are
-// in memory: the L1 table, the L2 table for the current position in the disk, and
-// the refcount block for the current position in the file. Earlier L2 tables and
-// refcount blocks are in the file.
+// The type tables holds the metadata of an image that is written in order. Three
+// tables are in memory: the L1 table, the L2 table for the current position in the
+// disk, and the refcount block for the current position in the file. Earlier L2
+// tables and refcount blocks are in the file.
 type tables struct {
 	layout
 	out  run
@@ -35,7 +35,7 @@ type tables struct {
 	tails []tail
 }
 
-// tail is the unused end of a cluster that contains compressed data. More
+// The type tail is the unused end of a cluster that contains compressed data. More
 // compressed data can be stored there. To store them, the refcount of the cluster
 // must be incremented. This is possible only as long as the refcount block that
 // counts the cluster is in memory.
@@ -51,7 +51,7 @@ func newTables(l layout, out run) *tables {
 	return t
 }
 
-// begin initializes the tables of an empty image.
+// The method begin initializes the tables of an empty image.
 func (t *tables) begin() error {
 	t.out.start, t.next = t.first<<t.shift, t.first
 	for c := range t.first {
@@ -68,8 +68,8 @@ func (t *tables) begin() error {
 	return nil
 }
 
-// count increments the refcount of cluster c of the file. The refcount must be
-// in the refcount block that is in memory.
+// The method count increments the refcount of cluster c of the file. The refcount
+// must be in the refcount block that is in memory.
 func (t *tables) count(c int64) error {
 	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
 	n := binary.BigEndian.Uint16(b)
@@ -111,9 +111,9 @@ func (t *tables) tooLarge() error {
 		bytesize.Format(t.next<<t.shift), t.cluster)
 }
 
-// pad writes zeros up to the next free cluster of the file. If these zeros begin
-// within a cluster, they fill the unused end of this cluster, and pad adds their
-// range to t.tails.
+// The method pad writes zeros up to the next free cluster of the file. If these
+// zeros begin within a cluster, they fill the unused end of this cluster, and pad
+// adds their range to t.tails.
 func (t *tables) pad() error {
 	to := t.next << t.shift
 	if end := t.out.end(); end%t.cluster != 0 {
@@ -125,9 +125,10 @@ func (t *tables) pad() error {
 	return t.out.addZeros(to)
 }
 
-// allocate allocates consecutive clusters of the file, at least one and at most
-// n. It sets their refcounts, and returns the offset of the first of them and
-// their number. The caller must write the content of these clusters next.
+// The method allocate allocates consecutive clusters of the file, at least one
+// and at most n. It sets their refcounts, and returns the offset of the first of
+// them and their number. The caller must write the content of these clusters
+// next.
 func (t *tables) allocate(n int64) (off, got int64, err error) {
 	if err := t.openRange(); err != nil {
 		return 0, 0, err
@@ -149,8 +150,8 @@ func (t *tables) allocate(n int64) (off, got int64, err error) {
 	return off, got, nil
 }
 
-// add stores p, which is the content of cluster g of the disk and of the
-// clusters after it, in new clusters of the file. If p ends within a cluster,
+// The method add stores p, which is the content of cluster g of the disk and of
+// the clusters after it, in new clusters of the file. If p ends within a cluster,
 // the rest of this cluster is filled with zeros.
 func (t *tables) add(g int64, p []byte) error {
 	for len(p) > 0 {
@@ -175,17 +176,18 @@ func (t *tables) add(g int64, p []byte) error {
 	return nil
 }
 
-// point sets n entries of the L2 table, beginning with the entry of cluster g of
-// the disk. The entries then point to n consecutive clusters of the file, the
-// first of which is at the given offset of the file.
+// The method point sets n entries of the L2 table, beginning with the entry of
+// cluster g of the disk. The entries then point to n consecutive clusters of the
+// file, the first of which is at the given offset of the file.
 func (t *tables) point(g, n, off int64) {
 	for i := range n {
 		t.put(g+i, uint64(off+i<<t.shift)|copied)
 	}
 }
 
-// pack stores the compressed content of cluster g of the disk directly after
-// other compressed data. The compressed content must be shorter than a cluster.
+// The method pack stores the compressed content of cluster g of the disk directly
+// after other compressed data. The compressed content must be shorter than a
+// cluster.
 func (t *tables) pack(g int64, code []byte) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -212,9 +214,9 @@ func (t *tables) pack(g int64, code []byte) error {
 	return nil
 }
 
-// fit writes compressed data into one of the tails (unused ends of clusters),
-// the smallest one that is large enough. If no tail is large enough, it writes
-// the data at the end of the file. It returns the offset of the data in the
+// The method fit writes compressed data into one of the tails (unused ends of
+// clusters), the smallest one that is large enough. If no tail is large enough, it
+// writes the data at the end of the file. It returns the offset of the data in the
 // file.
 func (t *tables) fit(code []byte) (off int64, err error) {
 	n := int64(len(code))
@@ -239,8 +241,8 @@ func (t *tables) fit(code []byte) (off int64, err error) {
 	return off, t.out.add(code)
 }
 
-// zero makes cluster g of the disk read as zeros, whatever the backing disk
-// contains.
+// The method zero makes cluster g of the disk read as zeros, whatever the backing
+// disk contains.
 func (t *tables) zero(g int64) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -249,10 +251,10 @@ func (t *tables) zero(g int64) error {
 	return nil
 }
 
-// enter makes sure that the L2 table in memory is the one with the entry for
-// cluster g of the disk. If another table is in memory, enter saves that table to
-// the file and starts an empty one. The caller must not go back to a cluster whose
-// entry is in a table that was saved in this way.
+// The method enter makes sure that the L2 table in memory is the one with the
+// entry for cluster g of the disk. If another table is in memory, enter saves that
+// table to the file and starts an empty one. The caller must not go back to a
+// cluster whose entry is in a table that was saved in this way.
 func (t *tables) enter(g int64) error {
 	index := g >> t.l2Shift
 	if index == t.l2Index {
@@ -291,8 +293,8 @@ func (t *tables) saveL2() error {
 	return t.out.add(t.l2)
 }
 
-// finish writes everything that is still in memory, and the refcount table. It
-// returns the offset of the refcount table and its number of clusters.
+// The method finish writes everything that is still in memory, and the refcount
+// table. It returns the offset of the refcount table and its number of clusters.
 func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL2(); err != nil {
 		return 0, 0, err
@@ -388,10 +390,10 @@ func (t *tables) saveL1(zeroed bool) error {
 	return nil
 }
 
-// share makes n clusters of the disk, beginning with cluster g, share blocks with
-// the file f. In f, the content of these clusters begins at the offset pos. The
-// result done is the number of clusters that share blocks now. It is valid even if
-// share returns an error.
+// The method share makes n clusters of the disk, beginning with cluster g, share
+// blocks with the file f. In f, the content of these clusters begins at the offset
+// pos. The result done is the number of clusters that share blocks now. It is valid
+// even if an error is returned.
 func (t *tables) share(file sink.Cloner, f *os.File, pos, g, n int64) (done int64, err error) {
 	for done < n {
 		if err := t.enter(g); err != nil {

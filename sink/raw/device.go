@@ -194,8 +194,8 @@ func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// zero makes [off, end) read as zeros. If possible, a system call zeroes the
-// whole sectors of the range without writing data. If the range begins or ends
+// The method zero makes [off, end) read as zeros. If possible, a system call zeroes
+// the whole sectors of the range without writing data. If the range begins or ends
 // within a sector, zeros are written there.
 func (d *device) zero(stopped func() error, off, end int64) error {
 	from := min((off+d.sector-1)/d.sector*d.sector, end)

@@ -107,8 +107,8 @@ func createFile(ctx context.Context, path string, size int64, o Options, sys sys
 	return d, nil
 }
 
-// open makes or opens the .partial file and locks it. If open fails, it does not
-// remove a file that existed before.
+// The method open makes or opens the .partial file and locks it. If open fails,
+// it does not remove a file that existed before.
 func (d *file) open(exists bool) error {
 	p := d.place
 	if d.o.State != nil {
@@ -153,7 +153,7 @@ func onlyName(f *os.File) error {
 	return nil
 }
 
-// drop removes the .partial file of an earlier run.
+// The method drop removes the .partial file of an earlier run.
 func (d *file) drop() error {
 	p := d.place
 	f, err := p.open(p.partial, unix.O_RDONLY|unix.O_NONBLOCK)
@@ -173,8 +173,8 @@ func (d *file) drop() error {
 	return nil
 }
 
-// acquire locks the open file f. It returns an error if f no longer has the name of
-// the .partial file.
+// The method acquire locks the open file f. It returns an error if f no longer has
+// the name of the .partial file.
 func (d *file) acquire(f *os.File) error {
 	if err := lock(f); err != nil {
 		return err
@@ -185,7 +185,7 @@ func (d *file) acquire(f *os.File) error {
 	return nil
 }
 
-// prepare sets the owner, the mode and the size of the .partial file.
+// The method prepare sets the owner, the mode and the size of the .partial file.
 func (d *file) prepare() error {
 	if d.old != nil {
 		// The new file gets the mode of the file that it will replace before any data are
@@ -217,8 +217,8 @@ func (d *file) truncate(size int64) error {
 	return nil
 }
 
-// inherit gives the new file the owner and the mode of the old file, which the new
-// file will replace.
+// The method inherit gives the new file the owner and the mode of the old file,
+// which the new file will replace.
 func (d *file) inherit(old os.FileInfo) error {
 	now, err := d.w.f.Stat()
 	if err != nil {
@@ -238,8 +238,9 @@ func (d *file) inherit(old os.FileInfo) error {
 	return nil
 }
 
-// reserve allocates the space for the part of the file that is not written yet. It
-// allocates in pieces, so that it soon notices when the context ends.
+// The method reserve allocates the space for the part of the file that is not
+// written yet. It allocates in pieces, so that it soon notices when the context
+// ends.
 func (d *file) reserve() error {
 	const piece = 16 << 30
 	fd := int(d.w.f.Fd())
@@ -380,8 +381,8 @@ func (d *file) publish() error {
 	return p.elsewhere()
 }
 
-// rename gives the file its final name. If another file has this name, rename
-// replaces that file only if Options.Force is set.
+// The method rename gives the file its final name. If another file has this name,
+// rename replaces that file only if Options.Force is set.
 func (d *file) rename() error {
 	p, fd := d.place, d.place.fd()
 	flags := uint(unix.RENAME_NOREPLACE)
@@ -412,9 +413,9 @@ func (d *file) rename() error {
 	return nil
 }
 
-// unpublish renames the file back to its .partial name, so that a later run can
-// resume it. It is called if the published file could not be made durable. It
-// returns true if the file no longer has its final name.
+// The method unpublish renames the file back to its .partial name, so that a
+// later run can resume it. It is called if the published file could not be made
+// durable. It returns true if the file no longer has its final name.
 func (d *file) unpublish() bool {
 	p, fd := d.place, d.place.fd()
 	if !p.holds(p.name, d.w.f) {

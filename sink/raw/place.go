@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// place is the folder and the names of a new file. The folder is kept open, so that
-// place refers to the same folder even if the folder is renamed.
+// The type place holds the folder and the names of a new file. The folder is kept
+// open, so that a place refers to the same folder even if the folder is renamed.
 type place struct {
 	root          *os.Root
 	dir           *os.File
@@ -56,9 +56,9 @@ func openPlace(path string) (*place, error) {
 	return &place{root: root, dir: dir, given: path, path: filepath.Join(real, name), name: name, partial: name + ".partial"}, nil
 }
 
-// resolve follows all symbolic links in a path. It returns the folder of the
-// file, as a path without symbolic links, and the name of the file in this
-// folder. The file need not exist.
+// The function resolve follows all symbolic links in a path. It returns the
+// folder of the file, as a path without symbolic links, and the name of the file
+// in this folder. The file need not exist.
 func resolve(given string) (folder, name string, err error) {
 	path := given
 	for range 40 { // the kernel follows at most 40 symbolic links
@@ -91,8 +91,8 @@ func (p *place) fd() int { return int(p.dir.Fd()) }
 
 func (p *place) partialPath() string { return filepath.Join(filepath.Dir(p.path), p.partial) }
 
-// stat returns information about the file with the given name in the folder. If
-// the file does not exist, it returns neither information nor an error.
+// The method stat returns information about the file with the given name in the
+// folder. If the file does not exist, both results are nil.
 func (p *place) stat(name string) (os.FileInfo, error) {
 	info, err := p.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,8 +101,8 @@ func (p *place) stat(name string) (os.FileInfo, error) {
 	return info, err
 }
 
-// holds reports whether the open file f is still in the folder and still has the
-// given name.
+// The method holds reports whether the open file f is still in the folder and still
+// has the given name.
 func (p *place) holds(name string, f *os.File) bool {
 	var byName, byFile unix.Stat_t
 	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
@@ -110,10 +110,10 @@ func (p *place) holds(name string, f *os.File) bool {
 		byName.Dev == byFile.Dev && byName.Ino == byFile.Ino
 }
 
-// elsewhere checks whether the path that the user gave still leads to the
-// published file. If it does not, elsewhere returns an error that wraps
-// sink.ErrElsewhere. The folder may have been renamed, removed or mounted over,
-// or a symbolic link in the path may have changed.
+// The method elsewhere checks whether the path that the user gave still leads to the
+// published file. If it does not, the error wraps sink.ErrElsewhere. The reason may
+// be that the folder was renamed, removed or mounted over, or that a symbolic link
+// in the path was changed.
 func (p *place) elsewhere() error {
 	if err := p.folderElsewhere(); err != nil {
 		return err
@@ -150,8 +150,8 @@ func (p *place) folderElsewhere() error {
 	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w), and the target file %s now lies %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
 }
 
-// current returns a path that leads to the file f, which has the given name in
-// the folder. The path is right even if the folder has been moved.
+// The method current returns a path that leads to the file f, which has the given
+// name in the folder. The path is right even if the folder has been moved.
 func (p *place) current(name string, f *os.File) string {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	info, err := f.Stat()
@@ -164,7 +164,7 @@ func (p *place) current(name string, f *os.File) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", p.fd(), name)
 }
 
-// open opens a file in the folder.
+// The method open opens a file in the folder.
 func (p *place) open(name string, flags int) (*os.File, error) {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	var fd int
@@ -178,10 +178,10 @@ func (p *place) open(name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// check returns an error if the file cannot be created, as far as that can be
-// known before anything is made. It also returns information about the file that
-// will be replaced and about the existing .partial file. These results are nil if
-// there is no such file.
+// The method check returns an error if the file cannot be created, as far as that
+// can be known before anything is made. It also returns information about the file
+// that will be replaced and about the existing .partial file. These results are nil
+// if there is no such file.
 func (p *place) check(size int64, o Options) (old, partial os.FileInfo, err error) {
 	if err := o.checkRange(size); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.path, err)
@@ -282,10 +282,10 @@ func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 	return nil
 }
 
-// room returns how many bytes are free for a copy. The space of an existing
-// .partial file counts as free, because the copy replaces or resumes this file.
-// The parameter partial describes this file, and is nil if it does not exist. The
-// result known is false if the file system does not report its free space.
+// The method room returns how many bytes are free for a copy. The space of an
+// existing .partial file counts as free, because the copy replaces or resumes this
+// file. The parameter partial describes this file, and is nil if it does not exist.
+// The result known is false if the file system does not report its free space.
 func (p *place) room(partial os.FileInfo) (n int64, known bool) {
 	n, known = freeSpace(p.fd())
 	if partial != nil {
@@ -301,8 +301,8 @@ func allocated(info os.FileInfo) int64 {
 	return 0
 }
 
-// lock locks the file f with flock. The lock ends when f is closed. lock does
-// nothing on file systems without locks.
+// The function lock locks the file f with flock. Closing f releases the lock. On
+// file systems without locks, the function does nothing.
 func lock(f *os.File) error {
 	err := eintr.Retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {

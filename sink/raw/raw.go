@@ -91,17 +91,17 @@ func (o Options) checkRange(size int64) error {
 	return nil
 }
 
-// state returns what a checkpoint of a raw disk records. A raw disk has no
-// metadata, so this is only the format and the size of the disk. A run can resume
-// only a target of the same format and size.
+// The function state returns what a checkpoint of a raw disk records. A raw disk
+// has no metadata, so this is only the format and the size of the disk. A run can
+// resume only a target of the same format and size.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
-// zeros is a buffer of zero bytes, for writing ranges that read as zeros. It must not
-// be changed.
+// The slice zeros is a buffer of zero bytes, for writing ranges that read as zeros.
+// It must not be changed.
 var zeros [1 << 20]byte
 
-// life holds the state and the methods that all types of disks in this package
-// share.
+// The type life holds the state and the methods that all types of disks in this
+// package share.
 type life struct {
 	lifecycle.Target
 	resumable bool // takes checkpoints even while the size is unknown
@@ -134,9 +134,9 @@ func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) erro
 	return len(p), nil
 }
 
-// checkpoint implements the method Checkpoint for the types of disks in this
-// package. The function that it returns calls the parameter sync, which makes
-// the written data durable.
+// The method checkpoint implements the method Checkpoint for the types of disks
+// in this package. The function that it returns calls the parameter sync, which
+// makes the written data durable.
 func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Context) error, error) {
 	if err := l.Begin(l.Context, off, 0); err != nil {
 		return nil, nil, err

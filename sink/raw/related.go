@@ -29,10 +29,10 @@ func relatedFiles(devices, number string) []string {
 	return append(all, below(dir, 0)...)
 }
 
-// below returns the files and devices in which the data of a device are stored. The
-// parameter dir is the folder of this device in sysfs. The function calls itself
-// for each such device. The parameter depth says how many of its calls are already
-// in progress.
+// The function below returns the files and devices in which the data of a device are
+// stored. The parameter dir is the folder of this device in sysfs. For each device
+// that it finds, the function calls itself. The parameter depth says how many of its
+// calls are already in progress.
 func below(dir string, depth int) (all []string) {
 	if depth > 16 {
 		return nil
@@ -54,8 +54,8 @@ func below(dir string, depth int) (all []string) {
 	return all
 }
 
-// folders returns the paths of the folders in dir. It includes the folders to
-// which symbolic links in dir lead. The paths contain no symbolic links.
+// The function folders returns the paths of the folders in dir. It includes the
+// folders to which symbolic links in dir lead. The paths contain no symbolic links.
 func folders(dir string) (all []string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -11,8 +11,9 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// reopen opens the file or device at the given path for reading. The returned disk
-// consists of the first bytes of the file or device, as many as the given size says.
+// The function reopen opens the file or device at the given path for reading. The
+// returned disk consists of the first bytes of the file or device, as many as the
+// given size says.
 func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	d, err := raw.Open(ctx, path)
 	if err != nil {
@@ -27,8 +28,8 @@ func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	return nil, errors.Join(fmt.Errorf("cannot read %s back: found %d bytes, want at least %d bytes", path, d.Size(), size), d.Close())
 }
 
-// head is the beginning of a larger disk. Through it, the part of a device that
-// this package wrote can be read. It has none of the abilities (interfaces of
+// The type head is the beginning of a larger disk. Through it, the part of a device
+// that this package wrote can be read. It has none of the abilities (interfaces of
 // package source) of the larger disk, because their methods could reach beyond the
 // beginning.
 type head struct {

@@ -16,8 +16,8 @@ import (
 // page cache.
 const rwfDontcache = 0x80
 
-// system holds the system calls that this package uses. Tests replace some of
-// them to simulate failures.
+// The type system holds the system calls that this package uses. Tests replace some
+// of them to simulate failures.
 type system struct {
 	pwrite        func(fd int, p []byte, off int64) (int, error)
 	pwriteUncache func(fd int, p []byte, off int64) (int, error)
@@ -64,15 +64,15 @@ func kernel() system {
 	}
 }
 
-// lacking reports whether err means that the kernel or the file system does not
-// support a system call or its flags.
+// The function lacking reports whether err means that the kernel or the file system
+// does not support a system call or its flags.
 func lacking(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
 }
 
-// explain is called with the error of a system call that failed to write to an open
-// file or to change its size or its blocks. It adds the reason of the failure or an
-// instruction for the user, if it knows one.
+// The function explain is called with the error of a system call that failed to
+// write to an open file or to change its size or its blocks. It adds the reason of
+// the failure or an instruction for the user, if it knows one.
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):

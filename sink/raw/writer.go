@@ -17,16 +17,17 @@ import (
 // writer starts their write-back to the device.
 const pushStep = 16 << 20
 
-// writer writes to a file or block device in such a way that the fsync at the end
-// has little left to do. A copy that only fills the page cache spends most of its
-// time in this fsync. Callers make only one write at a time, because concurrent
-// writes to a file spin on the lock of its inode.
+// The type writer writes to a file or block device in such a way that the fsync at
+// the end has little left to do. A copy that only fills the page cache spends most
+// of its time in this fsync. Callers make only one write at a time, because
+// concurrent writes to a file spin on the lock of its inode.
 //
 // The method of writing was chosen by measurements. The table has the times for
 // writing 768 MiB to 1 GiB of data, including the fsync, as a fraction of the time
-// that cp and sync -f take (for devices, dd conv=fsync). They were measured with
-// Linux 6.18 on 2 cores. The rows "write-back" are pwrite and sync_file_range, which
-// is called either by the writing goroutine itself (inline) or by another goroutine:
+// that cp and sync -f take (for devices, dd conv=fsync). The times were measured with
+// Linux 6.18 on 2 cores. In the rows "write-back", pwrite writes the data to the page
+// cache, and sync_file_range starts to write them to the device. It is called by the
+// writing goroutine itself (inline) or by another goroutine:
 //
 //	                        ext4   xfs  btrfs  tmpfs  block device (loop)
 //	pwrite                  0.70  0.48   0.53   0.26   0.48
@@ -47,9 +48,10 @@ type writer struct {
 
 	cached atomic.Bool // RWF_DONTCACHE is not supported: do not try it again
 
-	// syncing is locked during every system call that may report a lost write. The
-	// kernel reports a lost write to only one call. This call stores the error in the
-	// field err before it unlocks syncing, so that later calls find it.
+	// The mutex syncing is locked during every system call that may report a lost
+	// write. The kernel reports a lost write to only one call. The error of this call
+	// is stored in the field err before the mutex is unlocked, so that later calls
+	// find it.
 	syncing sync.Mutex
 	pushes  sync.WaitGroup
 
@@ -108,10 +110,10 @@ func (w *writer) writeZeros(check func() error, off, n int64) error {
 	return nil
 }
 
-// push records that [from, to) was written to the page cache. Each time the
-// recorded ranges have pushStep bytes in total, it starts a goroutine that
-// writes them back to the device. At most one such goroutine runs at a time, and
-// close waits for it.
+// The method push records that [from, to) was written to the page cache. Each time
+// the recorded ranges have pushStep bytes in total, it starts a goroutine that
+// writes them back to the device. At most one such goroutine runs at a time, and the
+// method close waits for it.
 func (w *writer) push(from, to int64) error {
 	if !w.cached.Load() {
 		return nil
@@ -150,8 +152,8 @@ func (w *writer) writeBack(off, n int64) error {
 	}
 	err := eintr.Retry(func() error { return w.sys.syncRange(fd, off, n, flags) })
 	if err != nil && !lacking(err) {
-		// The kernel reports lost data to only one system call. It may be the one above,
-		// so the error of that call must not be ignored.
+		// The kernel reports lost data to only one system call. The call of syncRange
+		// above may be this one, so its error must not be ignored.
 		return fmt.Errorf("cannot write bytes [%[2]d, %[3]d) of %[1]s from the page cache to the disk: %[4]w", w.name, off, off+n, explain(fd, err))
 	}
 	if w.drop {
@@ -160,9 +162,9 @@ func (w *writer) writeBack(off, n int64) error {
 	return nil
 }
 
-// sync makes all earlier writes durable. After sync has failed once, it always
-// fails, because the kernel reports an error of fsync only once. A second fsync
-// would succeed although data was lost.
+// The method sync makes all earlier writes durable. After it has failed once, it
+// always fails. A second fsync would succeed although data were lost, because the
+// kernel reports a lost write only once.
 func (w *writer) sync() error {
 	w.syncing.Lock()
 	defer w.syncing.Unlock()
@@ -186,8 +188,8 @@ func (w *writer) sync() error {
 	return nil
 }
 
-// forget removes the data of the file from the page cache. It is called when the data
-// are durable.
+// The method forget removes the data of the file from the page cache. It is called
+// when the data are durable.
 func (w *writer) forget() { unix.Fadvise(int(w.f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
 func (w *writer) close() error {
