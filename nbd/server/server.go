@@ -44,8 +44,8 @@ const (
 	// After this time its connection is closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
-	// stallCheck is the minimum time between two searches for clients that have stalled. The
-	// server searches for them when memory is short.
+	// stallCheck is the minimum time between two searches for stalled clients: those that
+	// the constant stall describes. The server searches for them when memory is short.
 	stallCheck = time.Second
 	// lastWrites is how long a client has, after the grace period, to receive its
 	// last replies.
@@ -109,8 +109,8 @@ type Options struct {
 	// Serve has ended. Requests that take longer get no reply. The value 0 stands
 	// for 5 seconds.
 	Grace time.Duration
-	// Kill is called with ErrShutdown at the end of Grace, to end the calls to disks
-	// that do not use the context of Exports.Open. It may be nil.
+	// Kill is called with ErrShutdown at the end of Grace. Its purpose is to end calls to
+	// a disk that ignores the context of Exports.Open. Kill may be nil.
 	Kill func(cause error)
 	// Memory is the maximum size, in bytes, of the data of all requests in progress. The
 	// value 0 stands for 64 MiB. Other values below 4 MiB stand for 4 MiB. If this memory is
