@@ -43,10 +43,10 @@ func CheckDevice(path string, size int64, o Options) error {
 // Options.Warn is called. Publish, Suspend and Abort leave the content of the
 // device as it is.
 //
-// The returned disk takes calls in any order, but only one at a time (sink.Parallel). It
-// also has the abilities sink.Sizer and sink.Verifiable. If Options.TargetIsZero
-// is set, it has the ability sink.Zeroed as well. The fields Preallocation, Need
-// and Force of Options have no effect.
+// The returned disk has the ability sink.Parallel, but its MaxParallel is 1: it takes
+// calls in any order, one at a time. It also has the abilities sink.Sizer and
+// sink.Verifiable. If Options.TargetIsZero is set, it has the ability sink.Zeroed as
+// well. The fields Preallocation, Need and Force of Options have no effect.
 func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createDevice(ctx, path, size, o, kernel())
 }

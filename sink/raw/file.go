@@ -61,9 +61,9 @@ func CheckSpace(path string, size int64, o Options) error {
 // an earlier run, exists already and the options do not allow replacing it. The
 // error wraps unix.ENOSPC if there is too little space.
 //
-// The returned disk takes calls in any order, but only one at a time (sink.Parallel). It
-// also has the abilities sink.Sizer and sink.Verifiable, and sink.Zeroed unless
-// Preallocation is full.
+// The returned disk has the ability sink.Parallel, but its MaxParallel is 1: it takes
+// calls in any order, one at a time. It also has the abilities sink.Sizer and
+// sink.Verifiable, and sink.Zeroed unless Preallocation is full.
 func CreateFile(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createFile(ctx, path, size, o, kernel())
 }

@@ -26,8 +26,8 @@ const pushStep = 16 << 20
 // writing 768 MiB to 1 GiB of data, including the fsync, as a fraction of the time
 // that cp and sync -f take (for devices, dd conv=fsync). The times were measured with
 // Linux 6.18 on 2 cores. In the rows "write-back", pwrite writes the data to the page
-// cache, and sync_file_range starts to write them to the device. It is called by the
-// writing goroutine itself (inline) or by another goroutine:
+// cache, and sync_file_range starts to write them to the device. The goroutine that
+// calls pwrite also calls sync_file_range (inline), or another goroutine does:
 //
 //	                        ext4   xfs  btrfs  tmpfs  block device (loop)
 //	pwrite                  0.70  0.48   0.53   0.26   0.48
