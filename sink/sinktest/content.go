@@ -53,8 +53,8 @@ func (c *content) write(p []byte, off int64) {
 	}
 }
 
-// page returns the page with the number i for writing, and allocates it if it
-// does not exist.
+// The method page returns the page with the number i, so that the caller can
+// write to it. If the page is not in memory, the method first creates it there.
 func (c *content) page(i int64) []byte {
 	page := c.pages[i]
 	if page == nil {

@@ -33,9 +33,9 @@ const (
 	OpAbort      Op = "abort"
 )
 
-// Call is one call with its range in bytes. If the call has no range, Len is zero.
-// Off is then the size for OpSize, the offset of the checkpoint for OpCheckpoint
-// and OpSync, and zero for all other operations.
+// Call is one call with its range in bytes. If the call has no range, Len is
+// zero. Off is then the new size of the disk for OpSize, the offset of the
+// checkpoint for OpCheckpoint and OpSync, and zero for all other operations.
 type Call struct {
 	Op       Op
 	Off, Len int64
@@ -187,7 +187,7 @@ func (m *Memory) Ended() bool {
 }
 
 // Calls returns the calls in the order in which they began. It leaves out calls
-// of Abort after the end of a disk, since every caller defers Abort.
+// of Abort for a disk that has ended already, since every caller defers Abort.
 func (m *Memory) Calls() []Call {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -295,8 +295,8 @@ func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// put checks a call that has a range and then performs it by calling the
-// parameter do. Until do returns, the call counts as being in progress.
+// The method put checks a call that has a range. It then performs the call with
+// the function do. Until do returns, the call counts as being in progress.
 func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	m := d.m
 	m.mu.Lock()
@@ -381,8 +381,8 @@ func (d *memoryDisk) breach(c Call) string {
 func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
 
 // uncovered returns the first offset that lies in none of the ranges of earlier
-// calls. It returns -1 if these ranges cover everything below the parameter end, or
-// if gaps are allowed because unwritten ranges read as zeros.
+// calls. It returns -1 if these ranges cover all bytes of the disk below the
+// given offset, or if gaps are allowed because unwritten ranges read as zeros.
 func (d *memoryDisk) uncovered(end int64) int64 {
 	switch {
 	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:
@@ -510,9 +510,9 @@ func (d *memoryDisk) Reopen(ctx context.Context) (source.Disk, error) {
 	return &contentReader{ctx: ctx, m: d.m, content: d.content}, nil
 }
 
-// step performs a call that has no range. The parameter check returns how the
-// call breaks the contract of sink.Disk, or "" if it is allowed. If it is allowed
-// and Before returns no error, step calls the parameter do.
+// The method step performs a call that has no range. The function check says how
+// the call breaks the contract of sink.Disk. It returns "" if the call is allowed.
+// If it is allowed and Before returns no error, step runs the function do.
 func (d *memoryDisk) step(ctx context.Context, c Call, last int, check func() string, do func()) error {
 	m := d.m
 	m.mu.Lock()

@@ -34,9 +34,9 @@ func testResume(t *testing.T, c Config) {
 		c.unpublished(t, target, "after Suspend")
 
 		d = c.create(t, target, p.size(), sink.Options{State: state, Resume: off})
-		// The stale bytes cover the first two of the remaining pieces. The
-		// second run writes zeros over the first one, and writes all pieces
-		// after it as planned.
+		// The stale bytes, which the first run wrote above the checkpoint, cover
+		// the next two pieces of the plan. The second run writes zeros over the
+		// first of these pieces. It writes all later pieces as planned.
 		rest := slices.Clone(p.pieces[at:])
 		split := rest[0]
 		rest[0].zero = true

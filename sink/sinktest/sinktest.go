@@ -66,9 +66,9 @@ type Config struct {
 // to a sink whose Config has the given Unit.
 func MaxSize(unit int64) int64 { return (pieces + 1) * max(unit, 64<<10) }
 
-// pieces determines the size of the disks of the suite. The size of a disk is
-// this many times the length of its shortest regular piece, plus a short piece
-// at the end (see newPlan).
+// The constant pieces determines the size of the disks of the suite. The size of
+// a disk is the length of its first piece multiplied by this constant, plus the
+// length of the short piece at its end (see newPlan).
 const pieces = 12
 
 // Test runs the conformance suite with the sink that the Config describes.
@@ -118,9 +118,9 @@ type plan struct {
 
 func (p plan) size() int64 { return int64(len(p.want)) }
 
-// newPlan returns a plan in which every third piece is zeros. If Config does
-// not require an alignment, the pieces begin at unaligned offsets. The last
-// piece of the disk is short, and need not be a whole unit.
+// newPlan returns a plan in which every third piece consists of zeros. If the
+// Config does not require an alignment, the pieces begin at unaligned offsets.
+// The last piece of the disk is short, and need not be a whole unit.
 func (c Config) newPlan() plan {
 	step := max(c.Unit, 4096)
 	if c.Unit == 1 && c.Multiple == 1 {
@@ -136,8 +136,9 @@ func (c Config) newPlan() plan {
 	random := rand.NewChaCha8([32]byte{10})
 	p.want = make([]byte, size)
 	random.Read(p.want)
-	// The first piece has the length step, the second one 2*step and the third
-	// one 3*step. The lengths of all further pieces repeat this pattern.
+	// The variable step is the length of the first piece. The second piece is
+	// twice as long as the first one, and the third piece three times as long.
+	// The lengths of all further pieces repeat this pattern.
 	for off, i := int64(0), int64(0); off < size; i++ {
 		end := min(off+(i%3+1)*step, size)
 		if end > size-step { // the short end of the disk is a piece of its own
@@ -156,7 +157,7 @@ func (c Config) newPlan() plan {
 	return p
 }
 
-// put writes one piece in the same way as package transfer writes a disk.
+// The method put writes one piece in the same way as package transfer does.
 func (p plan) put(ctx context.Context, d sink.Disk, s piece) error {
 	if !s.zero {
 		n, err := d.WriteAt(p.want[s.off:s.end], s.off)
@@ -201,8 +202,8 @@ func (c Config) createIn(t *testing.T, ctx context.Context, target Target, size 
 	return d
 }
 
-// finish calls Finish and Publish of a disk in the same way as package
-// transfer, and checks the target after each of these calls.
+// The method finish calls Finish and Publish of a disk in the same way as
+// package transfer, and checks the target after each of these calls.
 func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	t.Helper()
 	c.unpublished(t, target, "before Finish")
@@ -234,7 +235,8 @@ func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	c.check(t, target, want)
 }
 
-// unpublished checks that there is no content under the final name yet.
+// The method unpublished checks that there is no content under the final name
+// yet.
 func (c Config) unpublished(t *testing.T, target Target, when string) {
 	t.Helper()
 	if c.InPlace {
@@ -245,8 +247,8 @@ func (c Config) unpublished(t *testing.T, target Target, when string) {
 	}
 }
 
-// check compares the content of the published target with the content that it
-// should have, and checks that no partial files are left.
+// The method check compares the content of the published target with the content
+// that it should have, and checks that no partial files are left.
 func (c Config) check(t *testing.T, target Target, want []byte) {
 	t.Helper()
 	if left := target.Leftovers(); len(left) > 0 {
