@@ -107,10 +107,10 @@ func newCID(known string) uint32 {
 	return binary.LittleEndian.Uint32(b[:]) % noParent
 }
 
-// geometry returns the geometry of the source if it matches the size of the disk.
-// Otherwise it returns the geometry that VMware gives to a new disk. The numbers
-// of heads and of sectors per track then depend on the size and the adapter.
-// There are as many whole cylinders as fit in the disk.
+// The function geometry returns the geometry of the source if it matches the
+// size of the disk. Otherwise it returns the geometry that VMware gives to a new
+// disk. The numbers of heads and of sectors per track then depend on the size
+// and the adapter. There are as many whole cylinders as fit in the disk.
 func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, perTrack int64) {
 	c, h, s := known[0], known[1], known[2]
 	// The number of cylinders in the source's geometry may be one higher than
@@ -155,7 +155,7 @@ func isNumber(s string) bool {
 	return isPlain(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < '0' || r > '9' })
 }
 
-// decimal returns n in decimal digits, or "" if n is 0.
+// The function decimal returns n in decimal digits, or "" if n is 0.
 func decimal(n int64) string {
 	if n == 0 {
 		return ""

@@ -55,7 +55,7 @@ const chunk = 1 << 20
 
 var errTooLong = errors.New("the file of a VMDK can have at most 2 TiB, and the compressed disk is larger: write a raw or qcow2 target instead")
 
-// file writes the file of an image in ascending order.
+// The type file writes the file of an image, from its beginning to its end.
 type file struct {
 	out  io.WriterAt
 	size int64  // size of the disk, bytes
@@ -74,7 +74,7 @@ func newFile(out io.WriterAt, size int64) *file {
 	return &file{out: out, size: size, buf: make([]byte, 0, chunk), directory: make([]byte, tables*4)}
 }
 
-// begin writes the part of the file before the grains.
+// The method begin writes the part of the file that comes before the grains.
 func (f *file) begin(descriptor string) error {
 	header := f.header(gdAtEnd)
 	if err := f.write(header[:]); err != nil {
@@ -86,8 +86,8 @@ func (f *file) begin(descriptor string) error {
 	return f.zeros(firstGrainSector*sectorSize - f.pos)
 }
 
-// header returns a SparseExtentHeader. A file has this structure twice: at its
-// beginning (the header) and near its end (the footer).
+// The method header returns a SparseExtentHeader. A file has this structure
+// twice: at its beginning (the header) and near its end (the footer).
 func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le := binary.LittleEndian
 	copy(b[:], magic)
@@ -107,8 +107,8 @@ func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	return b
 }
 
-// grain writes the grain with the number g, which is already compressed. Grains
-// with lower numbers must have been written before.
+// The method grain writes one grain, which is already compressed, and has the
+// number g in the disk. Grains with lower numbers must have been written before.
 func (f *file) grain(g int64, enc []byte) error {
 	if number := g / tableEntries; number != f.number {
 		if err := f.endTable(); err != nil {
@@ -155,7 +155,7 @@ func (f *file) endTable() error {
 	return nil
 }
 
-// end writes the part of the file after the grains.
+// The method end writes the part of the file that comes after the grains.
 func (f *file) end() error {
 	if err := f.endTable(); err != nil {
 		return err
@@ -184,8 +184,9 @@ func (f *file) end() error {
 	return f.flush()
 }
 
-// marker writes a marker, which announces metadata of the given type and number
-// of sectors. The caller writes these metadata next.
+// The method marker writes a marker. The marker gives the type of the metadata
+// that follow it, and their number of sectors. The caller writes these metadata
+// next.
 func (f *file) marker(kind uint32, sectors int64) error {
 	var b [sectorSize]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(sectors))
@@ -193,8 +194,9 @@ func (f *file) marker(kind uint32, sectors int64) error {
 	return f.write(b[:])
 }
 
-// sector returns the number of the sector of the file that will be written next.
-// Entries of grain tables and of the grain directory contain such numbers.
+// The method sector returns the number of the sector of the file at which the next
+// write begins. Entries of grain tables and of the grain directory contain such
+// numbers.
 func (f *file) sector() (uint32, error) {
 	sector := f.pos / sectorSize
 	if sector > math.MaxUint32 {
@@ -203,7 +205,7 @@ func (f *file) sector() (uint32, error) {
 	return uint32(sector), nil
 }
 
-// fill writes zeros up to the next sector boundary of the file.
+// The method fill writes zeros up to the next sector boundary of the file.
 func (f *file) fill() error {
 	return f.zeros((sectorSize - f.pos%sectorSize) % sectorSize)
 }

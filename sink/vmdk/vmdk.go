@@ -54,12 +54,12 @@ func CheckSize(size int64) error {
 }
 
 // Create makes an image of a disk of the given size (in bytes). It writes the
-// image to the parameter out, such as a raw file or a stream. This must be a new
-// sink.Disk that is a sink.Sizer and was created with sink.UnknownSize. The
-// parameter name is the name of the image in messages and in the descriptor. The
-// returned disk owns out: its methods Publish, Suspend and Abort call the methods
-// of out that have the same names. If Create returns an error, it has called the
-// method Abort of out.
+// image to the given sink.Disk out, such as a raw file or a stream. This
+// sink.Disk must be new, must be a sink.Sizer, and must have been created with
+// sink.UnknownSize. Messages and the descriptor call the image by the given name.
+// The returned disk owns out: its methods Publish, Suspend and Abort call the
+// methods of out that have the same names. If Create returns an error, it has
+// called the method Abort of out.
 //
 // The returned disk is sequential, with units of 64 KiB. It has the abilities
 // sink.Zeroed and sink.Encoder. It is sink.Verifiable if out is. It cannot be
@@ -125,10 +125,10 @@ func (d *disk) Unit() int64 { return grainSize }
 // zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call calls the parameter do, which writes the range [off, off+n). It returns
-// an error without calling do if the range must not be written now. For
-// example, the range must not begin before the end of a range that was written
-// earlier.
+// The method call runs the function do, which writes the range [off, off+n). If
+// this range must not be written now, it returns an error and does not run do.
+// For example, the range must not begin before the end of a range that was
+// written earlier.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err
@@ -202,7 +202,7 @@ func (d *disk) Place(off int64, enc []byte, plain bool) error {
 	})
 }
 
-// place writes one encoded grain.
+// The method place writes one encoded grain.
 func (d *disk) place(off int64, enc []byte) error {
 	if err := d.file.grain(off/grainSize, enc); err != nil {
 		return d.explain(err)
