@@ -155,8 +155,8 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 // block into the layer although it reads only a part of the block.
 const maxBuffered = 8 << 20
 
-// buffer returns memory for one block. It waits until a buffer is free. If the context
-// of the disk ends first, it returns an error.
+// The method buffer returns memory for one block. It waits until a buffer is free. If
+// the context of the disk ends first, it returns an error.
 func (d *Disk) buffer() (b []byte, err error) {
 	select {
 	case b = <-d.buffers:
@@ -194,21 +194,22 @@ func (d *Disk) Info() source.Info { return d.info }
 func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 
 // inFileAhead limits the length, in bytes, of the range for which one call of InFile
-// returns a position. Callers need no longer ranges, because they use a position
-// only for a single request.
+// returns a position. Callers do not need positions for longer ranges, because they use
+// a position only for a single request.
 const inFileAhead = 64 << 20
 
 // InFile returns the file and the position that have the content at the given offset.
 // If the block at this offset is present, the file is that of the layer. If the block
 // is absent, InFile returns what the method InFile of the base returns. With
 // Options.OnRead, however, it returns no position for absent blocks, because a read
-// that bypasses this disk would not copy the block into the layer.
+// that bypasses this disk would not copy the block into the layer. A zeroed block has
+// no position.
 //
-// A position is valid for a range of n bytes, until this range is written. If that
-// happens while the caller answers a request, the caller may still read from the
-// position to answer this request. It then gets content that the range had at some time since the call of
-// InFile, because the base never changes, and a block never moves within the file of
-// the layer. Any read that overlaps a write may return such content.
+// A position is valid for a range of n bytes, until this range is written. If the range
+// is written while the caller answers a request, the caller may still read from the
+// position to answer this request. It then gets content that the range had at some time
+// since the call of InFile, because the base never changes, and a block never moves
+// within the file of the layer. Any read that overlaps a write may return such content.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -226,10 +227,11 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return nil, 0, 0, false
 }
 
-// run examines n bytes, beginning at the given offset. It returns the state of the
-// block with the first byte, and how many of the bytes belong to blocks that are known
-// to have this state. Further bytes may belong to such blocks as well, because run
-// examines a limited number of pages of the table.
+// The method run examines the states of the blocks that contain n bytes, beginning at
+// the given offset. It returns the state of the block with the first byte. It also
+// returns how many bytes, counted from the first one, lie in blocks that are known to
+// have this state. The true number may be larger, because one call examines only a
+// limited number of pages of the table.
 func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	b := off / d.block
 	last := (off + n - 1) / d.block

@@ -94,8 +94,9 @@ func readHeader(f io.ReaderAt) (header, error) {
 	return header{}, fmt.Errorf("not a layer of vddkcp: the file begins with %q; remove the file, or use another file for the layer", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
 }
 
-// differs compares h, the header of an existing layer, with the header that the caller
-// expects. If the two are different, it returns an error that says what is different.
+// The method differs compares h, the header of an existing layer, with the header that
+// the caller expects. If the two are different, it returns an error that says what is
+// different.
 func (h header) differs(want header) error {
 	const back = "; use the disk that the layer belongs to, or remove the layer"
 	switch {
@@ -111,8 +112,8 @@ func (h header) differs(want header) error {
 	return nil
 }
 
-// named returns the words with which an error names a disk that has the given
-// identity. The identity is "" if the disk has none.
+// The function named returns the words with which an error names a disk that has the
+// given identity. The identity is "" if the disk has none.
 func named(id string) string {
 	if id == "" {
 		return "a disk without an identity"

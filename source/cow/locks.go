@@ -15,9 +15,9 @@ type locks [stripes]sync.RWMutex
 
 func (l *locks) of(b int64) *sync.RWMutex { return &l[b%stripes] }
 
-// The method each calls the parameter visit once for each lock of n blocks, the first
-// of which is block b. It visits the locks in the ascending order of their numbers.
-// There may be at most as many blocks as there are locks.
+// The method each calls the function visit for the locks of n consecutive blocks, the
+// first of which is block b. It does so once for each lock, in the ascending order of
+// the locks. The number of blocks must not be larger than the number of locks.
 func (l *locks) each(b, n int64, visit func(*sync.RWMutex)) {
 	from := b % stripes
 	for i := range max(0, from+n-stripes) {

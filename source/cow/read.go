@@ -141,12 +141,12 @@ func (d *Disk) storeRead(p []byte, off int64) {
 	}
 }
 
-// blocks returns the number of blocks that a range of n bytes touches if it begins at
-// the start of a block.
+// The method blocks returns the number of blocks that a range of n bytes touches if it
+// begins at the start of a block.
 func (d *Disk) blocks(n int64) int64 { return (n + d.block - 1) / d.block }
 
-// length returns the length of block b in bytes. The last block of a disk may be
-// shorter than the others.
+// The method length returns the length of block b in bytes. The last block of a disk
+// may be shorter than the others.
 func (d *Disk) length(b int64) int64 { return min(d.block, d.size-b*d.block) }
 
 // wholeBlocks returns the number of whole blocks with which the range [off, off+n)

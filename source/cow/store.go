@@ -136,7 +136,8 @@ func openOrMake(path string) (f *os.File, made bool, err error) {
 	return f, made, err
 }
 
-// create writes the headers of a new layer to an empty file, and makes them durable.
+// The method create writes the headers of a new layer to an empty file, and makes them
+// durable.
 func (s *store) create(path string, want header) (err error) {
 	if want.BlockSize == 0 {
 		want.BlockSize = DefaultBlockSize
@@ -209,7 +210,8 @@ func temporaryStore(want header, sys system) (_ *store, err error) {
 	return s, nil
 }
 
-// unnamed creates a file without a name. The file disappears when it is closed.
+// The function unnamed creates a file without a name. The file disappears when it is
+// closed.
 func unnamed(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|unix.O_EXCL, 0o600)
 	if err == nil {
@@ -240,9 +242,9 @@ func tooLarge(err error) bool {
 	return errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EINVAL)
 }
 
-// place returns where the layer stores the byte at the given offset of the disk: in
-// which file and at which position in this file. The result n is the number of bytes
-// of the disk from this byte on that are stored in the same file.
+// The method place returns where the layer stores the byte at the given offset of the
+// disk: in which file and at which position in this file. The result n is the number of
+// bytes of the disk from this byte on that are stored in the same file.
 func (s *store) place(off int64) (f *os.File, pos, n int64) {
 	if len(s.files) == 1 {
 		return s.files[0], s.data + off, s.size - off
@@ -278,8 +280,8 @@ func (s *store) write(p []byte, off int64) error {
 	return nil
 }
 
-// cause returns the reason in err without the name of the file. The caller adds this
-// name itself.
+// The function cause returns the reason in err without the name of the file. The caller
+// adds this name itself.
 func cause(err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -288,8 +290,8 @@ func cause(err error) error {
 	return err
 }
 
-// reserve allocates space for [off, off+n) of the disk, if the file system supports
-// that.
+// The method reserve allocates space for [off, off+n) of the disk, if the file system
+// supports that.
 func (s *store) reserve(off, n int64) error {
 	return optional(s.allocate(unix.FALLOC_FL_KEEP_SIZE, off, n))
 }
@@ -300,8 +302,8 @@ func (s *store) reservePage(i int64) error {
 	return optional(s.sys.fallocate(s.files[0], unix.FALLOC_FL_KEEP_SIZE, tableStart+i*pageSize, pageSize))
 }
 
-// optional returns nil if err says that the file system does not support a system
-// call. It returns all other errors unchanged.
+// The function optional returns nil if err says that the file system does not support a
+// system call. It returns all other errors unchanged.
 func optional(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil
@@ -309,8 +311,8 @@ func optional(err error) error {
 	return err
 }
 
-// free deallocates the space of [off, off+n) of the disk. It ignores errors, because
-// the content is correct even if the space stays allocated.
+// The method free deallocates the space of [off, off+n) of the disk. It ignores errors,
+// because the content is correct even if the space stays allocated.
 func (s *store) free(off, n int64) {
 	_ = s.allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
@@ -327,7 +329,7 @@ func (s *store) allocate(mode uint32, off, n int64) error {
 	return nil
 }
 
-// sync makes all writes durable, unless the layer is temporary.
+// The method sync makes all writes durable, unless the layer is temporary.
 func (s *store) sync() error {
 	if s.temporary {
 		return nil

@@ -113,9 +113,9 @@ func (t *table) failed() error {
 	return nil
 }
 
-// run examines n blocks, the first of which is block b. It returns the state of block
-// b, and how many blocks from b on are known to have this state. Further blocks may
-// have the same state, because run examines at most maxRunPages pages.
+// The method run examines n blocks, the first of which is block b. It returns the state
+// of block b, and how many consecutive blocks, from b on, are known to have this state.
+// The true number may be larger, because one call examines at most maxRunPages pages.
 func (t *table) run(b, n int64) (state int, same int64, err error) {
 	state = anyState
 	for looked := 0; same < n && looked < maxRunPages; looked++ {
@@ -153,11 +153,11 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 // of the first block.
 const anyState = -1
 
-// run returns how many consecutive blocks of the page, from block b on, have the given
-// state. The result is at most n. If the given state is anyState, run uses the state of
-// block b. It also returns the state that it used. It must load the word that contains
-// the state of block b only once, because a concurrent write may change this word
-// between two loads.
+// The method run returns how many consecutive blocks of the page, from block b on, have
+// the given state. This number is at most n. If the given state is anyState, the method
+// counts the blocks that have the same state as block b. It also returns the state
+// whose blocks it counted. The method must load the word that contains the state of
+// block b only once, because a concurrent write may change this word between two loads.
 func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	for same < n {
 		at := b + same
@@ -174,11 +174,11 @@ func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	return state, min(n, same)
 }
 
-// spread returns the word of 64 bits that contains the given state for each of 32
-// blocks.
+// The function spread returns the word of 64 bits that contains the given state for
+// each of 32 blocks.
 func spread(state int) uint64 { return uint64(state) * 0x5555555555555555 }
 
-// peek returns page i for reading, or nil if all of its blocks are absent.
+// The method peek returns page i for reading, or nil if all of its blocks are absent.
 func (t *table) peek(i int64) (*page, error) {
 	p, err := t.acquire(i, false)
 	if err == nil {
@@ -187,8 +187,9 @@ func (t *table) peek(i int64) (*page, error) {
 	}
 	if t.failed() != nil {
 		// After a failed write of the table, changed pages can no longer be written to
-		// the file. They must therefore stay in memory, and acquire found no room for
-		// page i. This call loads page i from the file without keeping it in memory.
+		// the file, and must stay in memory. Therefore the method acquire has found no
+		// room in memory for page i. The page is now read from the file for this caller
+		// only, and the table does not keep it.
 		return t.load(i)
 	}
 	return nil, err
@@ -232,9 +233,9 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	return p, nil
 }
 
-// drop removes a page from memory that has no unwritten changes and was not used
-// recently. It reports whether it found such a page. The page is selected by the
-// clock algorithm. The caller must have locked the mutex t.mu.
+// The method drop removes one page from memory. It looks for a page without unwritten
+// changes that was not used recently, and selects the page by the clock algorithm. It
+// reports whether it found such a page. The caller must have locked the mutex t.mu.
 func (t *table) drop() bool {
 	for range 2 * len(t.clock) {
 		t.hand = (t.hand + 1) % len(t.clock)
@@ -252,8 +253,8 @@ func (t *table) drop() bool {
 	return false
 }
 
-// set sets the state of n blocks, the first of which is block b of the disk. It
-// reports whether at least one of them was present or zeroed before.
+// The method set gives n blocks the given state. The first of these blocks is block b
+// of the disk. It reports whether at least one of them was present or zeroed before.
 func (t *table) set(b, n int64, state int) (had bool, err error) {
 	for n > 0 {
 		i, first := b/pageBlocks, b%pageBlocks
@@ -274,8 +275,8 @@ func (t *table) set(b, n int64, state int) (had bool, err error) {
 	return had, nil
 }
 
-// set sets the state of n blocks, the first of which is block b of the page. It
-// reports whether at least one of them was present or zeroed before.
+// The method set gives n blocks the given state. The first of these blocks is block b
+// of the page. It reports whether at least one of them was present or zeroed before.
 func (p *page) set(b, n int64, state int) (had bool) {
 	pattern := spread(state)
 	for n > 0 {
@@ -291,10 +292,10 @@ func (p *page) set(b, n int64, state int) (had bool) {
 	return had
 }
 
-// write first makes the blocks in the file durable and then writes the changed pages of
-// the table to the file. If the parameter durable is true, it also makes these pages
-// durable. After write has failed once, every later call fails as well, because the
-// kernel reports lost data only once.
+// The method write first makes the blocks in the file durable. Then it writes the
+// changed pages of the table to the file. If the parameter durable is true, it also
+// makes these pages durable. After one call has failed, every later call fails as well,
+// because the kernel reports lost data only once.
 func (t *table) write(durable bool) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
@@ -348,9 +349,9 @@ func (t *table) writePages(durable bool) error {
 	return nil
 }
 
-// encode writes page p, which has the number i, into the buffer b, in the form in which
-// the file of the layer has it. A sector whose blocks are all absent consists of zeros.
-// It is therefore equal to a hole of the file.
+// The method encode writes page p, which has the number i, into the buffer b, in the
+// form in which the file of the layer has it. A sector whose blocks are all absent
+// consists of zeros. It is therefore equal to a hole of the file.
 func (p *page) encode(i int64, b *[pageSize]byte) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
@@ -367,7 +368,8 @@ func (p *page) encode(i int64, b *[pageSize]byte) {
 	}
 }
 
-// seal fills in the fixed mark and the checksum at the end of a sector of the table.
+// The function seal fills in the fixed mark and the checksum at the end of a sector of
+// the table.
 func seal(sector []byte, number int64) {
 	binary.LittleEndian.PutUint32(sector[sectorWords*8:], sectorMark)
 	binary.LittleEndian.PutUint32(sector[sectorWords*8+4:], sectorSum(sector, number))
@@ -383,7 +385,7 @@ func sectorSum(sector []byte, number int64) uint32 {
 	return crc32.Update(crc32.Checksum(n[:], castagnoli), castagnoli, sector[:sectorSize-4])
 }
 
-// load reads page i from the file.
+// The method load reads page i from the file.
 func (t *table) load(i int64) (*page, error) {
 	var image [pageSize]byte
 	pos := tableStart + i*pageSize
@@ -400,9 +402,9 @@ func (t *table) load(i int64) (*page, error) {
 	return p, nil
 }
 
-// decode fills page p with the states in b, which are the bytes that the file has for
-// page i. The parameter blocks is the number of blocks of the disk. If a sector is
-// damaged, decode returns an error and the offset of the sector in the page.
+// The method decode fills page p with the states in b, which are the bytes that the
+// file has for page i. The parameter blocks is the number of blocks of the disk. If a
+// sector is damaged, decode returns an error and the offset of the sector in the page.
 func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (offset int64, err error) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]

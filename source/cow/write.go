@@ -13,10 +13,10 @@ import (
 // maxLocked is the largest number of blocks that a write locks at the same time.
 const maxLocked = 256
 
-// change runs a function that changes the bytes [off, off+n) of the disk. It returns an
-// error without running the function if the disk is closed or its context has ended, if
-// the range is not in the disk, or if an earlier write of the table of the blocks'
-// states failed. The text of an error begins with the given operation.
+// The method change runs a function that changes the bytes [off, off+n) of the disk. It
+// returns an error without running the function if the disk is closed or its context
+// has ended, if the range is not in the disk, or if an earlier write of the table of
+// the blocks' states failed. The text of an error begins with the given operation.
 func (d *Disk) change(ctx context.Context, operation string, off, n int64, call func() error) error {
 	err := d.life.Begin(ctx)
 	if err == nil {
@@ -87,8 +87,8 @@ func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	return err
 }
 
-// overwrite writes p if the layer already has all of the n blocks that begin with block
-// b. Otherwise it writes nothing. It reports whether it has written p.
+// The method overwrite writes p if the layer already has all of the n blocks that begin
+// with block b. Otherwise it writes nothing. It reports whether it has written p.
 func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	d.locks.rLock(b, n)
 	defer d.locks.rUnlock(b, n)
@@ -174,8 +174,8 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	})
 }
 
-// inner returns the number of the first whole block in [off, off+n), and how many whole
-// blocks the range has.
+// The method inner returns the number of the first whole block in [off, off+n), and how
+// many whole blocks the range has.
 func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	first = (off + d.block - 1) / d.block
 	last := (off + n) / d.block // exclusive
@@ -185,14 +185,15 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero makes [off, off+n) read as zeros. The method inner has returned the parameters
-// first and whole: the number of the first whole block in this range, and how many
-// whole blocks the range has. zero sets their state to zeroed. If the parameter free is
-// true, it also deallocates their space. Otherwise it reserves their space.
+// The method zero makes the range [off, off+n) read as zeros. It sets the state of the
+// whole blocks in this range to zeroed. The caller passes the number of the first whole
+// block in the parameter first, and the number of whole blocks in the parameter whole,
+// both as the method inner returned them. If the parameter free is true, the space of
+// the whole blocks is deallocated. Otherwise this space is reserved.
 //
-// The range may begin and end with a part of a block. For each of these two parts, zero
-// calls the function writeZeros. It passes a slice of zeros that is as long as the
-// part, the offset of the part in the disk, and the number of the block.
+// The range may begin and end with a part of a block. For each such part, the method
+// calls the function writeZeros with three arguments: a slice of zeros that is as long
+// as the part, the offset of the part in the disk, and the number of the block.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, writeZeros func(zeros []byte, pos, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
