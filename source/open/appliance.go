@@ -165,8 +165,9 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 	return disks, nil
 }
 
-// appliance opens an .ova or .ovf file. For an .ovf file it also returns an Opener for
-// the files that the .ovf file names. For an .ova file this Opener is nil.
+// The method appliance opens an .ova or .ovf file. For an .ovf file it also returns a
+// source.Opener, which opens the files that the .ovf file names. For an .ova file the
+// returned source.Opener is nil.
 func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, folder source.Opener, err error) {
 	f, err := o.openFile(ctx, path)
 	if err != nil {
@@ -228,8 +229,9 @@ func notRead(path string, e *DiskEntry) error {
 	return fmt.Errorf("%s: the format of disk %s is %s, which vddkcp cannot read: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
 }
 
-// pick returns the index of the disk that the user has chosen. The parameter choice is
-// the number or the name of this disk. It may be "" if there is only one disk.
+// The function pick returns the index of the disk that the user has chosen. The
+// parameter choice is the number or the name of this disk. It may be "" if there is
+// only one disk.
 func pick(path, choice string, disks []DiskEntry) (int, error) {
 	if choice == "" {
 		if len(disks) == 1 {
@@ -323,12 +325,12 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 	return d, nil
 }
 
-// inArchive returns the Opener for the files to which an image in an archive refers. It
-// opens files of the same archive only. The parameter member is the name of the image
-// in the archive, and shown is the name that errors have for it. The parameter children
-// is the chain of images that led to this image: first the image that was opened
-// directly, and last the image that names this one. It is empty if this image was
-// opened directly.
+// inArchive returns the source.Opener for the files to which an image in an archive
+// refers. This source.Opener opens only files of the same archive. The parameter member
+// is the name of the image in the archive. Errors call the image by the name in the
+// parameter shown. The parameter children is the chain of images that led to this
+// image: first the image that was opened directly, and last the image that names this
+// one. It is empty if this image was opened directly.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {
@@ -355,18 +357,19 @@ type applianceDisk struct {
 	source.Disk
 	appliance *ova.Appliance
 	warnings  []string
-	// named lists the extents and data files that the image names, with paths relative
-	// to the folder of the descriptor. unchecked is the path of the parent or backing
-	// file of the image, or "" if it has none. If the image has a parent,
-	// VerifyManifest returns an error, because it does not know which files the parent
-	// names.
+	// The list named has the extents and data files that the image names, with paths
+	// relative to the folder of the descriptor. The string unchecked is the path of the
+	// parent or backing file of the image, or "" if the image has no parent. For an
+	// image with a parent, VerifyManifest returns an error, because it does not know
+	// which files the parent names.
 	named     []string
 	unchecked string
 }
 
-// referencesOf returns the Opener for the files that the image in f names. This Opener
-// records their names for VerifyManifest. The parameter file is the name of the image
-// in the descriptor of the appliance, and shown is the name that errors have for it.
+// referencesOf returns the source.Opener for the files that the image in f names. This
+// source.Opener records their names for VerifyManifest. The parameter file is the name
+// of the image in the descriptor of the appliance. Errors call the image by the name in
+// the parameter shown.
 func (d *applianceDisk) referencesOf(o *Opener, f *raw.Disk, shown, file string) (source.Opener, error) {
 	opens, err := o.references(f, shown, nil)
 	if err != nil {

@@ -21,7 +21,7 @@ type link struct {
 	member string      // name in the archive
 }
 
-// equals reports whether both links identify the same image.
+// The method equals reports whether both links identify the same image.
 func (l link) equals(other link) bool {
 	if l.file != nil && other.file != nil {
 		return same(l.file, other.file)
@@ -29,8 +29,9 @@ func (l link) equals(other link) bool {
 	return l.file == nil && other.file == nil && l.member == other.member
 }
 
-// extend appends the image l, which was opened under the given path, to the chain. It
-// returns an error if the chain already has this image, or if the chain gets too long.
+// The method extend appends the image l, which was opened under the given path, to the
+// chain. It returns an error if the chain already has this image, or if the chain gets
+// too long.
 func (c chain) extend(path string, l link) (chain, error) {
 	for _, earlier := range c {
 		if earlier.equals(l) {

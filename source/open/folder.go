@@ -20,9 +20,10 @@ const (
 	maxImages   = 4096     // files named *.vmdk in all folders together
 )
 
-// folder is a vmdk.Folder. The reader of VMDK images searches in it for the parent of
-// an image that names its parent only by a UUID. It has the files in the folder of the
-// image and in the folders of --allow-path, but not the files in subfolders of these.
+// The type folder implements vmdk.Folder. If an image names its parent only by a UUID,
+// the reader of VMDK images searches for the parent in such a folder. It has the files
+// of the folder of the image and of the folders of --allow-path. It does not have the
+// files of their subfolders.
 type folder struct {
 	o    *Opener
 	f    *raw.Disk // the file of the image

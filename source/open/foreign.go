@@ -72,9 +72,9 @@ func (c content) isLUKS() bool {
 	return bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x01")) || bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x02"))
 }
 
-// foreign returns a *ForeignError for the given path if the content has a known format
-// that this package cannot read. A file with a partition table counts as a raw disk,
-// unless its last bytes are those of an image.
+// The method foreign returns a *ForeignError for the given path if the content has a
+// known format that this package cannot read. A file with a partition table counts as a
+// raw disk, unless its last bytes are those of an image.
 func (c content) foreign(path string) error {
 	if !c.hasPartitions() {
 		for _, s := range signatures {
@@ -292,8 +292,9 @@ const utf8BOM = "\xef\xbb\xbf"
 // setting matches a line of a VMware text file: a key, and a value in quotes.
 var setting = regexp.MustCompile(`^[.A-Za-z][A-Za-z0-9_.:-]* *= *".*"$`)
 
-// text returns the name of the kind of text that the content is, such as "a web page".
-// It returns "" for any other content, which may be a raw disk.
+// The method text says which kind of text the content is, such as "a web page". It
+// returns "" if the content is no text that it knows. The content may then be a raw
+// disk.
 func (c content) text() string {
 	head := c.head
 	if narrow, ok := fromUTF16(head); ok {
@@ -327,9 +328,9 @@ func (c content) mayBeJSON() bool {
 	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
 }
 
-// settings returns the name of the kind of VMware text file that begins with the bytes
-// in head, such as the configuration of a machine (.vmx). If these bytes are the
-// beginning of anything else, it returns "".
+// The method settings says which kind of VMware text file begins with the bytes in
+// head, such as the configuration of a machine (.vmx). If these bytes are the beginning
+// of anything else, it returns "".
 func (c content) settings(head []byte) string {
 	if bytes.IndexByte(head, 0) >= 0 {
 		return ""
@@ -381,8 +382,9 @@ func fromUTF16(head []byte) (narrow []byte, ok bool) {
 	return narrow, true
 }
 
-// probe recognizes the format of the content: "raw", "vmdk" or "qcow2". It returns a
-// *ForeignError if the content has a known format that this package cannot read.
+// The method probe recognizes the format of the content: "raw", "vmdk" or "qcow2". It
+// returns a *ForeignError if the content has a known format that this package cannot
+// read.
 func (c content) probe(path string) (format string, err error) {
 	switch {
 	case vmdk.Probe(c.head):

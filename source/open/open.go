@@ -261,8 +261,8 @@ func (o *Opener) openFile(ctx context.Context, path string) (*raw.Disk, error) {
 	return f, nil
 }
 
-// list adds a file to the list that Files returns, unless the file is in the list
-// already.
+// The method list adds a file to the list that Files returns, unless the file is in
+// this list already.
 func (o *Opener) list(path string, fi os.FileInfo) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -284,9 +284,9 @@ func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format strin
 }
 
 // openImage does the work of openFormat. It can also open an image that is a file in an
-// archive. The parameter f has the raw bytes of the image. The function references
-// returns the Opener for the files that the image names. It is called only if images of
-// this format can name files.
+// archive. The parameter f has the raw bytes of the image. The given function
+// references returns the source.Opener for the files that the image names. openImage
+// calls this function only if images of the format of this image can name files.
 func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
 	format, warnings, err := inspect(f, path, format)
 	if err != nil {
@@ -326,11 +326,11 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 	return nil, fmt.Errorf("%s is a %s image: %w", path, format, ErrNotRead)
 }
 
-// inspect returns the format of f, which was opened under the given path, and warnings
-// about its content. If the given format is not empty, inspect returns that format.
-// Otherwise it recognizes the format by the content. It returns a *ForeignError if the
-// content has a known format that this package cannot read, unless the given format is
-// "raw".
+// The function inspect returns the format of f, which was opened under the given path,
+// and warnings about its content. If the given format is not empty, inspect returns
+// that format. Otherwise it recognizes the format by the content. It returns a
+// *ForeignError if the content has a known format that this package cannot read, unless
+// the given format is "raw".
 func inspect(f source.Disk, path, format string) (_ string, warnings []string, err error) {
 	if format == "raw" {
 		return format, nil, nil

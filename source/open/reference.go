@@ -34,16 +34,16 @@ func (e *OutsideError) Hint() string {
 	return fmt.Sprintf("if you trust the image, add --allow-path %s to permit images to use the files in this folder", printable.Word(filepath.Dir(e.Target)))
 }
 
-// references returns the Opener for the files that an image names. The parameter f is
-// the file of the image, which was opened under the given path. The parameter children
-// is the chain of images that led to this image: first the image that was opened
-// directly, and last the image that names this one. It is empty if this image was
-// opened directly.
+// The method references returns the source.Opener for the files that an image names, a
+// function that opens a file by its name in the image. The parameter f is the file of
+// the image, which was opened under the given path. The parameter children is the chain
+// of images that led to this image: first the image that was opened directly, and last
+// the image that names this one. It is empty if this image was opened directly.
 //
-// The Opener checks each path twice. Before it opens a file, it checks the path, so
-// that files outside of the permitted folders are normally not opened. Afterwards it
-// checks the path of the file that is open, because an attacker may have replaced a
-// symbolic link in between.
+// The returned function checks each path twice. Before it opens a file, it checks the
+// path, so that files outside of the permitted folders are normally not opened.
+// Afterwards it checks the path of the file that is open, because an attacker may have
+// replaced a symbolic link in between.
 func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Opener, error) {
 	real, fi, err := whereIs(f, path)
 	if err != nil {
@@ -79,8 +79,9 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// The error shows whether the file exists. The user must not learn this about
-		// files outside of the permitted folders.
+		// The error in err shows whether the file at the path exists. The user must not
+		// learn this about files outside of the permitted folders. For such a file, the
+		// returned error says only that the file is outside of them.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
 		}
@@ -166,8 +167,8 @@ func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) 
 	return real, fi, nil
 }
 
-// same reports whether a and b describe the same file or the same block device. A block
-// device may have several device files.
+// The function same reports whether a and b describe the same file or the same block
+// device. A block device may have several device files.
 func same(a, b os.FileInfo) bool {
 	if os.SameFile(a, b) {
 		return true

@@ -17,8 +17,8 @@ var ErrEmptyStream = errors.New("the stream is empty (0 bytes): the command that
 // *ForeignError instead of io.EOF. For an empty stream, RawStream returns an
 // ErrEmptyStream.
 //
-// The parameter name is the name of the stream in messages. The result luks reports
-// whether the disk is encrypted with LUKS.
+// Messages call the stream by the given name. The result luks reports whether the disk
+// is encrypted with LUKS.
 func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	b := bufio.NewReaderSize(r, textSize+1)
 	var c content

@@ -32,8 +32,8 @@ type ThroughVDDK interface {
 }
 
 // maxVDDKRequest is the largest size of a read or write request in bytes. VDDK reads
-// from a host with the protocol NFC, in which larger requests fail when the host is
-// under load.
+// from an ESXi host with the protocol NFC. In this protocol, larger requests fail when
+// the ESXi host is under load.
 const maxVDDKRequest = 2 << 20
 
 // openVDDK opens a disk through VDDK. It checks all parameters before it loads the
