@@ -190,7 +190,7 @@ func (p *parser) token(t xml.Token) error {
 	switch t := t.(type) {
 	case xml.Directive:
 		// A declaration of a document type could define entities that expand without
-		// bound, or that include files of this host.
+		// bound, or that include files of the computer on which this program runs.
 		word, _, _ := strings.Cut(string(t[:min(len(t), 20)]), " ")
 		return fmt.Errorf("a document type (<!%s) is not allowed in an OVF descriptor", word)
 	case xml.StartElement:
@@ -295,8 +295,8 @@ func (p *parser) isOVF(space string) bool {
 		strings.Contains(space, "/ovf/") && strings.Contains(space, "envelope")
 }
 
-// attributes returns the values of the attributes of an element. It leaves out
-// attributes that do not belong to OVF. The keys of the result are the names of the
+// The method attributes returns the values of the attributes of an element. It leaves
+// out attributes that do not belong to OVF. The keys of the result are the names of the
 // attributes.
 func (p *parser) attributes(t xml.StartElement) (map[string]string, error) {
 	values := map[string]string{}
@@ -328,8 +328,8 @@ func (p *parser) file(t xml.StartElement) error {
 		return fmt.Errorf("the descriptor has more than %d elements File", maxFiles)
 	}
 	f := file{href: a["href"], compression: a["compression"]}
-	// Writers put 0 or -1 if they do not know the size of the file. ovftool accepts any
-	// size, with a warning.
+	// If a program that writes descriptors does not know the size of the file, it
+	// writes 0 or -1 as the size. ovftool accepts a wrong size with a warning.
 	if n, err := strconv.ParseInt(a["size"], 10, 64); err == nil && n > 0 {
 		f.size = n
 	}
@@ -378,10 +378,10 @@ var unitNames = map[string]int64{
 	"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40,
 }
 
-// capacity returns a capacity and its unit, both in bytes. The returned capacity is 0
-// if the descriptor has no capacity or the capacity 0. It is also 0 if the descriptor
-// has the name of a property ("${size}") instead, because the user chooses the value of
-// the property later, when the appliance is deployed.
+// The function capacity returns a capacity and its unit, both in bytes. The returned
+// capacity is 0 if the descriptor has no capacity or the capacity 0. It is also 0 if
+// the descriptor has the name of a property ("${size}") instead, because the user
+// chooses the value of the property later, when the appliance is deployed.
 func capacity(number, units string) (n, unit int64, err error) {
 	normal := strings.ToLower(strings.TrimSpace(units))
 	unit, ok := unitNames[normal]
@@ -405,8 +405,8 @@ func capacity(number, units string) (n, unit int64, err error) {
 	return n * unit, unit, nil
 }
 
-// product multiplies factors such as "* 2^10 * 3". The result ok is false if the
-// product is 0 or does not fit into an int64.
+// The function product multiplies factors such as "* 2^10 * 3". The result ok is false
+// if the product is 0 or does not fit into an int64.
 func product(factors string) (n int64, ok bool) {
 	n = 1
 	for _, m := range factor.FindAllStringSubmatch(factors, -1) {
@@ -428,8 +428,8 @@ func product(factors string) (n int64, ok bool) {
 	return n, true
 }
 
-// show quotes text of an appliance for a message. Only the first 100 bytes of a longer
-// text are quoted.
+// The function show quotes text of an appliance for a message. Only the first 100 bytes
+// of a longer text are quoted.
 func show(s string) string {
 	if len(s) > 100 {
 		return strconv.Quote(s[:100]) + "..."

@@ -15,12 +15,13 @@ import (
 // folder. Names are relative to the folder of the descriptor. If a file does not exist,
 // the error wraps fs.ErrNotExist. All methods except Close are safe for concurrent use.
 type files interface {
-	// open returns the raw bytes of a file.
+	// The method open returns the raw bytes of a file.
 	open(ctx context.Context, name string) (source.Disk, error)
-	// manifest returns the raw bytes of the manifest, and the path that messages show
-	// for it. The parameter name is the name that the manifest should have.
+	// The method manifest returns the raw bytes of the manifest, and the path that
+	// messages show for it. The caller passes the name that the manifest should have.
 	manifest(ctx context.Context, name string) (f source.Disk, shown string, err error)
-	// shown returns the path that messages show for the file with the given name.
+	// The method shown returns the path that messages show for the file with the given
+	// name.
 	shown(name string) string
 	Close() error
 }
@@ -58,9 +59,10 @@ func (t *archive) manifest(ctx context.Context, name string) (source.Disk, strin
 	return f, t.shown(name), err
 }
 
-// named returns the names of the members that have the given extension, in upper or
-// lower case. It leaves out names that begin with "._". macOS adds members with such
-// names to an archive, to store those attributes of files that only macOS has.
+// The method named returns the names of the members that have the given extension, in
+// upper or lower case. It leaves out names that begin with "._". macOS adds members
+// with such names to an archive, to store those attributes of files that only macOS
+// has.
 func (t *archive) named(ext string) []string {
 	var names []string
 	for name := range t.members {

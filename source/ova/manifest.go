@@ -136,8 +136,9 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	return nil
 }
 
-// manifest reads the manifest. It returns the digests, whose keys are the names of the
-// files, and the path that errors show for the manifest.
+// The method manifest reads the manifest of the appliance. It returns the digests of
+// each file, with the name of the file as the key. It also returns the path that errors
+// show for the manifest.
 func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, shown string, err error) {
 	f, shown, err := a.files.manifest(ctx, strings.TrimSuffix(a.descriptor, path.Ext(a.descriptor))+".mf")
 	if errors.Is(err, fs.ErrNotExist) {

@@ -144,8 +144,8 @@ func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance,
 	return a, nil
 }
 
-// read parses the descriptor of the appliance at the given path. The parameter f has
-// the bytes of the descriptor, and the parameter name is its name.
+// The function read parses the descriptor of the appliance at the given path. The
+// descriptor has the given name, and its bytes are in f.
 func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	if err := checkPacked(files.shown(name), f); err != nil {
 		return nil, err
@@ -327,7 +327,8 @@ func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (sour
 	return f, nil
 }
 
-// note adds a warning about disk i, unless the disk has this warning already.
+// The method note adds a warning about disk i, unless the disk has this warning
+// already.
 func (a *Appliance) note(i int, warning string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -341,8 +342,8 @@ func (a *Appliance) note(i int, warning string) {
 }
 
 // openParts opens the file that the element x of the descriptor describes. The file may
-// be split into chunks. The parameter name is the name of the file, or of the chunks
-// without their numbers.
+// be split into chunks. The given name is that of the file. The names of the chunks
+// consist of this name and a number.
 func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
 	if x.chunkSize == 0 {
 		return a.openFile(ctx, name)
@@ -437,10 +438,10 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 }
 
 // OpenFile opens the raw bytes of a file to which an image of the appliance refers. The
-// parameter from is the name of the image, relative to the folder of the descriptor
-// (like Disk.File). The parameter name is the name that the image has for the file,
-// relative to the folder of the image. The returned name of the file is relative to the
-// folder of the descriptor.
+// caller passes the path of the image in the parameter from, relative to the folder of
+// the descriptor (like Disk.File). The parameter name is the path by which the image
+// refers to the file, relative to the folder of the image. OpenFile also returns the
+// path of the file relative to the folder of the descriptor.
 func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
 	named = path.Join(path.Dir(from), name)
 	if path.IsAbs(name) {

@@ -8,9 +8,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// packers are the known programs that compress a whole file. The field magic is what
-// their files begin with, and unpack is the command that unpacks them. A tar archive
-// that is not compressed begins with the name of a file, and never with these bytes.
+// packers are the known programs that compress a whole file. The field magic has the
+// bytes with which the files of a program begin. The field unpack has the command that
+// unpacks such a file. A tar archive that is not compressed begins with the name of a
+// file, and therefore never with any of the magic bytes.
 var packers = []struct{ magic, name, unpack string }{
 	{"\x1f\x8b", "gzip", "gunzip -c %s > NAME"},
 	{"PK\x03\x04", "zip", "unzip %s"},

@@ -19,9 +19,9 @@ import (
 // chunks of a file that was split. It is a [source.Disk] and safe for concurrent use.
 // It has the abilities [source.Identified], [source.Described], [source.InFile] and
 // [source.Uncached]. If a file from which the section reads lacks one of these
-// abilities, the section knows less. For example, InFile then returns no position, and
-// Identity returns the proof "none", which says that the content can change while the
-// identity stays the same.
+// abilities, the method of the section for this ability returns less or does nothing.
+// For example, InFile returns no position, and Identity returns the proof "none", which
+// says that the content can change while the identity stays the same.
 type Section struct {
 	name  string
 	parts []part
@@ -38,7 +38,7 @@ type part struct {
 }
 
 // newSection returns the section that consists of the given parts, one after another.
-// The caller need not set their field start.
+// newSection sets the field start of each part.
 func newSection(ctx context.Context, name string, parts ...part) *Section {
 	s := &Section{name: name, life: life.Life{Context: ctx, Name: name}}
 	for _, p := range parts {
@@ -52,7 +52,7 @@ func newSection(ctx context.Context, name string, parts ...part) *Section {
 // Size returns the size of the section in bytes.
 func (s *Section) Size() int64 { return s.size }
 
-// find returns the index of the part that has the byte at the given offset.
+// The method find returns the index of the part that has the byte at the given offset.
 func (s *Section) find(off int64) int {
 	return sort.Search(len(s.parts), func(i int) bool { return s.parts[i].start+s.parts[i].size > off })
 }
@@ -210,6 +210,6 @@ func (d *empty) Info() source.Info {
 }
 
 // Identity implements [source.Identified]. Disks without a file differ only in their
-// capacity and their address. The identity therefore consists of these two. The content
-// can never change, and the proof is "snapshot".
+// capacity and their address. The identity therefore consists of the capacity and the
+// address. The proof is "snapshot", which says that the content can never change.
 func (d *empty) Identity(context.Context) (id, proof string, err error) { return d.id, "snapshot", nil }
