@@ -69,9 +69,9 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 }
 
 // MapAll is Map for the whole disk. From time to time it calls the function progress
-// with the number of bytes of the disk that it has examined so far. A small image can
-// describe an empty disk of many terabytes. Without these calls, the caller would learn
-// nothing for minutes, until the first mapping is yielded.
+// with the number of bytes of the disk that it has examined so far. These calls are
+// necessary because a small image can describe an empty disk of many terabytes. Without
+// them, the caller would learn nothing for minutes, until the first mapping is yielded.
 func MapAll(ctx context.Context, d Disk, progress func(off int64)) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		var held Mapping // the last mapping, not yet yielded; none if held.Len is 0
@@ -116,15 +116,15 @@ func Windows(size int64) iter.Seq2[int64, int64] {
 	}
 }
 
-// continues reports whether the mapping n can be appended to the mapping m. The caller
-// has checked that n begins at the offset where m ends.
+// The method continues reports whether the mapping n can be appended to the mapping m.
+// The caller has checked that n begins at the offset where m ends.
 func (m *Mapping) continues(n Mapping) bool {
 	return m.Kind == n.Kind && m.Depth == n.Depth && m.Absent == n.Absent &&
 		m.File == n.File && (m.File == nil || m.Pos+m.Len == n.Pos)
 }
 
-// located yields the extents of d as mappings. It splits an extent whose bytes lie in
-// several files, or are not contiguous in their file.
+// The function located yields the extents of d as mappings. It splits an extent whose
+// bytes lie in several files, or are not contiguous in their file.
 func located(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		files, _ := Ability[InFile](d)

@@ -5,10 +5,11 @@ import "sync"
 // stripes is the number of locks. Each lock is for many blocks.
 const stripes = 1024
 
-// locks order the writers of a block. To write to a block that is present, a writer holds
-// the lock of the block for reading (RLock), so that several writers can write at once.
-// To change the state of the block, it holds the lock exclusively (Lock). Readers of the
-// block need no lock, because a block becomes present only after all of it was written.
+// The type locks has the read-write locks of the blocks. A writer is a call that writes a
+// block to the layer. To write to a block that is present, a writer holds the lock of the
+// block for reading (RLock), so that several writers can write at once. To change the state
+// of the block, a writer holds the lock exclusively (Lock). Readers of the block need no
+// lock, because a block becomes present only after all of it was written.
 // Block b has lock b%stripes. Several locks are acquired in ascending order, so that two
 // calls cannot wait for each other.
 type locks [stripes]sync.RWMutex

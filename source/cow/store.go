@@ -16,8 +16,8 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
-// system has the system calls that this package makes, except reads. Tests replace
-// them.
+// The type system has functions for the system calls that this package makes, except
+// reads. Tests replace these functions.
 type system struct {
 	pwrite    func(f *os.File, p []byte, off int64) (int, error)
 	fdatasync func(f *os.File) error

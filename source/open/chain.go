@@ -8,10 +8,10 @@ import (
 // maxChain is the largest number of images in a chain. VMware's own limit is 32.
 const maxChain = 256
 
-// chain lists the images of a chain that are open so far: the image that the user
-// named, its parent or backing file, the parent of this parent, and so on. A faulty
-// chain may loop, which only the method extend detects. The readers of the image
-// formats do not detect it.
+// The type chain lists the images of a chain that are open so far: the image that the user
+// named, its parent or backing file, the parent of this parent, and so on. In a faulty
+// chain, an image may be its own ancestor. Only the method extend detects this. The
+// readers of the image formats do not detect it.
 type chain []link
 
 // link identifies an image in a chain. The image is a local file or a file in an

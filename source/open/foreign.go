@@ -16,8 +16,9 @@ import (
 
 // ForeignError reports a file or a stream that vddkcp cannot read as a disk: an image
 // of another program, an archive, a compressed file or a text. It also reports a stream
-// that is an image, because only a raw disk can be read from a stream. If any of these
-// were read as a raw disk, the result would not be the content of a disk.
+// that is an image in a format such as VMDK, because only a raw disk can be read from a
+// stream. If such a file or stream were read as a raw disk, the result would not be the
+// content of a disk.
 type ForeignError struct {
 	Path  string // path of the file, or name of the stream
 	What  string // what the content is, such as "a VHD image"
@@ -34,7 +35,7 @@ func (e *ForeignError) Hint() string {
 	return e.hint + "; if the content is a raw disk nevertheless, add --source-format raw"
 }
 
-// content has the parts of a file or stream by which its format is recognized.
+// The type content has the parts of a file or stream by which its format is recognized.
 type content struct {
 	head  []byte // the first headSize bytes, or all bytes of a short text
 	tail  []byte // the last tailSize bytes; nil: not known yet
@@ -110,8 +111,8 @@ func imageHint(format string) string {
 
 func unpackHint(command string) string { return "unpack it first: " + command }
 
-// signature describes a format that this package cannot read. It is recognized by fixed
-// bytes at a fixed offset.
+// A signature describes a format that this package cannot read. A file in this format is
+// recognized by fixed bytes at a fixed offset.
 type signature struct {
 	what   string                 // the What of the ForeignError
 	offset int                    // bytes
