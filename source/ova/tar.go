@@ -21,7 +21,8 @@ const (
 	maxName        = 4096     // bytes, the longest path of Linux
 )
 
-// member says which range of an archive has the content of a regular file.
+// A member is a regular file in an archive. The type member says which range of the
+// archive has the content of this file.
 type member struct {
 	off, size int64 // bytes
 }
@@ -129,10 +130,10 @@ func checkName(name string) error {
 	return nil
 }
 
-// headers is the io.ReadSeeker through which package archive/tar reads the headers of an
-// archive. That package seeks past the content of the members. After it has read a
-// header, the field pos is the offset where the content of the member begins. Read
-// returns an error if it would read more than maxHeaderBytes bytes in total.
+// The type headers is the io.ReadSeeker through which package archive/tar reads the
+// headers of an archive. Package archive/tar seeks past the content of the members. After
+// it has read a header, the field pos is the offset where the content of the member
+// begins. Read returns an error if it would read more than maxHeaderBytes bytes in total.
 type headers struct {
 	ctx  context.Context
 	f    source.Disk // the archive
@@ -172,7 +173,7 @@ func (h *headers) Seek(off int64, whence int) (int64, error) {
 	return off, nil
 }
 
-// head returns the first bytes of the archive, at most 16.
+// The method head returns the first bytes of the archive, at most 16.
 func (h *headers) head() []byte {
 	head := make([]byte, min(h.f.Size(), 16))
 	if err := image.ReadFull(h.f, head, 0); err != nil {
