@@ -9,19 +9,19 @@
 //
 // Ranges that an image does not have are read from its backing file. The image records
 // the format of the backing file. If it records none, the backing file is read as raw.
-// The format is never derived from the content of that file. Otherwise a virtual
-// machine could write the header of an image to its raw disk, and this header could
-// name files of the host.
+// The format is never derived from the content of that file. If it were, a virtual
+// machine could write the header of a qcow2 image to its raw disk, and this header could
+// name any file of the machine on which the package runs.
 //
 // The package refuses encrypted images, images that are marked as corrupt, images with
 // unknown incompatible features, and backing and data files that are not local files.
 // It ignores refcounts, and can therefore read images that were not closed cleanly. It
 // does not read internal snapshots.
 //
-// Damage is reported when a read reaches it; damaged ranges never read as zeros. An
-// image and all its qcow2 backing files together keep at most 4 MiB of tables and four
-// unpacked clusters in memory. Each concurrent reader of compressed clusters needs the
-// memory of about three more clusters.
+// Damage is reported when a read reaches it; damaged ranges never read as zeros.
+// Together, an image and all its qcow2 backing files keep at most 4 MiB of tables and
+// four unpacked clusters in memory. Each concurrent reader of compressed clusters needs
+// the memory of about three more clusters.
 package qcow2
 
 import (
@@ -72,8 +72,8 @@ type Options struct {
 }
 
 // Open opens the image in f, and all files that the image names. f has the raw bytes of
-// the image file, and path is the name of that file. The Disk takes over f. If Open
-// returns an error, Open has closed f.
+// the image file, and path is the name of that file. The Disk takes over f, and closes it
+// in Close. If Open returns an error, Open has closed f.
 //
 // The function open opens the other files. It is called with the name that the image has
 // for a file, without a leading "file:", and with the format of the file. The format of a
@@ -181,9 +181,10 @@ func (d *Disk) openBacking(open source.Opener) error {
 	return nil
 }
 
-// share makes the image and all its backing files use m, a cache of a fixed size. When an
-// image has opened its backing file, it calls share of the backing file with its own
-// cache. All images of a chain therefore have one cache together.
+// The method share makes the image and all its backing files use m, a cache of a fixed
+// size. A backing file that was just opened has a cache of its own. The image that opened
+// it then calls share of the backing file with the cache of the image, so that the whole
+// chain uses only one cache.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
 	m.Share(d.tables)
@@ -195,8 +196,8 @@ func (d *Disk) share(m *image.Memory) {
 	}
 }
 
-// protocol matches the beginning of a name for which qemu does not open a local file: the
-// name of a protocol and a colon, as in "nbd:".
+// The regular expression protocol matches the beginning of a name for which qemu does not
+// open a local file: the name of a protocol and a colon, as in "nbd:".
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
 // localName returns the path of the local file that qemu would open for a name in an
@@ -247,8 +248,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// read fills p with the content of the stretch s, a range whose content is of one kind. r
-// has the table entries of this range.
+// The method read fills p with the content of the stretch s, a range whose content is of
+// one kind. The run r has the table entries of this range.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:
@@ -273,9 +274,9 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 }
 
 // Extents implements [source.Disk]. It reads the tables, but no data. Clusters that the
-// tables mark as zeros are reported as [source.Zero], with the field Absent set to
-// false. The same holds for clusters that the tables do not mark as zeros, but that lie
-// in a hole of the file. Images with preallocated metadata have such clusters.
+// tables mark as zeros are reported as [source.Zero], with the field Absent set to false.
+// Some clusters are not marked as zeros, but lie in a hole of the file. These clusters
+// are reported in the same way. Images with preallocated metadata have such clusters.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, func(s stretch) error { return d.emit(ctx, out, s) })
@@ -321,8 +322,9 @@ func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) e
 	return nil
 }
 
-// emit adds the range s to out, which collects the extents of the disk. If the image
-// does not have the range, emit adds the extents that the backing file has for it.
+// The method emit adds the range s to out, which collects the extents of the disk. If the
+// image does not have the range, the method adds the extents that the backing file has
+// for this range.
 func (d *Disk) emit(ctx context.Context, out *image.Merger, s stretch) error {
 	e := source.Extent{Off: s.off, Len: s.n}
 	switch {

@@ -13,7 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// magic is the first bytes of an image of any version, 1 included.
+// magic has the bytes with which an image of any version begins, including version 1.
 const magic = "QFI\xfb"
 
 const (
@@ -50,8 +50,8 @@ const (
 	extDataFile      = 0x44415441
 )
 
-// header has the parsed header of an image and its extensions ("Header" and "Header
-// extensions" of the specification, docs/interop/qcow2.txt of qemu).
+// The type header has the parsed header of an image and its extensions ("Header" and
+// "Header extensions" of the specification, docs/interop/qcow2.txt of qemu).
 type header struct {
 	version      uint32
 	clusterShift uint   // base-2 logarithm of the size of a cluster in bytes
@@ -148,8 +148,9 @@ func readHeader(f source.Disk) (*header, error) {
 }
 
 // checkTable checks those fields of the header that describe the L1 table, and stores
-// them in h. size is the size of the disk in bytes. entries is the number of entries of
-// the L1 table, and offset is its offset in the file.
+// their values in h. The parameter size is the size of the disk in bytes. According to
+// the header, the L1 table has the given number of entries, and begins at the given
+// offset in the file.
 func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset uint64) error {
 	if size > math.MaxInt64 {
 		return fmt.Errorf("header: size %d at offset 24, want less than 8 EiB", size)
@@ -180,9 +181,11 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 }
 
 // readBackingName reads the name of the backing file and stores the name in h. The name
-// has n bytes and begins at the given offset in the file. length is the size of the
-// header in bytes. The header extensions lie between the header and the name.
-// readBackingName returns the offset where the space for the extensions ends.
+// has n bytes and begins at the given offset in the file. The parameter length is the
+// size of the header in bytes. The header extensions lie after the header, and end before
+// the name. readBackingName returns the offset where the space for these extensions ends.
+// If there is no name, this is the end of the first cluster, or the end of the file if
+// that comes first.
 func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32) (end int64, err error) {
 	cluster := int64(1) << h.clusterShift
 	end = min(cluster, f.Size())

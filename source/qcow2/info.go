@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// describe sets the fields of d.info that do not depend on the backing files.
+// describe sets those fields of d.info that do not depend on the backing files.
 func (d *Disk) describe() {
 	d.info = source.Info{Format: "qcow2", Subformat: fmt.Sprintf("version %d", d.version), LogicalSector: 512, ClusterSize: d.cluster, Chain: []string{d.path}}
 	if d.has(featureExtendedL2) {
@@ -34,7 +34,7 @@ func (d *Disk) describe() {
 	d.hasHoles = d.info.Allocated < d.fileSize-d.fileSize/16
 }
 
-// files returns the files of the image, without its backing files.
+// The method files returns the files of the image, without its backing files.
 func (d *Disk) files() []source.Disk {
 	if d.data != d.file {
 		return []source.Disk{d.file, d.data}
@@ -42,9 +42,9 @@ func (d *Disk) files() []source.Disk {
 	return []source.Disk{d.file}
 }
 
-// Info implements [source.Described]. Subformat is the version and the optional
-// features that the image uses. Allocated counts the files of this image, without
-// its backing files.
+// Info implements [source.Described]. In the result, the field Subformat has the version
+// and the optional features that the image uses. The field Allocated counts the files of
+// this image, without its backing files.
 func (d *Disk) Info() source.Info {
 	info := d.info
 	info.Chain = append([]string(nil), info.Chain...)
@@ -52,8 +52,8 @@ func (d *Disk) Info() source.Info {
 	return info
 }
 
-// Warnings returns sentences about faults of the image and its backing files in spite
-// of which the disk can be read. Each sentence begins with the name of a file.
+// Warnings returns sentences about faults of the image and its backing files. The disk
+// can be read in spite of these faults. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return append([]string(nil), d.warnings...) }
 
 // Identity implements [source.Identified]. It combines the identities of all files of
@@ -68,8 +68,8 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 // backing files.
 func (d *Disk) ReadUncached() { image.ReadUncached(append(d.files(), d.backing)...) }
 
-// InFile implements [source.InFile] for clusters that this image or a backing file
-// stores uncompressed. It returns ok false for a cluster whose table entry is damaged.
+// InFile implements [source.InFile] for clusters that this image or a backing file stores
+// uncompressed. For a cluster whose table entry is damaged, the result ok is false.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false

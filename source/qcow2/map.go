@@ -39,10 +39,10 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// locate adds positions in local files to the mapping m, and passes it to the function
-// visit in parts. pos is the offset of the first byte of m in d.data, the disk that holds
-// the clusters. d.data may consist of several local files, for example if an appliance
-// stores its disk in chunks. Each part is contiguous in one of these files.
+// The method locate adds positions in local files to the mapping m, and passes it to the
+// function visit in parts. pos is the offset of the first byte of m in d.data, the disk
+// that holds the clusters. d.data may consist of several local files, for example if an
+// appliance stores its disk in chunks. Each part is contiguous in one of these files.
 func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	for left := m.Len; left > 0; left -= m.Len {
 		f, at, n, ok := image.InFile(d.data, pos, left)

@@ -12,9 +12,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/inflate"
 )
 
-// batchSize limits a read that fetches several compressed clusters, in bytes. Larger
-// reads would save little time compared with the time for unpacking, and each reader
-// would need more memory.
+// batchSize is the largest number of bytes of a read that fetches several compressed
+// clusters. Larger reads would save little time compared with the time for unpacking, and
+// each reader would need more memory.
 const batchSize = 256 << 10
 
 // unpacker has the buffers and decoders that one reader of compressed clusters needs.
@@ -27,13 +27,14 @@ type unpacker struct {
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// part returns the number of bytes of cluster c that belong to the disk. For the last
-// cluster this may be less than the size of a cluster.
+// The method part returns the number of bytes of cluster c that belong to the disk. For
+// the last cluster this may be less than the size of a cluster.
 func (d *Disk) part(c int64) int64 { return min(d.cluster, d.size-c<<d.clusterShift) }
 
-// place returns the range [start, end) of the file, in bytes, that holds a compressed
-// cluster. The range may be too long by up to a sector, because the table entry has the
-// length in sectors (section "Compressed Clusters Descriptor" of the specification).
+// The method place returns the range [start, end) of the file, in bytes, that holds a
+// compressed cluster. The range may be too long by up to a sector, because the table
+// entry has the length in sectors (section "Compressed Clusters Descriptor" of the
+// specification).
 func (d *Disk) place(entry uint64) (start, end int64) {
 	x := 62 - (d.clusterShift - 8)
 	start = int64(entry & (1<<x - 1))
@@ -56,8 +57,9 @@ func (d *Disk) checkPacked(c, offset int64) error {
 	return nil
 }
 
-// unpackAt fills p with the bytes of the disk from the offset off on. All of these bytes
-// must lie in compressed clusters, and r must have the table entries of these clusters.
+// unpackAt fills p with the bytes of the disk that begin at the given offset. All of
+// these bytes must lie in compressed clusters, and r must have the table entries of these
+// clusters.
 func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -121,8 +123,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 		entry, _ := d.entry(r, c)
 		s, e := d.place(entry)
 		// The capacity of dst is larger than its length, because the zstd decoder may
-		// write a few bytes past the end of the cluster. The next cluster is then
-		// unpacked over these bytes.
+		// write a few bytes past the end of the cluster. This does no harm: the next
+		// cluster is unpacked later, and overwrites these bytes.
 		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
 			return 0, d.errorAt(c, "compressed bytes from offset %d to %d: %w", s, e, err)
@@ -137,9 +139,9 @@ var (
 	errZstd = errors.New("the compressed bytes are not a zstd frame")
 )
 
-// unpack unpacks cluster c into dst. If the disk ends within the cluster, dst has only
-// the bytes up to the end of the disk. src begins with the compressed bytes, and may
-// have other bytes after them.
+// The method unpack unpacks cluster c into dst. If the disk ends within the cluster, dst
+// has only the bytes up to the end of the disk. src begins with the compressed bytes, and
+// may have other bytes after them.
 func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	whole := dst
 	if int64(len(dst)) < d.cluster {

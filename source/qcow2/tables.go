@@ -21,7 +21,7 @@ const (
 	l2Reserved      = 0x3f00_0000_0000_01fe
 )
 
-// kind says how the tables describe the content of a range.
+// The type kind says how the tables describe the content of a range.
 type kind uint8
 
 const (
@@ -32,26 +32,26 @@ const (
 	bad                // the table entry is damaged
 )
 
-// run describes consecutive clusters whose L2 entries have been read.
+// The type run describes consecutive clusters whose L2 entries have been read.
 type run struct {
 	first, n int64  // number of the first cluster, and number of clusters
 	entries  []byte // L2 entries of the clusters; nil: all clusters are absent
 	at       int64  // offset of the entries in the file, bytes
 }
 
-// end returns the number of the first cluster after the run.
+// The method end returns the number of the first cluster after the run.
 func (r *run) end() int64 { return r.first + r.n }
 
-// stretch is a range of the disk whose content is of one kind.
+// The type stretch is a range of the disk whose content is of one kind.
 type stretch struct {
 	kind   kind
 	off, n int64 // bytes
 	pos    int64 // of a plain stretch, which is contiguous in the file: its offset there, bytes
 }
 
-// entry returns the L2 entry of cluster c, which must be one of the clusters of r. If the
-// image has subclusters, entry also returns the bitmap of this cluster. The bitmap says
-// which subclusters are allocated, and which are zeros.
+// The method entry returns the L2 entry of cluster c, which must be one of the clusters
+// of r. If the image has subclusters, the method also returns the bitmap of this cluster.
+// The bitmap says which subclusters are allocated, and which are zeros.
 func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	b := r.entries[(c-r.first)<<d.entryBits:]
 	entry = binary.BigEndian.Uint64(b)
@@ -61,14 +61,14 @@ func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	return entry, bitmap
 }
 
-// clusters returns the number of clusters of the disk.
+// The method clusters returns the number of clusters of the disk.
 func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterShift }
 
-// run returns the L2 entries of consecutive clusters, beginning with cluster c. It
-// returns as many entries as one read of the L2 table yields, at least one. needed is the
-// number of clusters that the caller needs. If the returned run has fewer clusters, the
-// caller calls the method again for the rest. The returned run has more clusters if the
-// same read yields their entries.
+// The method run returns the L2 entries of consecutive clusters, beginning with cluster
+// c. It reads an L2 table at most once per call, and returns as many entries as this read
+// yields, at least one. The parameter needed is the number of clusters that the caller
+// needs. The returned run may have fewer clusters. The caller then calls the method again
+// for the rest. The returned run may also have more clusters than needed.
 func (d *Disk) run(c, needed int64) (run, error) {
 	perTable := d.cluster >> d.entryBits
 	table, in := c/perTable, c%perTable
@@ -136,8 +136,8 @@ func (d *Disk) tableSize(i int64) int64 {
 	return min(perTable, d.clusters()-i*perTable) << d.entryBits
 }
 
-// table returns the offset of L2 table i in the file, in bytes. It returns 0 if the
-// image does not have this table.
+// The method table returns the offset of L2 table i in the file, in bytes. It returns 0
+// if the image does not have this table.
 func (d *Disk) table(i int64) (int64, error) {
 	off := d.l1Offset + i*8
 	data, err := d.mem.Page(d.file, d.id, d.fileSize, off/image.PageSize)
@@ -195,11 +195,11 @@ func (d *Disk) metadataAt(start, end int64) string {
 	return "an L2 table"
 }
 
-// unit finds the unit of allocation that has the byte at the offset off of the disk, and
-// returns the kind of its content. In an image with subclusters, a unit of allocation is
-// a subcluster. In other images it is a cluster. If the file stores the unit of
-// allocation uncompressed, the method also returns the unit's offset in the file, in
-// bytes.
+// The method unit finds the unit of allocation that has the byte at the given offset of
+// the disk, and returns the kind of its content. In an image with subclusters, a unit of
+// allocation is a subcluster. In other images it is a cluster. If the file stores the
+// unit of allocation uncompressed, the method also returns the unit's offset in the file,
+// in bytes.
 func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	entry, bitmap := d.entry(r, off>>d.clusterShift)
 	if entry&entryCompressed != 0 {
@@ -238,8 +238,8 @@ func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	return absent, 0
 }
 
-// canBeAt reports whether a cluster can be at the offset pos in the file. The cluster
-// begins at the offset off of the disk.
+// canBeAt reports whether a cluster can be at the position pos in the file. The parameter
+// off is the offset of the cluster in the disk.
 func (d *Disk) canBeAt(pos, off int64) bool {
 	if d.data != d.file {
 		return pos == off
@@ -248,8 +248,9 @@ func (d *Disk) canBeAt(pos, off int64) bool {
 }
 
 // subcluster does the work of the method unit for a cluster that has subclusters and is
-// not compressed (section "Extended L2 Entries" of the specification). If allocated is
-// true, the file has space for the cluster, at the offset pos.
+// not compressed (section "Extended L2 Entries" of the specification). If the parameter
+// allocated is true, the file has space for the cluster, and pos is the offset of this
+// space in the file.
 func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) (kind, int64) {
 	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !allocated && uint32(bitmap) != 0 {
 		return bad, 0
@@ -264,10 +265,10 @@ func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) 
 	return absent, 0
 }
 
-// stretch returns the longest range that begins at off, ends at or before end, and
-// consists of units of allocation of the same kind. If the file stores the units
-// uncompressed, they must also follow each other in the file. r has the table entries of
-// the range.
+// The method stretch returns the longest part of the range [off, end) that begins at the
+// start of this range and consists of units of allocation of the same kind. If the file
+// stores the units uncompressed, they must also follow each other in the file. The
+// argument r has the table entries of the range.
 func (d *Disk) stretch(r *run, off, end int64) stretch {
 	s := stretch{off: off, n: end - off}
 	if r.entries == nil {
@@ -294,8 +295,8 @@ func (d *Disk) stretch(r *run, off, end int64) stretch {
 	return s
 }
 
-// badEntry returns the error for the damaged table entry of the cluster at the offset
-// off of the disk.
+// badEntry returns the error for the damaged table entry of the cluster that has the byte
+// at the given offset of the disk.
 func (d *Disk) badEntry(r *run, off int64) error {
 	c := off >> d.clusterShift
 	entry, bitmap := d.entry(r, c)
@@ -328,13 +329,13 @@ func (d *Disk) errorAt(c int64, format string, args ...any) error {
 	return fmt.Errorf("%s: cluster at disk offset %d: %w", d.path, c<<d.clusterShift, fmt.Errorf(format, args...))
 }
 
-// scanStep is the number of missing clusters that walk passes over before it checks
-// again whether the context has ended.
+// scanStep limits the number of missing clusters that the method walk handles at once.
+// Before it continues, walk checks again whether the context has ended.
 const scanStep = 1 << 28
 
-// walk divides [off, end) into stretches, ranges whose content is of one kind. It calls
-// the function visit for each stretch s, in ascending order. The argument r of visit has
-// the table entries of this stretch.
+// The method walk divides the range [off, end) of the disk into stretches, ranges whose
+// content is of one kind. It calls the function visit for each stretch s, in ascending
+// order. The argument r of visit has the table entries of this stretch.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {
