@@ -51,8 +51,8 @@ type Disk struct {
 // Open returns an error, and neither reads it nor waits for it.
 func Open(ctx context.Context, path string) (*Disk, error) { return open(ctx, path, unix.O_RDONLY) }
 
-// open opens path with the given access: O_RDONLY for reading, or O_RDWR for reading
-// and writing.
+// The function open opens path with the given access: O_RDONLY for reading, or O_RDWR for
+// reading and writing.
 func open(ctx context.Context, path string, access int) (*Disk, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -117,7 +117,8 @@ func newDisk(ctx context.Context, fd int, path string) (*Disk, error) {
 	return d, nil
 }
 
-// readable returns an error unless st describes a regular file or a block device.
+// The function readable returns an error unless st describes a regular file or a block
+// device.
 func readable(path string, st *unix.Stat_t) error {
 	kind := "an unknown kind of file"
 	switch st.Mode & unix.S_IFMT {
@@ -159,8 +160,9 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 // The identity changes when the file is changed, and stays the same when the file system
 // is mounted again, for example after a reboot.
 //
-// For a block device the identity consists of the device number and the size. These
-// stay the same when the content changes, and the proof is therefore "none".
+// For a block device the identity consists of the device number and the size. Both stay
+// the same when the content changes. The result proof says whether the identity changes
+// with the content, and is therefore "none".
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
@@ -192,8 +194,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) { return d.readAll(p, off) })
 }
 
-// readAll fills p with the bytes of the file from the offset off on. This range must
-// lie in the disk. The caller has called d.life.Begin.
+// readAll fills p with the bytes of the file that begin at the given offset. The range of
+// these bytes must lie in the disk. The caller has called d.life.Begin.
 func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -213,9 +215,9 @@ func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// read reads some bytes into p with one system call. If reads should leave nothing in
-// the page cache, and RWF_DONTCACHE is supported, read calls preadv2 with this flag.
-// Otherwise it calls pread. At the end of the file it returns 0 bytes and no error.
+// The method read reads some bytes into p with one system call. If reads should leave
+// nothing in the page cache, and RWF_DONTCACHE is supported, read calls preadv2 with this
+// flag. Otherwise it calls pread. At the end of the file it returns 0 bytes and no error.
 func (d *Disk) read(p []byte, off int64) (n int, err error) {
 	uncached := d.uncached.Load()
 	if uncached && !d.noDontcache.Load() {
@@ -256,8 +258,8 @@ func (d *Disk) shrunk() error {
 	return nil
 }
 
-// stat returns what fstat returns for the open file, and the current size of the file
-// in bytes.
+// The method stat returns what fstat returns for the open file, and the current size of
+// the file in bytes.
 func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if err := eintr.Retry(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
 		return st, 0, err
@@ -301,8 +303,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-// next returns the length in bytes of the hole at pos, and the length of the data after
-// the hole. One of the two lengths may be 0, but not both.
+// The method next returns the length in bytes of the hole at the offset pos, and the
+// length of the data after the hole. One of the two lengths may be 0, but not both.
 func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return 0, 0, err
@@ -320,9 +322,10 @@ func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error
 	return hole, data, nil
 }
 
-// holeAndData returns the length of the hole at the offset pos of a file, and the
-// length of the data after the hole. size is the size of the file. All are in bytes.
-// The function seek calls lseek.
+// holeAndData returns the length of the hole at the offset pos of a file, and the length
+// of the data after the hole. The parameter size is the size of the file. These lengths,
+// the offset and the size are in bytes. The parameter seek is a function that calls
+// lseek.
 func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error)) (hole, data int64) {
 	start, err := seek(pos, unix.SEEK_DATA)
 	switch {
@@ -340,8 +343,8 @@ func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error
 	return start - pos, stop - start
 }
 
-// seek calls lseek, which changes the offset of the open file. This is harmless,
-// because no other call depends on that offset.
+// The method seek calls lseek, which changes the offset of the open file. This is
+// harmless, because no other call depends on that offset.
 func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 	err = eintr.Retry(func() (err error) {
 		pos, err = unix.Seek(d.fd, off, whence)

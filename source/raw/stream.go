@@ -32,7 +32,8 @@ func (s *stream) Read(p []byte) (int, error) {
 			return 0, fmt.Errorf("poll %s: %w", s.f.Name(), err)
 		}
 		// Poll also returns when the file has an error, or when the program that writes
-		// to the pipe has ended. In both cases the following Read reports that.
+		// to the pipe has ended. In both cases the following Read returns the error or
+		// the end of the file.
 		if n > 0 {
 			return s.f.Read(p)
 		}

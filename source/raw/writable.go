@@ -16,7 +16,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeros is the source of the zeros that writeZeros writes. Nothing writes to it.
+// The array zeros has the zeros that writeZeros writes. Nothing writes to this array.
 var zeros [256 << 10]byte
 
 // devicePiece limits the number of bytes of a block device that one ioctl zeroes or
@@ -69,8 +69,8 @@ func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	return w, nil
 }
 
-// lock locks the file for as long as fd is open. On a file system without locks, it
-// does nothing.
+// The function lock locks the file for as long as fd, its descriptor, is open. On a file
+// system that does not support locks, the function does nothing.
 func lock(fd int, path string) error {
 	err := eintr.Retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if err == unix.EWOULDBLOCK {
@@ -82,8 +82,8 @@ func lock(fd int, path string) error {
 	return nil
 }
 
-// begin starts a call that changes [off, off+n). If it succeeds, the caller must call
-// d.life.End when the call is done.
+// The method begin starts a call that changes the range [off, off+n) of the disk. If
+// begin succeeds, the caller must call d.life.End when the call is done.
 func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx); err != nil {
 		return err
@@ -95,8 +95,8 @@ func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// explain returns err with a text that begins with the given operation, the path of the
-// disk and the range.
+// The method explain returns err with a text that begins with the given operation, the
+// path of the disk and the range.
 func (d *WritableDisk) explain(what string, off, n int64, err error) error {
 	return fmt.Errorf("%s %s [%d, %d): %w", what, d.path, off, off+n, err)
 }
@@ -114,8 +114,8 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// write writes p at the offset off. This range must lie in the disk. The caller has
-// called begin.
+// The method write writes p at the given offset. The written range must lie in the disk.
+// The caller has called begin.
 func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -167,8 +167,9 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	return nil
 }
 
-// inner returns how many of the n bytes from the offset off on come before the first
-// whole sector, and how many bytes the whole sectors have together.
+// The method inner looks at the n bytes that begin at the given offset. It returns how
+// many of them come before the first whole sector, and how many bytes the whole sectors
+// have together.
 func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 	head = min((d.sector-off%d.sector)%d.sector, n)
 	return head, (n - head) / d.sector * d.sector
@@ -223,8 +224,8 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 
 // inPieces calls the given ioctl for the range [off, off+n) of a block device, piece by
 // piece. It stops when ctx or the context of the disk ends. Pieces end at multiples of
-// devicePiece. Otherwise the boundary between two pieces could split a unit in which
-// the device discards, and this unit would not be discarded.
+// devicePiece. A device discards only whole units. If two pieces met within such a unit,
+// the unit would not be discarded.
 func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
