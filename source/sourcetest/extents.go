@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// extents checks the extents of a range. It returns the extents after source.Covered
-// has merged adjacent ones.
+// The method extents checks the extents that a disk reports for a range. It returns these
+// extents after source.Covered has merged adjacent ones.
 func (c Config) extents(t *testing.T, d source.Disk, off, length int64) []source.Extent {
 	t.Helper()
 	next := off

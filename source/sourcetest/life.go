@@ -20,8 +20,9 @@ func testContext(t *testing.T, c Config) {
 			t.Fatal(err)
 		}
 	}
-	// Each of these readers reads until a read fails. The error of this read must be the
-	// cause with which the context is canceled below. The variable why has this cause.
+	// Several goroutines, the readers, read the disk until a read fails. The error of the
+	// failed read must be the cause with which the context is canceled below. The variable why
+	// has this cause.
 	why := errors.New("the operator said stop")
 	var readers, running sync.WaitGroup
 	for g := range 4 {
@@ -122,7 +123,7 @@ func testClose(t *testing.T, c Config) {
 	c.closed(t, d)
 }
 
-// closed checks that calls of a closed disk fail.
+// The method closed checks that calls of a closed disk fail.
 func (c Config) closed(t *testing.T, d source.Disk) {
 	t.Helper()
 	if c.size() == 0 {

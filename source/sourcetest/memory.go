@@ -211,7 +211,7 @@ func Pattern(size int64, data ...source.Extent) *Memory {
 	return &Memory{Content: pattern(list), Length: size, ExtentList: list}
 }
 
-// pattern is the content of a disk that Pattern returned. It lists the extents of the
+// The type pattern is the content of a disk that Pattern returned. It lists the extents of the
 // whole disk, those with data and those with zeros.
 type pattern []source.Extent
 
@@ -233,7 +233,7 @@ func (list pattern) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// fillPattern fills p with the data that the disk has from the offset off on.
+// fillPattern fills p with the data that the disk has at the given offset.
 func fillPattern(p []byte, off int64) {
 	// The data consist of words of 8 bytes. The word with the number i is computed from
 	// i*factor + addend. Because factor is odd, no two words are equal. Without addend,

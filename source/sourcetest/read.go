@@ -13,13 +13,13 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// guard is the value of the bytes that follow a buffer in memory, and that belong to the
-// capacity of the buffer but not to its length. A read into the buffer must not change
+// The constant guard is the value of the bytes that follow a buffer in memory, and that belong
+// to the capacity of the buffer but not to its length. A read into the buffer must not change
 // these bytes.
 const guard = 0xA5
 
-// readAt reads n bytes at off and compares them with the expected content. The whole range
-// must lie in the disk.
+// readAt reads n bytes at the given offset and compares them with the expected content. The
+// whole range that is read must lie in the disk.
 func (c Config) readAt(d source.Disk, off int64, n int) error {
 	space := bytes.Repeat([]byte{guard}, n+64)
 	got, err := d.ReadAt(space[:n], off)
@@ -40,8 +40,8 @@ func (c Config) readAt(d source.Disk, off int64, n int) error {
 	return nil
 }
 
-// differ compares got, the bytes that were read, with want, the expected bytes. If the
-// two are not equal, it returns an error that names the first different byte. off is the
+// The function differ compares got, the bytes that were read, with want, the expected bytes. If
+// the two are not equal, it returns an error that names the first different byte. off is the
 // offset in the disk at which the bytes were read.
 func differ(got, want []byte, off int64) error {
 	if bytes.Equal(got, want) {
@@ -74,10 +74,9 @@ func (c Config) readWhole(t *testing.T, d source.Disk) {
 
 func testReadWhole(t *testing.T, c Config) { c.readWhole(t, c.open(t)) }
 
-// borders returns offsets at which an implementation of Disk is likely to make
-// mistakes: borders of sectors, grains and clusters, the middle and the end of the
-// disk, and the borders of some of its extents. It also returns the offsets next to
-// these.
+// The method borders returns offsets at which an implementation of Disk is likely to make
+// mistakes: borders of sectors, grains and clusters, the middle and the end of the disk, and
+// the borders of some of its extents. It also returns the offsets next to these.
 func (c Config) borders(t *testing.T, d source.Disk) []int64 {
 	t.Helper()
 	at := []int64{0, 512, 4 << 10, 64 << 10, 128 << 10, 1 << 20, c.size() / 2, c.size() &^ 511, c.size()}

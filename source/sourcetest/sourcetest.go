@@ -69,10 +69,10 @@ func (c Config) size() int64 { return int64(len(c.Content)) }
 
 func (c Config) random(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
-// within calls the function f, and fails the test if f does not return within 30 seconds.
-// The parameter what is the name that the failure message has for f. The contract of
-// source.Disk allows only one second. A limit of one second, however, would make tests
-// fail on a busy machine.
+// The function within calls the function f, and fails the test if f does not return within 30
+// seconds. The parameter what is the name that the failure message has for f. The contract of
+// source.Disk allows only one second. A limit of one second, however, would make tests fail on
+// a busy machine.
 func within(t *testing.T, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})

@@ -41,8 +41,8 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 	m.compare("after")
 }
 
-// model is the writable disk that is tested, together with the content that it is expected
-// to have.
+// The type model is the writable disk that is tested, together with the content that it is
+// expected to have.
 type model struct {
 	t       *testing.T
 	d       source.Disk
@@ -50,8 +50,8 @@ type model struct {
 	content []byte
 }
 
-// compare checks that the disk has the expected content, and that the extents which the
-// disk reports fit this content.
+// The method compare checks that the disk has the expected content, and that the extents which
+// the disk reports fit this content.
 func (m *model) compare(what string) {
 	t := m.t
 	t.Helper()
