@@ -37,9 +37,9 @@ var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 // file, including its marker.
 func (g *geometry) maxPacked() int64 { return markerSize + 2*g.grainSize + packedSlack }
 
-// unpackAt fills p with the bytes of the extent that begin at the offset off. The file must have
-// all grains in which these bytes are, and r must have the table entries of these grains. The
-// number of the first of these grains in r is i.
+// unpackAt fills p with the bytes of the extent that begin at the given offset. The file must
+// have all grains in which these bytes are. The run r must have the table entries of these
+// grains. The first of these grains is grain number i of r.
 func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -62,9 +62,9 @@ func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 }
 
 // unpackPiece fills p with a part of grain g. The part begins at the given offset in the
-// unpacked grain. Grains are numbered from the start of the extent, where the number of the
-// grain is g, and from the start of r, where its number is i. unpackPiece caches the unpacked
-// grain, because the next read is likely to need another part of the same grain.
+// unpacked grain. This grain has two numbers: g is its number in the extent, and i is its
+// number in the run r. unpackPiece caches the unpacked grain, because the next read is likely
+// to need another part of the same grain.
 func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i int64) error {
 	return s.mem.Piece(p, s.id, g, offset, s.part(g), func(grain []byte) error {
 		_, _, err := s.unpackWhole(u, grain, g, r, i)
@@ -72,10 +72,11 @@ func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i i
 	})
 }
 
-// unpackWhole unpacks whole grains into p, beginning with grain g of the extent, whose number in
-// r is i. It always unpacks grain g. It also unpacks the following grains as long as they fit
-// into p and lie so close together in the file that one read can fetch all of them. It returns
-// the number of bytes of p that it filled, and the number of grains that it unpacked.
+// unpackWhole unpacks whole grains into p, beginning with grain g of the extent. In the run r,
+// this grain has the number i. It always unpacks grain g. It also unpacks the following grains
+// as long as they fit into p and lie so close together in the file that one read can fetch all
+// of them. It returns the number of bytes of p that it filled, and the number of grains that it
+// unpacked.
 func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n, grains int64, err error) {
 	place := func(i int64) int64 { pos, _ := r.place(i); return pos } // sectorEntries: no error
 	start := place(i)
@@ -140,9 +141,9 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n
 	return n, grains, nil
 }
 
-// unpack unpacks grain g into dst. If the extent ends within the grain, dst has space only
-// for the bytes up to the end of the extent. The grain is in the file at the offset pos,
-// and src has bytes of the file that begin there. If src does not have the whole grain,
+// The method unpack unpacks grain g into dst. If the extent ends within the grain, dst has
+// space only for the bytes up to the end of the extent. The grain is in the file at the offset
+// pos, and src has bytes of the file that begin there. If src does not have the whole grain,
 // unpack returns the number of bytes, counted from pos, that it needs.
 func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int64, err error) {
 	if s.marked {

@@ -16,11 +16,11 @@ const (
 	cowdEntries    = 4096 // in each grain table
 )
 
-// cowd is the index of a COWD extent, the delta disk (vmfsSparse) of older ESXi. The format
-// is described in "Virtual Disk Format 5.0", ESX Server Sparse Extents, and in libvmdk's
-// "VMware Virtual Disk Format", The COWD sparse extent data file. A COWD extent differs
-// from a hosted sparse extent in its header and in the size of its tables. It has no
-// redundant grain directory.
+// cowd is the index of a COWD extent, the delta disk (vmfsSparse) of older ESXi. Two documents
+// describe the format: "Virtual Disk Format 5.0" in its section "ESX Server Sparse Extents",
+// and "VMware Virtual Disk Format" of libvmdk in its section "The COWD sparse extent data
+// file". A COWD extent differs from a hosted sparse extent in its header and in the size of its
+// tables. It has no redundant grain directory.
 type cowd struct{ tables }
 
 // newCOWD is the sparseReader for files that begin with the magic of COWD. Like the readers
@@ -74,8 +74,8 @@ func newCOWD(f *grainFile, extentSize int64) (*sparse, error) {
 }
 
 // checkGrain returns an error if uncompressed grains cannot have the given size. The parameter
-// grain is this size in sectors. The parameter field is the name of the header's field that has
-// the size, for the text of the error.
+// grain is this size in sectors. The size was read from a field of the header. The parameter
+// field is the name of this field, for the text of the error.
 func checkGrain(field string, grain uint64) error {
 	if grain == 0 || grain > maxGrain/sectorSize || bits.OnesCount64(grain) != 1 {
 		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", field, grain, maxGrain/sectorSize)

@@ -21,9 +21,9 @@ const (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// descriptor has the parsed lines of an image's descriptor. A descriptor is a text that
-// lists the extents of the image and the properties of the disk ("Virtual Disk Format 5.0",
-// The Descriptor File).
+// The type descriptor has the parsed lines of an image's descriptor. A descriptor is a text
+// that lists the extents of the image and the properties of the disk ("Virtual Disk Format
+// 5.0", The Descriptor File).
 type descriptor struct {
 	values  map[string]value // by key, in lower case
 	extents []extentLine
@@ -183,10 +183,10 @@ func quote(s string) string {
 	return strconv.Quote(s)
 }
 
-// text returns the value of a key, or "" if the key is missing.
+// The method text returns the value of a key, or "" if the key is missing.
 func (d *descriptor) text(key string) string { return d.values[strings.ToLower(key)].text }
 
-// number returns the value of a key as a decimal number. It returns 0 if the key is
+// The method number returns the value of a key as a decimal number. It returns 0 if the key is
 // missing or its value is not a decimal number.
 func (d *descriptor) number(key string) int64 {
 	n, err := strconv.ParseUint(d.text(key), 10, 63)
@@ -196,11 +196,11 @@ func (d *descriptor) number(key string) int64 {
 	return int64(n)
 }
 
-// cid returns the content identifier that is the value of key. ok is false if the key
-// is missing. VMware writes 8 hexadecimal digits, and qemu writes no leading zeros.
-// Some exporters write decimal digits. A number that is too long for 8 hexadecimal
-// digits is read as decimal. A shorter decimal number is misread as hexadecimal. This
-// does no harm, because it is misread in the parent and in the child, so that the two
+// The method cid returns the content identifier (CID) that is the value of the given key. The
+// result ok is false if the key is missing. VMware writes 8 hexadecimal digits, and qemu writes
+// no leading zeros. Some exporters write decimal digits. A number that is too long for 8
+// hexadecimal digits is read as decimal. A shorter decimal number is misread as hexadecimal.
+// This does no harm, because it is misread in the parent and in the child, so that the two
 // still match.
 func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 	v, ok := d.values[strings.ToLower(key)]
@@ -246,7 +246,7 @@ func (d *descriptor) sectorSizes() (logical, physical int64, warnings []string) 
 	return logical, physical, warnings
 }
 
-// sectors returns the number of sectors of all extents together.
+// The method sectors returns the number of sectors of all extents together.
 func (d *descriptor) sectors() (int64, error) {
 	var sum int64
 	for _, e := range d.extents {
@@ -265,9 +265,9 @@ const (
 	encrypted = "the disk is encrypted (%s), which is not supported: decrypt it in vSphere or Workstation first"
 )
 
-// unread lists the types of images that this package refuses regardless of their
-// extents ("Virtual Disk Format 5.0", The Header). The keys are values of createType in
-// lower case, and the values describe the type in errors.
+// The map unread lists the types of images that this package refuses regardless of their
+// extents ("Virtual Disk Format 5.0", The Header). The keys are values of createType in lower
+// case, and the values describe the type in errors.
 var unread = map[string]string{
 	"fulldevice":                  physical,
 	"partitioneddevice":           physical,
@@ -278,7 +278,7 @@ var unread = map[string]string{
 	"vmfspassthroughrawdevicemap": rawDevice,
 }
 
-// readable returns an error if the descriptor describes an encrypted disk or a disk
+// The method readable returns an error if the descriptor describes an encrypted disk or a disk
 // of a type that this package does not read.
 func (d *descriptor) readable() error {
 	for _, key := range []string{"encryption.keySafe", "encryption.data"} {
@@ -296,8 +296,8 @@ func (d *descriptor) readable() error {
 	return nil
 }
 
-// device reports whether the name of the extent is the path of a device on a Windows or
-// Unix host.
+// The method device reports whether the name of the extent is the path of a device on a Windows
+// or Unix host.
 func (e *extentLine) device() bool {
 	name := strings.ReplaceAll(strings.ToLower(e.name), `\`, "/")
 	for _, prefix := range []string{"//./", "//?/", "/dev/"} {

@@ -16,11 +16,11 @@
 //   - SESPARSE: a seSparse file, the snapshot delta of newer ESXi. A file whose
 //     journal must be replayed is refused.
 //
-// Where the grain tables of a child image have no entry, the disk has the content of
-// the parent. The descriptor names the parent by parentFileNameHint, and the CID of the
-// parent must equal the parentCID of the child. A differencing image of VirtualBox
-// names its parent by ddb.uuid.parent only. This package looks for the image with that
-// ddb.uuid.image in the folder of the child.
+// Where the grain tables of a child image have no entry, the disk has the content of the
+// parent. The descriptor of the child names the parent by parentFileNameHint. The content
+// identifier (CID) of the parent must equal the parentCID of the child. A differencing image of
+// VirtualBox names its parent by ddb.uuid.parent only. This package looks for the image with
+// that ddb.uuid.image in the folder of the child.
 //
 // Encrypted disks, raw device mappings and physical devices are refused.
 //
@@ -69,11 +69,11 @@ type Disk struct {
 	life life.Life
 }
 
-// extent is a part of a disk. One line of the descriptor describes this part. The methods are
-// safe for concurrent use.
+// The type extent is a part of a disk. One line of the descriptor describes this part. All
+// methods are safe for concurrent use.
 type extent interface {
-	// readAt fills p with the bytes from off on in the extent. The range must not pass
-	// the end of the extent.
+	// readAt fills p with the bytes that begin at the given offset in the extent. The range
+	// that is read must not pass the end of the extent.
 	readAt(p []byte, off int64) error
 	// scan divides the range [off, end) of the extent into pieces whose content is of one kind.
 	// It passes the pieces to the function emit, in ascending order and without gaps. The range
@@ -81,7 +81,7 @@ type extent interface {
 	scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error
 }
 
-// detail says what a scan of the allocation must find out.
+// The type detail says what a scan of the allocation must find out.
 type detail uint8
 
 const (
@@ -89,7 +89,7 @@ const (
 	places               // also where in a local file the content is
 )
 
-// piece is a range of a disk or of an extent whose content is of one kind.
+// The type piece is a range of a disk or of an extent whose content is of one kind.
 type piece struct {
 	kind   grainKind
 	off, n int64 // bytes
@@ -118,7 +118,7 @@ func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) erro
 	return nil
 }
 
-// placed is an extent together with its range in the disk, in bytes.
+// The type placed is an extent together with its range in the disk, in bytes.
 type placed struct {
 	extent
 	start, end int64
@@ -135,9 +135,9 @@ type Options struct {
 	Folder Folder
 }
 
-// Open opens the image in f, and all files that the image names. path is the name of f, and
-// f has the raw bytes of that file. The Disk takes over f. If Open returns an error, Open
-// has closed f.
+// Open opens the image in f, and all files that the image names. The parameter path is the name
+// of the image file, and f has the raw bytes of this file. The Disk takes over f, and closes it
+// in Close. If Open returns an error, Open has closed f.
 //
 // The parameter open opens the other files. It is called with the names in the descriptor,
 // and with the format "raw" for an extent and "vmdk" for the parent. The Opener decides
@@ -315,7 +315,8 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	return nil
 }
 
-// add appends an extent of size bytes to the disk.
+// The method add appends the extent x to the disk. The parameter size is the size of this
+// extent in bytes.
 func (d *Disk) add(x extent, size int64) {
 	if x, ok := x.(*sparse); ok {
 		x.disk, x.base = d, d.size
@@ -326,9 +327,9 @@ func (d *Disk) add(x extent, size int64) {
 	d.size += size
 }
 
-// share makes the image and its parents use the cache m. It is called for the parent of an
-// image, and m is the cache of that image. Together, the images of a chain therefore need no
-// more memory than one image.
+// The method share makes the image and its parents use the cache m. It is called when an image
+// has opened its parent: the method of the parent is called with the cache of the image. The
+// images of a chain together therefore need no more memory than one image.
 func (d *Disk) share(m *memory) {
 	d.mem = m
 	for _, e := range d.extents {
@@ -359,7 +360,8 @@ func (d *Disk) Close() error {
 	})
 }
 
-// find returns the index of the extent that has the byte at off.
+// The method find returns the index of the extent that has the byte at the given offset of the
+// disk.
 func (d *Disk) find(off int64) int {
 	return sort.Search(len(d.extents), func(i int) bool { return d.extents[i].end > off })
 }
@@ -411,8 +413,9 @@ func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(
 	return nil
 }
 
-// emit adds the piece p to out, which collects the extents of the disk. If the image
-// does not have the piece, emit adds the extents of the parent.
+// The method emit adds the piece p to out, which collects the extents of the disk. If the image
+// does not have the piece, the method adds the extents that the parent has for this range.
+// Without a parent, the range is added as a range that the image does not have.
 func (d *Disk) emit(ctx context.Context, out *image.Merger, p piece) error {
 	switch {
 	case p.kind == dataGrain:

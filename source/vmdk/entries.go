@@ -54,7 +54,7 @@ func (f *sectorEntries) stretch(entries []byte, i, end int64, contiguous bool) (
 	return kind, int64(first) * sectorSize, next
 }
 
-// place never returns an error. Whether the file has the sector is checked when the
+// The method place never returns an error. Whether the file has the sector is checked when the
 // grain is read.
 func (f *sectorEntries) place(entries []byte, i int64) (int64, error) {
 	return int64(sectorAt(entries, i)) * sectorSize, nil

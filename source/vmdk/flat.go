@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// flat is a FLAT or VMFS extent. Its content is a range of a file.
+// The type flat is a FLAT or VMFS extent. Its content is a range of a file.
 type flat struct {
 	name        string // as errors call the file
 	file        source.Disk
@@ -56,7 +56,7 @@ func (x *flat) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return image.InFile(x.file, x.start+off, x.size-off)
 }
 
-// zeros is a ZERO extent. It reads as zeros even if the image has a parent.
+// The type zeros is a ZERO extent. It reads as zeros even if the image has a parent.
 type zeros struct{}
 
 func (zeros) readAt(p []byte, _ int64) error {

@@ -40,8 +40,8 @@ const (
 	flagMarkers    = 1 << 17 // each grain begins with a marker
 )
 
-// header is the SparseExtentHeader of "Virtual Disk Format 5.0". Offsets and sizes
-// are in sectors.
+// The type header is the SparseExtentHeader of "Virtual Disk Format 5.0". Offsets and sizes are
+// in sectors.
 type header struct {
 	version, flags                   uint32
 	capacity, grain                  uint64
@@ -159,9 +159,9 @@ func readFooter(f source.Disk) (h header, offset int64, err error) {
 	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of the file of %d bytes, although the header says that a footer has the offset of the grain directory: the file is truncated", len(b), f.Size())
 }
 
-// check returns an error unless those fields of the header that are needed to find a grain have
-// valid values. The values are not valid if they refer to a range of the file that lies after
-// the end of the file. fileSize is the size of the file in bytes.
+// The method check returns an error unless those fields of the header that are needed to find a
+// grain have valid values. The values are not valid if they refer to a range of the file that
+// lies after the end of the file. fileSize is the size of the file in bytes.
 func (h *header) check(fileSize int64) error {
 	if h.capacity == 0 || h.capacity > maxSectors {
 		return fmt.Errorf("the header has a capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))
@@ -189,20 +189,20 @@ func (h *header) check(fileSize int64) error {
 	return nil
 }
 
-// compressed reports whether grains are compressed. Like qemu it looks at the header field that
-// names the algorithm, and not at flagCompressed, which some writers do not set.
+// The method compressed reports whether grains are compressed. Like qemu it looks at the header
+// field that names the algorithm, and not at flagCompressed, which some writers do not set.
 func (h *header) compressed() bool { return h.compression != 0 }
 
-// marked reports whether each grain, grain table and grain directory in the file has a
-// marker in front of it. Such a file can be read without a grain directory.
+// The method marked reports whether each grain, grain table and grain directory in the file has
+// a marker in front of it. Such a file can be read without a grain directory.
 func (h *header) marked() bool { return h.compressed() && h.flags&flagMarkers != 0 }
 
 // hasDirectory reports whether the header has the offset of a grain directory.
 func (h *header) hasDirectory() bool { return h.directoryOffset != 0 && h.directoryOffset != gdAtEnd }
 
-// directory returns the offset in bytes of a grain directory that, according to the header,
-// begins at the given sector. It returns an error if no grain directory can begin at this
-// sector.
+// The method directory returns the offset in bytes of a grain directory that, according to the
+// header, begins at the given sector. It returns an error if no grain directory can begin at
+// this sector.
 func (h *header) directory(what string, sector uint64, fileSize int64) (int64, error) {
 	if sector == 0 {
 		return 0, fmt.Errorf("the header has no %s (its sector is 0)", what)

@@ -7,9 +7,9 @@ import "fmt"
 // a transfer of the file added.
 const emptySlack = footerSearch
 
-// hosted is the index of a hosted sparse extent, which may be of the kind
-// streamOptimized ("Virtual Disk Format 5.0", Hosted Sparse Extents). Such an extent
-// may have a redundant grain directory, with a second set of grain tables.
+// The type hosted is the index of a hosted sparse extent, which may be of the kind
+// streamOptimized ("Virtual Disk Format 5.0", Hosted Sparse Extents). Such an extent may have a
+// redundant grain directory, with a second set of grain tables.
 type hosted struct {
 	tables
 	metadataEnd int64 // offset where the metadata ends (overHead), bytes; 0: not known
@@ -50,8 +50,9 @@ func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
 	x.metadata = append([]region{{"metadata (overHead)", 0, max(int64(h.overhead), 1) * sectorSize}}, x.fixed...)
 	s := &sparse{grainFile: f, geometry: g, index: x, compressed: h.compressed(), marked: h.marked()}
 	if h.flags&flagRedundant != 0 && h.redundantOffset != 0 {
-		// An error is ignored here: damage of the redundant directory matters only if
-		// the primary directory is damaged too.
+		// If the redundant directory is damaged, locate returns an error. This error is
+		// ignored, because the redundant directory is needed only if the primary directory is
+		// damaged too.
 		x.redundant, _ = x.locate(&h, "redundant grain directory", h.redundantOffset)
 	}
 	if x.redundant.at == 0 && !h.hasDirectory() && h.marked() {
@@ -63,9 +64,9 @@ func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
 	return s, x.initDirectories(&h, entries)
 }
 
-// regions returns two ranges of the file: the range of the header at the start of the file, and
-// the range of the descriptor. A grain directory or table cannot be in these ranges. fileSize is
-// the size of the file in bytes.
+// The method regions returns two ranges of the file: the range of the header at the start of
+// the file, and the range of the descriptor. A grain directory or table cannot be in these
+// ranges. fileSize is the size of the file in bytes.
 func (h *header) regions(fileSize int64) []region {
 	all := []region{{"header", 0, headerSize}}
 	limit := uint64(fileSize) / sectorSize
@@ -75,8 +76,8 @@ func (h *header) regions(fileSize int64) []region {
 	return all
 }
 
-// locate returns the grain directory that, according to the header h, begins at the given
-// sector. It returns an error if no grain directory can begin at this sector.
+// The method locate returns the grain directory that, according to the header h, begins at the
+// given sector. It returns an error if no grain directory can begin at this sector.
 func (x *hosted) locate(h *header, what string, sector uint64) (directory, error) {
 	at, err := h.directory(what, sector, x.fileSize)
 	if err != nil {

@@ -55,7 +55,7 @@ func (d *Disk) describe(desc *descriptor) {
 	}
 }
 
-// warn adds a warning about the image. The text is formatted as by fmt.Errorf.
+// The method warn adds a warning about the image. The text is formatted as by fmt.Errorf.
 func (d *Disk) warn(format string, args ...any) {
 	d.warnings = append(d.warnings, fmt.Sprintf("%s: %v", d.path, fmt.Errorf(format, args...)))
 }
@@ -64,9 +64,9 @@ func (d *Disk) warn(format string, args ...any) {
 // read in spite of these faults. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return slices.Clone(d.warnings) }
 
-// Info implements [source.Described]. Subformat is the createType as the descriptor
-// has it. ClusterSize is the size of a grain, 0 if all extents are flat. Allocated
-// counts the files of this image, without those of its parents.
+// Info implements [source.Described]. In the result, the field Subformat is the createType as
+// the descriptor has it. The field ClusterSize is the size of a grain, or 0 if all extents are
+// flat. The field Allocated counts the files of this image, without those of its parents.
 func (d *Disk) Info() source.Info {
 	info := d.info
 	info.Chain = append([]string(nil), info.Chain...)
@@ -100,9 +100,8 @@ func (d *Disk) ReadUncached() {
 	image.ReadUncached(append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }
 
-// InFile implements [source.InFile] for flat extents and for grains that are not
-// compressed, in this image or a parent. It returns ok false for a grain whose table
-// entry is damaged.
+// InFile implements [source.InFile] for flat extents and for grains that are not compressed, in
+// this image or a parent. For a grain whose table entry is damaged, the result ok is false.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false

@@ -15,9 +15,9 @@ import (
 // one after another. An undamaged directory therefore has few loose tables or none.
 const maxLoose = 64 << 20
 
-// loose is a grain table that lies apart from its neighbours. In the file, it lies neither
-// directly after the table of the previous directory entry nor directly before the table of
-// the next entry. Either a writer has put it there, or its entry in the directory is
+// The type loose is a grain table that lies apart from its neighbours. In the file, it lies
+// neither directly after the table of the previous directory entry nor directly before the
+// table of the next entry. Either a writer has put it there, or its entry in the directory is
 // damaged.
 type loose struct {
 	table int64
@@ -28,8 +28,8 @@ type loose struct {
 	between int64
 }
 
-// loose returns the loose tables of the directory d. The neighbours of a table are the
-// tables to which the previous and the following entry of the directory point. If both
+// The method loose returns the loose tables of the directory d. The neighbours of a table are
+// the tables to which the previous and the following entry of the directory point. If both
 // entries are empty or damaged, the table has no neighbours, and is returned only if the
 // parameter lonely is true.
 //
@@ -104,8 +104,9 @@ func (x *hosted) replaceLoose() {
 	}
 }
 
-// replace makes later reads ignore the entry of grain table i in the primary directory. reason
-// is the text with which errors explain why the entry is ignored.
+// The method replace makes later reads ignore the entry of grain table i in the primary
+// directory. The parameter reason has the text with which errors explain why the entry is
+// ignored.
 func (x *hosted) replace(i int64, reason error) {
 	if x.replaced == nil {
 		x.replaced = make(map[int64]error)
@@ -114,8 +115,8 @@ func (x *hosted) replace(i int64, reason error) {
 }
 
 // redundantTable returns the offset of grain table i according to the redundant directory, or
-// noTable if the entry of the table is damaged. It does not use the cache of the extent, because
-// the extent has no cache yet while it is opened.
+// noTable if the entry of the table is damaged or cannot be read. It does not use the cache of
+// the extent, because the extent has no cache yet while it is opened.
 func (x *hosted) redundantTable(i int64) int64 {
 	entry := make([]byte, 1<<x.shift)
 	if err := image.ReadFull(x.file, entry, x.redundant.at+i<<x.shift); err != nil {
@@ -159,9 +160,9 @@ func (x *hosted) warnLoose(tables []loose) {
 	}
 }
 
-// isTable reports whether the bytes of the file that begin at the offset off look like
-// grain table i. Such bytes lie in the metadata, are not all zeros, and do not belong to
-// another table. There is never a table at the offset 0.
+// isTable reports whether the bytes of the file that begin at the given offset look like grain
+// table i. Such bytes lie in the metadata, are not all zeros, and do not belong to another
+// table. There is never a table at the offset 0.
 func (x *hosted) isTable(i, off int64) bool {
 	if off == 0 || off+x.tableSize(i) > x.metadataEnd {
 		return false
