@@ -39,9 +39,10 @@ type RetryOptions struct {
 	// Mutable says that other programs may change the disk while it is read, and that
 	// each read should return the content that the disk has at the time of the read.
 	//
-	// Without Mutable, the content of the disk should stay the same. If a disk cannot
-	// prove this, some ranges that were read are read again and compared when the disk
-	// is opened again. They are not compared with Revive, or if the disk is Writable.
+	// Without Mutable, the content of the disk should stay the same. Some disks cannot
+	// prove this. When such a disk is opened again, some ranges that were read before are
+	// read again, and the content is compared. There is no such comparison if Revive is
+	// set or the disk is Writable.
 	Mutable bool
 }
 
@@ -90,8 +91,8 @@ var ErrReopen = errors.New("cannot open the source again")
 // fail at about the same time share one reopening.
 //
 // If the identity or the size differs after the disk was opened again, the failed calls
-// return a permanent error. They also do so if the content was compared (see
-// RetryOptions.Mutable) and differs.
+// return a permanent error. They also do so if Retry has compared the content with data
+// that was read before (see RetryOptions.Mutable), and the two differ.
 //
 // The returned Disk has the ability Counted. It has Allocator, Described, Identified,
 // Uncached and Writable if the opened disk has them. It has InFile only until the disk
@@ -172,7 +173,8 @@ type retrying struct {
 }
 
 // outage describes the time in which no disk is open. It begins when the open disk is
-// lost, which means that the disk is closed or given up after an error.
+// lost: after an error, Retry closes the disk, or no longer uses it and lets a later call
+// close it.
 type outage struct {
 	reopening *reopening  // in progress, or nil
 	abandoned *openedDisk // must be closed before the disk is opened again, or nil

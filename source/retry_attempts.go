@@ -10,9 +10,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// pause waits for the given time before a retry. err is the error that made the retry
-// necessary. If Close is called, or ctx or the context of the disk ends during the wait,
-// pause returns os.ErrClosed or the cause with which the context ended.
+// The method pause waits for the given time before a retry. err is the error that made
+// the retry necessary. If Close is called, or ctx or the context of the disk ends during
+// the wait, pause returns os.ErrClosed or the cause with which the context ended.
 func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) error {
 	if r.policy.Pause(ctx, err, wait, r.ending.Done()) {
 		return nil
@@ -20,7 +20,7 @@ func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) err
 	return cmp.Or(context.Cause(r.ending), context.Cause(ctx))
 }
 
-// attempts counts the attempts at one call of the disk.
+// The type attempts counts the attempts at one call of the disk.
 type attempts struct {
 	retry.Attempts
 	r   *retrying
@@ -36,10 +36,11 @@ func (r *retrying) newAttempts(ctx context.Context) attempts {
 // responded for too long.
 var errNoAnswer = errors.New("no answer from the source")
 
-// watch limits the duration of one call of d, which the caller makes after watch has
-// returned. When that call has returned, the caller must call stop. If the time limit of
-// RetryOptions passes before that, and no call of the disk has succeeded in this time,
-// watch gives up d and cancels the context of d, so that the call returns.
+// The method watch limits the duration of one call of the opened disk d. The caller makes
+// this call after watch has returned, and calls the function stop when the call has
+// returned. RetryOptions have a time limit. If it passes before stop is called, and no
+// call of the disk has succeeded in this time, watch abandons d (see abandon) and cancels
+// the context of d. The call of d then returns.
 func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	var mu sync.Mutex // guards timer and stopped
 	var timer *time.Timer
@@ -68,11 +69,11 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	}
 }
 
-// prepareRetry is called after a call of the disk failed with err. generation is the
-// generation of the opened disk that the call used (see current), or 0 if the disk could
-// not be opened. prepareRetry waits and, if necessary, starts to open the disk again. It
-// returns nil if the caller should repeat the call with the current disk. Otherwise it
-// returns the error that the caller must return.
+// prepareRetry is called after a call of the disk failed with err. The parameter
+// generation is the generation of the opened disk that the call used (see current), or 0
+// if the disk could not be opened. prepareRetry waits and, if necessary, starts to open
+// the disk again. It returns nil if the caller should repeat the call with the current
+// disk. Otherwise it returns the error that the caller must return.
 func (a *attempts) prepareRetry(generation int, err error) error {
 	r := a.r
 	r.mu.Lock()

@@ -31,8 +31,8 @@ func (r *retrying) endedLocked(ctx context.Context) error {
 	return r.dead
 }
 
-// begin must be called at the start of a call of the disk. If it returns nil, the
-// caller must call work.Done at the end of that call, for which Close waits.
+// The method begin must be called at the start of a call of the disk. If it returns nil,
+// the caller must call work.Done at the end of that call, for which Close waits.
 func (r *retrying) begin() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -59,10 +59,10 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	return o, nil
 }
 
-// current returns the open disk and its generation. The generation is 1 for the disk that
-// was opened first, and one more after each successful reopening. If the disk is not
-// open, current waits until it is opened again. current returns an error if opening the
-// disk again fails, or if the time for the retries of the call is over.
+// The method current returns the open disk and its generation. The generation is 1 for
+// the disk that was opened first, and one more after each successful reopening. If the
+// disk is not open, current waits until it is opened again. current returns an error if
+// opening the disk again fails, or if the time for the retries of the call is over.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,9 +101,10 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 	}
 }
 
-// discard is called when the opened disk with the given generation has failed. It closes
-// this opened disk and starts to open the disk again. If another call has already given
-// up this opened disk, discard does nothing.
+// The method discard is called when the opened disk with the given generation has failed.
+// It closes this opened disk, unless callers still use its file, and starts to open the
+// disk again. If another call has already discarded or abandoned this opened disk, the
+// method does nothing.
 func (r *retrying) discard(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,9 +119,10 @@ func (r *retrying) discard(generation int) {
 	r.startReopening(old)
 }
 
-// abandon gives up the opened disk with the given generation, because it has failed.
-// abandon does not close this opened disk. The next call that needs the disk closes it,
-// and opens the disk again.
+// The method abandon makes later calls no longer use the opened disk with the given
+// generation, because this disk has failed. It does not close this opened disk. The next
+// call that needs the disk closes the opened disk, unless callers still use its file, and
+// opens the disk again.
 func (r *retrying) abandon(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,10 +135,10 @@ func (r *retrying) abandon(generation int) {
 	r.disk = nil
 }
 
-// abandonIfEnded is called when a failed call of the disk is not retried any more.
-// generation is that of the opened disk that the call used. If this disk has ended (see
-// Ender) and RetryOptions.Revive is set, abandonIfEnded gives it up, so that the next
-// call opens the disk again.
+// abandonIfEnded is called when a failed call of the disk is not retried any more. The
+// parameter generation is that of the opened disk that the call used. If this opened disk
+// has ended (see Ender) and RetryOptions.Revive is set, abandonIfEnded abandons it, so
+// that the next call opens the disk again.
 func (r *retrying) abandonIfEnded(generation int) {
 	if !r.revive || generation == 0 {
 		return
@@ -152,10 +154,10 @@ func (r *retrying) abandonIfEnded(generation int) {
 	}
 }
 
-// startReopening starts a goroutine that first closes old, the disk that has failed,
-// and then opens the disk again. If old is nil, the goroutine closes the disk that
-// abandon has given up, if there is one. The caller holds mu and has checked that Close
-// was not called.
+// startReopening starts a goroutine that first closes old, the disk that has failed, and
+// then opens the disk again. If old is nil, the goroutine closes the opened disk for
+// which abandon was called, if there is one. The caller holds mu and has checked that
+// Close was not called.
 func (r *retrying) startReopening(old *openedDisk) {
 	if old == nil {
 		old, r.outage.abandoned = r.outage.abandoned, nil
@@ -184,9 +186,9 @@ func (r *retrying) delayLocked() time.Duration {
 	return max(wait-time.Since(r.outage.failedAt), 0)
 }
 
-// reopen closes old, the disk that has failed, if it is not nil. Then it opens the disk
-// again. It closes the old disk first because the host may limit the number of
-// connections.
+// The method reopen closes old, the opened disk that has failed, if old is not nil. Then
+// it opens the disk again. It closes the old disk first because the remote host that has
+// the disk may limit the number of connections.
 //
 // lastErr is the error of the previous attempt to open the disk again, or nil. If there
 // was such an attempt, reopen waits for the given delay before it opens the disk. reopen

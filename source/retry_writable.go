@@ -26,8 +26,8 @@ type retryingWritable struct {
 // Unwrap implements Wrapper.
 func (w *retryingWritable) Unwrap() Disk { return w.Disk }
 
-// change calls the given function, which changes the disk. It repeats the call until
-// the function succeeds or a retry is useless.
+// The method change calls the given function, which changes the disk. It repeats the call
+// until the function succeeds or a retry is useless.
 func (w *retryingWritable) change(ctx context.Context, call func(Writable) error) error {
 	r := w.r
 	if err := r.begin(); err != nil {
@@ -77,8 +77,8 @@ func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { retu
 func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
 func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
-// wrote counts a successful write. generation is that of the opened disk that the write
-// used.
+// The method wrote counts a successful write. The parameter generation is that of the
+// opened disk that the write used.
 func (w *retryingWritable) wrote(generation int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

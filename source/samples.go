@@ -44,8 +44,8 @@ type sample struct {
 
 var sampleTable = crc32.MakeTable(crc32.Castagnoli)
 
-// Add remembers a checksum of a piece of p, the bytes that were read at the offset off.
-// It does not keep p.
+// Add remembers a checksum of a piece of p, the bytes that were read at the given offset.
+// Add does not keep a reference to p.
 func (s *Samples) Add(p []byte, off int64) {
 	if len(p) == 0 {
 		return
@@ -90,13 +90,14 @@ func appendLast(list []sample, one sample, limit int) []sample {
 // Check reads the remembered ranges again, less than 2 MiB in total, and returns an
 // error that wraps ErrChanged if the content differs.
 //
-// Check calls the function read for each range. read must fill its argument p with the
-// bytes of the disk from off on, or return an error. A host may refuse a single request.
-// In this case read should return true together with the error. Check then continues with
-// the other ranges. If read returns false together with an error, or if read fails for
-// all ranges, Check returns the error of read.
+// Check calls the function read for each range. The function read must fill its argument
+// p with the bytes of the disk that begin at the given offset, or return an error. The
+// remote host that has the disk may refuse a single request. In this case read should
+// return true together with the error. Check then continues with the other ranges. If
+// read returns false together with an error, or if read fails for all ranges, Check
+// returns the error of read.
 //
-// Each failed Check halves the number of ranges that later Checks read. Otherwise a
+// Each failed Check halves the number of ranges that later Checks read. Without this, a
 // disk that loses its connection after every few reads could never pass a Check.
 func (s *Samples) Check(read func(p []byte, off int64) (proceed bool, err error)) error {
 	s.mu.Lock()

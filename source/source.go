@@ -111,8 +111,8 @@ type Allocator interface {
 // Identified is the ability to name the disk and the state that it is in.
 type Identified interface {
 	// Identity returns an id, which differs between disks, and a proof, which says
-	// whether the id also changes with the content. proof is "snapshot" if the content
-	// cannot change, "mtime" if the id has the modification time of a file, which
+	// whether the id also changes with the content. The proof is "snapshot" if the
+	// content cannot change, "mtime" if the id has the modification time of a file, which
 	// changes with the content, or "none" if the content can change while the id stays
 	// the same.
 	Identity(ctx context.Context) (id, proof string, err error)
@@ -148,15 +148,16 @@ type Part struct {
 // InFile is the ability to say where the bytes of the disk lie in a local file. The
 // file must have the same bytes as the disk, neither compressed nor encrypted.
 type InFile interface {
-	// InFile returns the file that holds the byte at the offset off of the disk, and
-	// the position of that byte in the file. n is greater than 0: the n bytes from off
-	// on are contiguous in the file. The caller may read the file but must not close
-	// it. The file stays open until the disk is closed. ok is false if no local file
-	// has the byte.
+	// InFile returns the file that holds the byte at the given offset of the disk, and
+	// the position pos of that byte in the file. The n bytes of the disk that begin with
+	// that byte are contiguous in the file, and n is greater than 0. The caller may read
+	// the file but must not close it. The file stays open until the disk is closed. The
+	// result ok is false if no local file has the byte.
 	InFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 
-// Uncached is the ability to read without filling the page cache of this host.
+// Uncached is the ability to read without filling the page cache of the machine on which
+// the program runs.
 type Uncached interface {
 	// ReadUncached says that no later read should leave anything in the page cache.
 	// Pages that are in the cache already may stay there. It must be called before the
@@ -184,10 +185,10 @@ func (flags ZeroFlags) Has(f ZeroFlags) bool { return flags&f == f }
 // Writable is the ability to write to the disk, so that it can be served read-write.
 type Writable interface {
 	io.WriterAt
-	// ZeroAt makes the n bytes from off on read as zeros.
+	// ZeroAt makes n bytes, beginning at the given offset, read as zeros.
 	ZeroAt(ctx context.Context, off, n int64, flags ZeroFlags) error
-	// Trim allows the disk to deallocate the n bytes from off on. Their content is
-	// undefined afterwards.
+	// Trim allows the disk to deallocate n bytes, beginning at the given offset. Their
+	// content is undefined afterwards.
 	Trim(ctx context.Context, off, n int64) error
 	// Flush makes those writes durable that returned before Flush was called. After a
 	// failed Flush, every later Flush fails until the disk is opened again.
