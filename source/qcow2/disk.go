@@ -283,9 +283,10 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan divides the bytes [off, end) of the disk into stretches, and passes each of them
-// to the function emit. The content of a stretch is of one kind: for example, it is
-// stored uncompressed, or absent. scan does not look into the backing files.
+// The method scan divides the bytes [off, end) of the disk into stretches, and passes
+// each of them to the function emit. The content of a stretch is of one kind: for
+// example, it is stored uncompressed, or absent. scan does not look into the backing
+// files.
 //
 // If uncompressed clusters lie in a hole of the file, scan passes them as a stretch of
 // the kind zeros. The field pos of this stretch is nevertheless its offset in the file.

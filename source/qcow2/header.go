@@ -306,8 +306,8 @@ func (h *header) checkFeatures(names map[uint8]string) error {
 // to an older QCOW image. Four bytes are enough.
 func Probe(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
 
-// quote quotes text of an image for a message. Only the first 200 bytes of a longer
-// text are quoted.
+// The function quote quotes text of an image for a message. Only the first 200 bytes of a
+// longer text are quoted.
 func quote(s string) string {
 	if len(s) > 200 {
 		return strconv.Quote(s[:200]) + "..."

@@ -9,7 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// describe sets those fields of d.info that do not depend on the backing files.
+// The method describe sets those fields of d.info that do not depend on the backing
+// files.
 func (d *Disk) describe() {
 	d.info = source.Info{Format: "qcow2", Subformat: fmt.Sprintf("version %d", d.version), LogicalSector: 512, ClusterSize: d.cluster, Chain: []string{d.path}}
 	if d.has(featureExtendedL2) {

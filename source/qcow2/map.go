@@ -17,9 +17,9 @@ func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapp
 	})
 }
 
-// mapRange passes the mappings of [off, end) to the function visit. depth is the
-// position of this image in the chain: 0 for the image that the caller opened, 1 for
-// its backing file, and so on.
+// mapRange passes the mappings of [off, end) to the function visit. The parameter depth
+// is the position of this image in the chain: 0 for the image that the caller opened, 1
+// for its backing file, and so on.
 func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit image.Visitor) error {
 	return d.scan(ctx, off, end, func(s stretch) error {
 		m := source.Mapping{Extent: source.Extent{Off: s.off, Len: s.n, Depth: depth}}
