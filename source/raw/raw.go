@@ -38,9 +38,10 @@ type Disk struct {
 	uncached    atomic.Bool // ReadUncached was called
 	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
 
-	// life counts the calls in progress that use fd, and Close waits for these calls. A
-	// call of Extents is not counted while it yields an extent: the body of the loop
-	// over the extents may call Close, which would otherwise wait forever.
+	// The field life counts the calls in progress that use fd, the descriptor of the
+	// file. Close waits for these calls. A call of Extents is not counted while it yields
+	// an extent: the body of the loop over the extents may call Close, which would
+	// otherwise wait forever.
 	life life.Life
 	file *os.File
 	fd   int // of file

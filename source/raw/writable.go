@@ -137,10 +137,11 @@ func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// ZeroAt implements source.Writable. With MayTrim it first tries to punch a hole.
-// Without MayTrim, or if a hole cannot be punched, it lets the file system or the
-// device zero the range. If they do not support that, ZeroAt writes zeros. With
-// FastOnly it returns an error instead of writing zeros to the whole range.
+// ZeroAt implements source.Writable. If the flag MayTrim is set, ZeroAt first tries to
+// punch a hole. If the flag is not set, or a hole cannot be punched, ZeroAt lets the file
+// system or the device zero the range. If they do not support that, ZeroAt writes zeros.
+// If the flag FastOnly is set, it returns an error instead of writing zeros to the whole
+// range.
 func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("zero", off, n, err)
