@@ -46,10 +46,9 @@ type Memory struct {
 	// Description is the result of Info. An empty Format stands for "memory".
 	Description source.Info
 
-	// reads counts the reads in progress, for which Close waits. It is not a lock,
-	// because a test in a bubble of package testing/synctest hangs if a goroutine waits
-	// for a lock. Its method Add is called with mu locked, and not after Close was
-	// called.
+	// The field reads counts the reads in progress, for which Close waits. This counter is not
+	// a lock, because a test in a bubble of package testing/synctest hangs if a goroutine waits
+	// for a lock. Its method Add is called with mu locked, and not after Close was called.
 	reads  sync.WaitGroup
 	mu     sync.Mutex
 	closed bool

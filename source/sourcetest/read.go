@@ -41,8 +41,8 @@ func (c Config) readAt(d source.Disk, off int64, n int) error {
 }
 
 // The function differ compares got, the bytes that were read, with want, the expected bytes. If
-// the two are not equal, it returns an error that names the first different byte. off is the
-// offset in the disk at which the bytes were read.
+// the two are not equal, it returns an error that names the first different byte. The parameter
+// off is the offset in the disk at which the bytes were read.
 func differ(got, want []byte, off int64) error {
 	if bytes.Equal(got, want) {
 		return nil

@@ -57,7 +57,7 @@ func Run(t *testing.T, c Config) {
 	}
 }
 
-// open opens the disk and closes it at the end of the test.
+// The method open opens the disk and closes it at the end of the test.
 func (c Config) open(t *testing.T) source.Disk {
 	t.Helper()
 	d := c.Open(t.Context(), t)

@@ -80,7 +80,7 @@ func (m *model) compare(what string) {
 }
 
 // changeSomething makes one random change of the disk, and returns a text that names the
-// change. i is the number of the change.
+// change. The parameter i is the number of the change.
 func (m *model) changeSomething(i int, r *rand.Rand) (what string) {
 	t, w := m.t, m.w
 	t.Helper()
