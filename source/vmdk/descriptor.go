@@ -174,8 +174,8 @@ func unquote(s string) string {
 	return s
 }
 
-// quote quotes text of an image for a message. Only the first 100 bytes of a longer
-// text are quoted.
+// The function quote quotes text of an image for a message. Only the first 100 bytes of a
+// longer text are quoted.
 func quote(s string) string {
 	if len(s) > 100 {
 		return strconv.Quote(s[:100]) + "..."

@@ -62,8 +62,8 @@ type Disk struct {
 
 	warnings []string // sentences that begin with the name of a file
 
-	// files are the files of the image, without those of its parents. The first is the file
-	// whose name is in the field path.
+	// The field files has the files of the image, without those of its parents. The first is
+	// the file whose name is in the field path.
 	files []source.Disk
 
 	life life.Life
@@ -75,9 +75,10 @@ type extent interface {
 	// readAt fills p with the bytes that begin at the given offset in the extent. The range
 	// that is read must not pass the end of the extent.
 	readAt(p []byte, off int64) error
-	// scan divides the range [off, end) of the extent into pieces whose content is of one kind.
-	// It passes the pieces to the function emit, in ascending order and without gaps. The range
-	// is not empty. If emit returns an error, scan stops and returns this error.
+	// The method scan divides the range [off, end) of the extent into pieces whose content is
+	// of one kind. It passes the pieces to the function emit, in ascending order and without
+	// gaps. The range is not empty. If emit returns an error, scan stops and returns this
+	// error.
 	scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error
 }
 
@@ -93,9 +94,9 @@ const (
 type piece struct {
 	kind   grainKind
 	off, n int64 // bytes
-	// file is the open local file that has the content of the piece, at the offset pos.
-	// file is nil if no local file has the content uncompressed, or if the scan looks only
-	// for the kinds of pieces.
+	// The field file is the open local file that has the content of the piece. The content
+	// begins at the offset pos in this file. The field is nil if no local file has the content
+	// uncompressed, or if the scan looks only for the kinds of pieces.
 	file *os.File
 	pos  int64
 }
@@ -391,9 +392,10 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan divides the range [off, end) of the disk into pieces whose content is of one kind, and
-// passes the pieces to the function emit. scan does not look into the parents: a piece that only
-// a parent has is passed as absent. The offsets of the pieces are offsets in the disk.
+// The method scan divides the range [off, end) of the disk into pieces whose content is of one
+// kind, and passes the pieces to the function emit. scan does not look into the parents: a
+// piece that only a parent has is passed as absent. The offsets of the pieces are offsets in
+// the disk.
 func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]

@@ -80,8 +80,8 @@ func (x *noAccess) readAt(_ []byte, off int64) error {
 	return fmt.Errorf("%s: the extent at disk offset %d is declared NOACCESS in line %d of the descriptor: the extent cannot be read", x.path, x.base+off, x.line.line)
 }
 
-// scan reports the extent as data. A program that copies the disk therefore reads it,
-// and the read returns the error.
+// The method scan reports the extent as data. A program that copies the disk therefore reads
+// it, and the read returns the error.
 func (x *noAccess) scan(_ context.Context, off, end int64, _ detail, emit func(piece) error) error {
 	return emit(piece{kind: dataGrain, off: off, n: end - off})
 }

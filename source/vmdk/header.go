@@ -161,7 +161,7 @@ func readFooter(f source.Disk) (h header, offset int64, err error) {
 
 // The method check returns an error unless those fields of the header that are needed to find a
 // grain have valid values. The values are not valid if they refer to a range of the file that
-// lies after the end of the file. fileSize is the size of the file in bytes.
+// lies after the end of the file. The parameter fileSize is the size of the file in bytes.
 func (h *header) check(fileSize int64) error {
 	if h.capacity == 0 || h.capacity > maxSectors {
 		return fmt.Errorf("the header has a capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))

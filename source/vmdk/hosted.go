@@ -66,7 +66,7 @@ func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
 
 // The method regions returns two ranges of the file: the range of the header at the start of
 // the file, and the range of the descriptor. A grain directory or table cannot be in these
-// ranges. fileSize is the size of the file in bytes.
+// ranges. The parameter fileSize is the size of the file in bytes.
 func (h *header) regions(fileSize int64) []region {
 	all := []region{{"header", 0, headerSize}}
 	limit := uint64(fileSize) / sectorSize

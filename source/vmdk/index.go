@@ -10,19 +10,20 @@ import (
 // where in the file. The kinds of sparse extents have different types of index: hosted, cowd,
 // seSparse and markers. All methods except share are safe for concurrent use.
 type index interface {
-	// run returns the table entries of consecutive grains, beginning with the given grain. The
-	// parameter needed is the number of grains that the caller needs. The method reads entries
-	// from the file at most once per call. The result may therefore have fewer grains than
-	// needed, but has at least one, and the caller calls the method again for the rest. The
-	// result may also have more grains than needed, if the same read yields their entries.
+	// The method run returns the table entries of consecutive grains, beginning with the given
+	// grain. The parameter needed is the number of grains that the caller needs. The method
+	// reads entries from the file at most once per call. The result may therefore have fewer
+	// grains than needed, but has at least one, and the caller calls the method again for the
+	// rest. The result may also have more grains than needed, if the same read yields their
+	// entries.
 	//
 	// The parameter hole is nil if the caller reads data. A scan of the allocation passes a
 	// fileHole, with which run skips tables that lie in holes of the file. A scan does not need
 	// the places of compressed grains. In a scan, the result for compressed grains may therefore
 	// have no entries, but only the kind dataGrain.
 	run(grain, needed int64, hole *fileHole) (run, error)
-	// occupied looks for metadata in the bytes [start, end) of the file. If it finds metadata,
-	// it returns true and the range of the metadata, in which no grain can be.
+	// The method occupied looks for metadata in the bytes [start, end) of the file. If it finds
+	// metadata, it returns true and the range of the metadata, in which no grain can be.
 	occupied(start, end int64) (region, bool)
 	// The method share adds the memory of the index to the memory that m counts. All images of
 	// a chain use the same m, which limits the memory of the whole chain. The method is called

@@ -10,7 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// describe sets those fields of d.info that do not depend on the parents of the image.
+// The method describe sets those fields of d.info that do not depend on the parents of the
+// image.
 func (d *Disk) describe(desc *descriptor) {
 	d.uuids = desc.uuids()
 	d.info = source.Info{

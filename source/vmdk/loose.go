@@ -22,9 +22,9 @@ const maxLoose = 64 << 20
 type loose struct {
 	table int64
 	at    int64 // offset in the file, bytes, or noTable or zeroTable
-	// between is the offset of the space between two other tables: those to which the previous
-	// and the next entry of the directory point. It is 0 unless exactly one table fits into this
-	// space.
+	// The previous and the next entry of the directory point to two other tables. The field
+	// between is the offset of the space between these two tables. The field is 0 unless
+	// exactly one table fits into this space.
 	between int64
 }
 
