@@ -157,9 +157,9 @@ type retrying struct {
 	retries, reopenings atomic.Int64
 	samples             *Samples // nil if the content of the disk needs no comparison
 
-	// work counts the calls in progress, and also the goroutine that opens the disk
-	// again, if it runs. Close waits for all of them. Its method Add is called with mu
-	// locked, and not after Close was called.
+	// The field work counts the calls in progress, and also the goroutine that opens the
+	// disk again, if it runs. Close waits for all of them. Its method Add is called with
+	// mu locked, and not after Close was called.
 	work sync.WaitGroup
 
 	mu         sync.Mutex

@@ -60,7 +60,7 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 }
 
 // The method current returns the open disk and its generation. The generation is 1 for
-// the disk that was opened first, and one more after each successful reopening. If the
+// the disk that was opened first, and grows by 1 with each successful reopening. If the
 // disk is not open, current waits until it is opened again. current returns an error if
 // opening the disk again fails, or if the time for the retries of the call is over.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {

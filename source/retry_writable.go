@@ -87,9 +87,9 @@ func (w *retryingWritable) wrote(generation int) {
 	w.generation = generation
 }
 
-// noteLossLocked sets the field lost if data may be lost: there are writes that were
-// not flushed, and the disk was opened again after these writes. generation is that of
-// the disk that is open now. The caller holds mu.
+// noteLossLocked sets the field lost if data may be lost: there are writes that were not
+// flushed, and the disk was opened again after these writes. The parameter generation is
+// that of the disk that is open now. The caller holds mu.
 func (w *retryingWritable) noteLossLocked(generation int) {
 	if w.writes > w.flushed && w.generation != generation && w.lost == nil {
 		w.lost = errors.New("the source was opened again: data that was written and not flushed before may be lost")
