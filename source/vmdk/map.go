@@ -9,17 +9,17 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// located is an extent that can say where its bytes are in a local file.
+// The interface located is implemented by extents that can say where their bytes are in a local
+// file.
 type located interface {
-	// inFile returns what [source.InFile] returns, for the byte of the extent at the given
-	// offset. If ok is false, n is at least 1, and the n bytes of the extent from that
-	// offset on are not in a local file.
+	// inFile returns what [source.InFile] returns, for the byte of the extent at the given offset.
+	// If the result ok is false, the result n is at least 1, and the n bytes of the extent from
+	// that offset on are not in a local file.
 	inFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 
-// Map implements [source.Mapped]. It reads the grain tables only once. Without Map, a
-// caller would need Extents, and InFile for each extent, and the tables would be read
-// twice.
+// Map implements [source.Mapped]. It reads the grain tables only once. Without Map, a caller would
+// have to call Extents, and then InFile for each extent. The tables would then be read twice.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return image.Map(d.path, d.size, off, length, func(visit image.Visitor) error {
 		return d.mapRange(ctx, off, off+length, 0, visit)
@@ -43,8 +43,8 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// mapParent visits the mappings that the parent has in a range that this image does not
-// have. The field Extent of m is this range.
+// mapParent visits the mappings that the parent has in a range whose content this image does not
+// have. The parameter m describes this range: m.Extent has its offset and its length.
 func (d *Disk) mapParent(ctx context.Context, m source.Mapping, visit image.Visitor) error {
 	var own func(off, end int64) error
 	if p, ok := source.Ability[*Disk](d.parent); ok {

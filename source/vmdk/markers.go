@@ -18,10 +18,10 @@ const (
 	// read and cached. With grains of 64 KiB, a range is 128 MiB of the disk.
 	rangeGrains = 2048
 
-	// maxStretches limits the number of stretches (see the type stretch) of one extent, and
-	// stretchBudget limits the number of stretches of an image and its parents together.
-	// Each stretch takes 24 bytes. In disks of up to 4 TiB with grains of 64 KiB, each
-	// range can have its own stretch.
+	// maxStretches limits the number of stretches (see the type stretch) of one extent.
+	// stretchBudget limits the number of stretches that an image and all its parents have together.
+	// Each stretch takes 24 bytes of memory. In disks of up to 4 TiB with grains of 64 KiB, each
+	// range (see rangeGrains) can have a stretch of its own.
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 
@@ -32,10 +32,9 @@ const (
 	markerWindow = 64 << 10 // bytes, the largest read
 )
 
-// These are the types of markers that do not belong to a grain. The progress marker, which
-// hosts send during an export, is in VMware's header files. "Virtual Disk Format 5.0"
-// describes all other types under the headings "Stream-Optimized Compressed Sparse Extents"
-// and "Markers".
+// These are the types of markers that do not belong to a grain. The progress marker, which ESXi
+// hosts send during an export, is in VMware's header files. "Virtual Disk Format 5.0" describes all
+// other types under the headings "Stream-Optimized Compressed Sparse Extents" and "Markers".
 const (
 	markerEnd = iota
 	markerTable
@@ -44,10 +43,10 @@ const (
 	markerProgress
 )
 
-// markers is the index of a stream of compressed grains that has no grain directory.
-// Each grain begins with a marker that says which grain it is. All markers are read
-// when the extent is opened, but only the places where stretches begin are kept in
-// memory. The markers within a stretch are read again when they are needed.
+// The type markers is the index of a stream of compressed grains that has no grain directory. Each
+// grain begins with a marker that says which grain it is. All markers are read when the extent is
+// opened, but only the places where stretches begin are kept in memory. The markers within a
+// stretch are read again when they are needed.
 type markers struct {
 	*grainFile
 	geometry
@@ -60,10 +59,9 @@ type markers struct {
 	added int64     // ranges with grains that add has seen
 	last  int64     // number of the last grain that add has seen
 
-	// The lock mu is held while markers are read again. Concurrent readers of a range
-	// therefore read its markers only once. A reader of one range often reads the range
-	// after it next. The following fields therefore keep the position at which the last
-	// read ended.
+	// The lock mu is held while markers are read again. Concurrent readers of a range therefore
+	// read its markers only once. After one range, a reader often reads the next range. The
+	// following fields therefore keep the position at which the last reading of markers ended.
 	mu   sync.Mutex
 	from int64 // first grain after the range that was read last
 	next int64 // first grain at or after from that is in the file
@@ -120,8 +118,8 @@ func (x *markers) eachGrain(start int64, visit func(g, pos int64) (more bool)) e
 	}
 }
 
-// add records grain g. pos is the offset of its marker in the file. The numbers of the
-// grains must ascend from call to call.
+// The method add records that the stream has grain g. pos is the offset of the marker of this grain
+// in the file. The numbers of the grains must ascend from call to call.
 func (x *markers) add(g, pos int64) {
 	last := len(x.list) - 1
 	if last < 0 || g/rangeGrains != x.last/rangeGrains {
@@ -146,7 +144,8 @@ func (x *markers) add(g, pos int64) {
 	}
 }
 
-// thin halves the list of stretches: it joins the stretches in pairs of neighbours.
+// The method thin halves the list of stretches: it joins each pair of neighbouring stretches into
+// one stretch.
 func (x *markers) thin() {
 	x.every *= 2
 	joined := x.list[:0]
@@ -165,9 +164,9 @@ func (x *markers) thin() {
 	x.list = joined
 }
 
-// share thins the list of stretches, so that all images of the chain together have no more
-// stretches than stretchBudget. All images of the chain use the same memory m, which counts
-// their stretches.
+// The method share shortens the list of stretches, so that all images of the chain together have no
+// more stretches than stretchBudget. The parameter m is the cache of all images of the chain. The
+// cache also has the number of their stretches.
 func (x *markers) share(m *memory) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -178,8 +177,8 @@ func (x *markers) share(m *memory) {
 	m.stretches.Add(int64(len(x.list)))
 }
 
-// find returns the position, in the list of stretches, of the stretch that may have grain
-// g. This is the last stretch that begins at or before g. If there is no such stretch, find
+// The method find returns the position, in the list of stretches, of the stretch that may have
+// grain g. This is the last stretch that begins at or before g. If there is no such stretch, find
 // returns -1.
 func (x *markers) find(g int64) int {
 	return sort.Search(len(x.list), func(i int) bool { return x.list[i].first > g }) - 1
@@ -252,7 +251,7 @@ type markerReader struct {
 	served  int64 // number of markers that the window has served
 }
 
-// next returns the number of the next grain and the offset of its marker. At the end of
+// The method next returns the number of the next grain and the offset of its marker. At the end of
 // the stream it returns -1 as the number.
 func (r *markerReader) next() (g, pos int64, err error) {
 	end := r.index.end
@@ -318,9 +317,10 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	return g, nil
 }
 
-// fill makes sure that the window has the marker at r.pos. The window is the part of the
-// file that is in memory. If fill must replace the window, and the markers in the old
-// window were close together, the new window gets enough bytes for several markers.
+// The method fill makes sure that the window has the marker at r.pos. The window is the part of the
+// file that is in memory. If the marker is not in the window, fill reads a new window. If the
+// markers in the old window were close together, the new window gets enough bytes for several
+// markers.
 func (r *markerReader) fill() error {
 	have := int64(len(r.window))
 	if r.pos-r.off+sectorSize <= have {
@@ -357,8 +357,8 @@ func (x *markers) run(g, needed int64, hole *fileHole) (run, error) {
 	return x.runOf(entries, in), nil
 }
 
-// runOf returns a run that begins with grain i of a range and ends where the range ends.
-// The parameter entries has the table entries of the whole range.
+// runOf returns a run of grains, which begins with grain i of a range and ends where the range
+// ends. The parameter entries has the table entries of all grains of the range.
 func (x *markers) runOf(entries []byte, i int64) run {
 	entries = entries[i<<sectorEntryShift:]
 	r := run{n: int64(len(entries)) >> sectorEntryShift}
@@ -370,8 +370,8 @@ func (x *markers) runOf(entries []byte, i int64) run {
 
 func (x *markers) occupied(start, end int64) (region, bool) { return within(x.metadata, start, end) }
 
-// known returns the kind of grain g, if the kind is known without reading from the file.
-// The n grains from g on are all of this kind. If the kind of grain g is not known, n is 0.
+// The method known returns the kind of grain g, if it can tell the kind without reading from the
+// file. The n grains from g on are all of this kind. If it cannot tell the kind, n is 0.
 func (x *markers) known(g int64) (kind grainKind, n int64) {
 	x.mu.Lock()
 	if g >= x.from && g < x.next {
@@ -398,8 +398,9 @@ func (x *markers) known(g int64) (kind grainKind, n int64) {
 	return absentGrain, next - g
 }
 
-// places returns where the grains of a range are in the file, in the form of entries of a
-// grain table. It reads the markers of the range, unless these entries are cached.
+// The method places returns where the grains of a range are in the file. The result has the form of
+// entries of a grain table. The method reads the markers of the range, unless these entries are
+// cached.
 func (x *markers) places(number int64) ([]byte, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -21,9 +21,9 @@ func newOverlapCheck(entries *sectorEntries, tables int64) *overlapCheck {
 	return &overlapCheck{entries, make([]atomic.Uint64, (tables+63)/64)}
 }
 
-// check returns an error if two grains of table i overlap in the file. One of the two table
-// entries is then damaged, and reading the grain of this entry would return data of the
-// other grain. pos is the offset of the table in the file.
+// The method check returns an error if two grains of table i overlap in the file. The table entry
+// of one of these grains is then damaged, and reading this grain would return data of the other
+// grain. pos is the offset of the table in the file.
 func (c *overlapCheck) check(t *tables, i, pos int64) error {
 	bits, bit := &c.passed[i/64], uint64(1)<<(i%64)
 	if bits.Load()&bit != 0 {

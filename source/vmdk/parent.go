@@ -21,7 +21,7 @@ type reference struct {
 	uuid   string // ddb.uuid.parent; "" if the descriptor has none
 }
 
-// parent returns the reference to the parent. ok is false if the image has no
+// The method parent returns the reference to the parent. The result ok is false if the image has no
 // parent.
 func (d *descriptor) parent() (r reference, ok bool, err error) {
 	r.hint, r.uuid = d.text("parentFileNameHint"), uuidOf(d.text("ddb.uuid.parent"))
@@ -33,8 +33,8 @@ func (d *descriptor) parent() (r reference, ok bool, err error) {
 	return r, r.hasCID || r.hint != "" || r.uuid != "", nil
 }
 
-// finish completes an image whose extents are open: it sets what Info returns and
-// opens the parent.
+// The method finish completes an image whose extents are open: it sets what Info returns and opens
+// the parent.
 func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	d.describe(desc)
 	r, ok, err := desc.parent()
@@ -70,8 +70,8 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 	}
 	parent, err := open(ctx, d.path, name, "vmdk")
 	if last, foreign := lastOfForeign(name); err != nil && foreign && r.hasCID {
-		// The path of the parent is valid only on another host. Perhaps the file at that
-		// path was copied to the folder of the image.
+		// The path of the parent is valid only on another machine. Perhaps the file at that path
+		// was copied to the folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
 			d.warn("the path of the parent, %s, belongs to another host: the file %s in the image's folder is used instead, because its CID is the parentCID of the image", quote(name), quote(last))
@@ -116,7 +116,7 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 	return nil
 }
 
-// inherit sets the sector sizes that the descriptor of the child does not have. It takes
+// The method inherit sets the sector sizes that the descriptor of the child does not have. It takes
 // them from the parent.
 func (d *Disk) inherit(parent source.Info) {
 	if d.info.GuestSector == 0 {
@@ -128,11 +128,10 @@ func (d *Disk) inherit(parent source.Info) {
 	}
 }
 
-// explainExtent adds a hint to err, which says that the file of an extent could not be
-// opened. It does so only if the descriptor names the file by a path of another host. If
-// the folder of the image has a file with the name at the end of that path, the hint names
-// this file. It may be the right file, but nothing proves that. Therefore the user must
-// decide.
+// explainExtent adds a hint to err, which says that the file of an extent could not be opened. It
+// adds the hint only if the descriptor names the file by a path of another machine. The folder of
+// the image may have a file with the name at the end of that path. The hint then mentions this
+// file. Nothing proves that this file is the right one, so the user must decide.
 func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error {
 	last, foreign := lastOfForeign(e.name)
 	if !foreign {
@@ -146,13 +145,13 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 	return hinted.Error(err, hint)
 }
 
-// foreignPath matches paths of other hosts: those of Windows, which have a drive, a
-// share or backslashes, and those of ESXi.
+// foreignPath matches paths of other machines: those of Windows, which have a drive, a share or
+// backslashes, and those of ESXi.
 var foreignPath = regexp.MustCompile(`^[A-Za-z]:[\\/]|\\|^/vmfs/volumes/|^\[[^\]]+\] `)
 
-// lastOfForeign returns the last element of name if name is a path of another host. foreign
-// is false if name may be a path of this host, or if its last element is not the name of a
-// file.
+// lastOfForeign returns the last element of name if name is a path of another machine. The result
+// foreign is false if name may be a path of this machine, or if its last element is not the name of
+// a file.
 func lastOfForeign(name string) (last string, foreign bool) {
 	if !foreignPath.MatchString(name) {
 		return "", false

@@ -38,9 +38,9 @@ func probe(head []byte) kind {
 	case len(head) >= 8 && binary.LittleEndian.Uint64(head) == magicSESparse:
 		return kindSESparse
 	}
-	// A descriptor begins with the comment "# Disk DescriptorFile". Like VMware's reader and
-	// qemu, probe also accepts a file without this comment. The first line of this file that is
-	// neither empty nor a comment must then be "version=" and a number.
+	// A descriptor begins with the comment "# Disk DescriptorFile". Like VMware's reader and qemu,
+	// the function probe also accepts a file that does not begin with this comment. The first line
+	// of such a file that is neither empty nor a comment must be "version=" and a number.
 	for line := range bytes.Lines(bytes.TrimPrefix(head, []byte(bom))) {
 		line = bytes.ToLower(bytes.Join(bytes.Fields(line), nil))
 		switch {

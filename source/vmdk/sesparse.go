@@ -102,8 +102,8 @@ func newSESparse(f *grainFile, extentSize int64) (*sparse, error) {
 	return &sparse{grainFile: f, geometry: g, index: x}, err
 }
 
-// check checks those fields of the header that describe the disk. Fields of unknown meaning
-// must be 0.
+// The method check checks those fields of the header that describe the disk. Fields of unknown
+// meaning must be 0.
 func (h *seHeader) check() error {
 	if v := h.field(8); v != seVersion {
 		return fmt.Errorf("seSparse header offset 8: version %#x, want %#x", v, uint64(seVersion))
@@ -140,7 +140,7 @@ type seLayout struct {
 	grainsAt                    int64 // offset of grain 0, bytes
 }
 
-// layout returns the layout that a header describes, and checks it against the size of
+// The method layout returns the layout that a header describes, and checks it against the size of
 // the file. The caller has checked the header. fileSize is in bytes.
 func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 	at := func(what string, off int, least uint64) (region, error) {

@@ -37,8 +37,8 @@ type uuids struct {
 // to find the parents of an image.
 const maxPeeked = 64 << 20
 
-// search remembers the UUIDs of files while an image and its parents are opened, so
-// that each file is read only once.
+// The type search remembers the UUIDs of files while an image and its parents are opened, so that
+// each file is read only once.
 type search struct {
 	files map[string]peeked // by path
 	left  int64             // bytes of maxPeeked that may still be read
@@ -59,7 +59,7 @@ func withSearch(ctx context.Context) (context.Context, *search) {
 	return context.WithValue(ctx, searchKey{}, s), s
 }
 
-// peeked has the UUID and the identity of a file that may be a parent.
+// The type peeked has the UUID and the identity of a file that may be a parent.
 type peeked struct {
 	uuid string // ddb.uuid.image; "" if it has none or the file is no image
 	id   string // identity of the file; "" if it is not known
@@ -132,8 +132,8 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	return "", fail(place, "none of %d files named *.vmdk in the image's folder has this UUID (ddb.uuid.image)", len(names))
 }
 
-// peek returns the UUID and the identity of a file of d.options.Folder. It remembers both
-// in the parameter known, so that it reads no file twice.
+// The method peek returns the UUID and the identity of a file of d.options.Folder. It remembers
+// both in the parameter known, so that it reads no file twice.
 func (d *Disk) peek(name string, known *search) peeked {
 	path := name
 	if !filepath.IsAbs(path) {

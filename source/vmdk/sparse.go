@@ -10,9 +10,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// sparse is an extent that is divided into blocks of equal size, the grains. The file
-// of the extent has only some of the grains, and the index says which. Only the index
-// differs between the kinds of sparse extents.
+// The type sparse is an extent that is divided into blocks of equal size, the grains. The file of
+// the extent has only some of the grains, and the index says which. Only the index differs between
+// the kinds of sparse extents.
 type sparse struct {
 	*grainFile
 	geometry
@@ -67,17 +67,17 @@ func newGeometry(capacity, grain uint64, extentSize int64) (geometry, error) {
 	return g, nil
 }
 
-// grains returns the number of grains of the extent.
+// The method grains returns the number of grains of the extent.
 func (g *geometry) grains() int64 { return (g.size-1)>>g.grainShift + 1 }
 
-// part returns how many bytes of a grain belong to the extent. This is less than a whole
+// The method part returns how many bytes of a grain belong to the extent. This is less than a whole
 // grain only if the extent ends within its last grain.
 func (g *geometry) part(grain int64) int64 {
 	return min(g.grainSize, g.size-grain<<g.grainShift)
 }
 
-// share makes the extent use the cache m for its tables and grains. Other extents may use
-// the same cache.
+// The method share makes the extent use the cache m for its tables and grains. Other extents may
+// use the same cache.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.NewFile()
 	s.index.share(m)
@@ -196,15 +196,15 @@ func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit fun
 	return nil
 }
 
-// emitPlaces passes p, a range of uncompressed grains, to the function emit, together with
-// the positions of its bytes in local files. grainPos is the offset of the first grain of p
-// in the file of the extent.
+// emitPlaces passes p, a range of uncompressed grains, to the function emit, together with the
+// positions of its bytes in local files. grainPos is the offset of the first grain of p in the file
+// of the extent.
 //
-// The grains of p follow each other in the file. p may be the beginning of a longer range
-// of grains that follow each other in the extent and in the file. contiguousEnd is the
-// offset in the extent where the longer range ends. If a grain of the longer range cannot
-// be where its table entry says, emitPlaces passes p to emit without positions. It always
-// checks the longer range, so that the positions do not depend on where the scan ends.
+// The grains of p follow each other in the file. p may be only the beginning of a longer range of
+// grains that follow each other in the extent and in the file. This longer range ends at the offset
+// contiguousEnd of the extent. If a grain of the longer range cannot be where its table entry says,
+// emitPlaces passes p to emit without positions. The longer range is always checked as a whole, so
+// that a scan that ends earlier finds the same positions.
 func (s *sparse) emitPlaces(p piece, grainPos, contiguousEnd int64, emit func(piece) error) error {
 	pos := grainPos + p.off&(s.grainSize-1)
 	if s.checkPlace(grainPos, pos+contiguousEnd-p.off, p.off) != nil {

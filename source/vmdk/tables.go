@@ -24,13 +24,13 @@ func newGrainFile(name string, f source.Disk) *grainFile {
 	return &grainFile{name: name, file: f, fileSize: f.Size()}
 }
 
-// warn adds a warning, a sentence that begins with the name of the file.
+// The method warn adds a warning, a sentence that begins with the name of the file.
 func (f *grainFile) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf("%s: %v", f.name, fmt.Errorf(format, args...)))
 }
 
-// page returns the bytes of the file from the given offset to the end of the page that this
-// offset lies in. A page is the unit in which the cache holds files. The caller must not
+// The method page returns the bytes of the file from the given offset to the end of the page that
+// this offset lies in. A page is the unit in which the cache holds files. The caller must not
 // change the bytes.
 func (f *grainFile) page(off int64) ([]byte, error) {
 	data, err := f.mem.Page(f.file, f.id, f.fileSize, off/image.PageSize)
@@ -40,9 +40,9 @@ func (f *grainFile) page(off int64) ([]byte, error) {
 	return data[off%image.PageSize:], nil
 }
 
-// tables is an index with two levels. The grain directory says where the grain tables
-// are in the file, and the grain tables say where the grains are. Both are read on
-// demand and cached. The indexes of hosted, COWD and seSparse extents embed this type.
+// The type tables is an index with two levels. The grain directory says where the grain tables are
+// in the file, and the grain tables say where the grains are. Both are read on demand and cached.
+// The indexes of hosted, COWD and seSparse extents embed this type.
 type tables struct {
 	*grainFile
 	geometry
@@ -103,7 +103,7 @@ func (t *tables) share(m *memory) {
 // directorySize returns the number of bytes of a grain directory.
 func (t *tables) directorySize() int64 { return t.count << t.shift }
 
-// length returns the number of bytes of a whole grain table.
+// The method length returns the number of bytes of a whole grain table.
 func (t *tables) length() int64 { return t.perTable << t.shift }
 
 // tableSize returns the number of bytes of grain table i that the extent needs. The
@@ -112,9 +112,9 @@ func (t *tables) tableSize(i int64) int64 {
 	return min(t.perTable, (int64(t.capacity)-1)/int64(t.grain)+1-i*t.perTable) << t.shift
 }
 
-// checkable reports whether the directories of the extent are small enough to be read
-// and checked when the extent is opened. Entries of larger directories are checked only
-// when they are used.
+// The method checkable reports whether the directories of the extent are small enough to be read
+// and checked when the extent is opened. Entries of larger directories are checked only when they
+// are used.
 func (t *tables) checkable() bool { return t.count <= image.MaxTables }
 
 // indexDirectory reads the whole directory d, and records in d where its tables are. For
@@ -131,9 +131,9 @@ func (t *tables) indexDirectory(d *directory, visit func(start, end int64)) erro
 		need := t.tableSize(i)
 		visit(at, at+need)
 		if need < t.length() {
-			// image.NewPlaces needs tables that all have the full length. Only the last table
-			// may be shorter, and the file may end right after it. A short table is therefore
-			// not passed to image.NewPlaces, but recorded as metadata.
+			// The function image.NewPlaces needs tables that all have the full length. Only the
+			// last table may be shorter, and the file may end right after it. If this table is
+			// shorter, it is therefore not passed to image.NewPlaces, but recorded in t.metadata.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}
@@ -146,10 +146,9 @@ func (t *tables) indexDirectory(d *directory, visit func(start, end int64)) erro
 	return nil
 }
 
-// eachTable calls the function visit for each grain table in ascending order. visit gets
-// the number of the table and a function read, which returns the offset of this table
-// according to a directory. read does not use the cache. eachTable reads many entries of
-// the directory at once.
+// eachTable calls the function visit for each grain table in ascending order. visit gets the number
+// of the table and a function that returns the offset of this table according to a directory. That
+// function does not use the cache. eachTable reads many entries of the directory at once.
 func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, error))) {
 	type piece struct {
 		first int64 // number of the table that data begins with
@@ -179,9 +178,9 @@ func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, err
 	}
 }
 
-// table returns the offset of grain table i in the file, in bytes, or noTable or
-// zeroTable. It uses the redundant directory for entries that are damaged or missing in
-// the primary directory. Writers keep the two directories equal, so that a difference
+// The method table returns the offset of grain table i in the file, in bytes, or one of the
+// constants noTable and zeroTable. It uses the redundant directory for entries that are damaged or
+// missing in the primary directory. Writers keep the two directories equal, so that a difference
 // means damage. A warning about the damage was added when the extent was opened.
 func (t *tables) table(i int64) (int64, error) {
 	at, err := t.tableIn(&t.primary, i)
@@ -274,22 +273,22 @@ func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 	left = min(left, int64(len(data))>>t.shift)
 	data = data[:left<<t.shift]
 	if hole != nil && zero.Is(data) {
-		// An empty disk may have up to 4 GiB of tables without entries. If this table lies
-		// in a hole of the file, the scan need not read the tables after it that lie in the
-		// same hole.
+		// This part of the table has only zeros. An empty disk may have up to 4 GiB of such tables.
+		// If this part lies in a hole of the file, the scan need not read the following tables that
+		// lie in the same hole.
 		return run{n: left}, hole.find(t.grainFile, off)
 	}
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the number of grains in a run of grains that have no grain table. The run
-// begins with grain g, which belongs to the missing table with the number table. n is the
-// number of grains from g to the end of this table. missing says what all these grains are:
+// The method skip returns the number of grains in a run of grains that have no grain table. The run
+// begins with grain g, which belongs to the missing table with the number table. n is the number of
+// grains from g to the end of this table. The parameter missing says what all these grains are:
 // noTable stands for absent grains, zeroTable for zeros.
 //
-// The run continues with the grains of the next tables, as long as the directory has the
-// value missing for these tables too. It ends when it has the needed number of grains, or
-// when skip has examined maxSkipped tables.
+// The run continues with the grains of the next tables, as long as these tables are missing in the
+// same way. The run ends when it has at least as many grains as the parameter needed says, or when
+// skip has examined maxSkipped tables.
 func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) int64 {
 	last := table + maxSkipped
 	for n < needed && table < last {
@@ -331,7 +330,7 @@ func (h *fileHole) has(off, n int64) bool {
 	return h != nil && off >= h.start && off+n <= h.end
 }
 
-// find finds out whether the file has a hole at the given offset. If there is a hole, h
+// The method find checks whether the file has a hole at the given offset. If there is a hole, h
 // remembers the range of the hole.
 func (h *fileHole) find(f *grainFile, off int64) error {
 	if off < h.known {
