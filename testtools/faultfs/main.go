@@ -65,7 +65,7 @@ type faultFS struct {
 	calls  map[string]int
 }
 
-// fault is what happens to a call. The tests of vddkcp send it as JSON.
+// A fault says what happens to a call of the file system. The tests of vddkcp send it as JSON.
 type fault struct {
 	Call  string // "write" (of the disk), "fsync", "rename" or "read"
 	At    int    // the number of the call of this kind that fails, counted from 1; 0: every call
@@ -73,8 +73,8 @@ type fault struct {
 	Do    string // if Errno is 0: "drop" does nothing and reports success, "short" writes half of the data, "flip" changes a bit of the data, "delay" waits
 }
 
-// next counts a call of the given kind, and returns the fault that applies to this call. If no
-// fault applies, it returns the zero value.
+// The method next counts a call of the given kind, and returns the fault that applies to this call.
+// If no fault applies, it returns the zero value.
 func (f *faultFS) next(call string) fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -40,7 +40,7 @@ func run(in io.Reader, out io.Writer) error {
 	return json.NewEncoder(out).Encode(objects)
 }
 
-// decode decodes the YAML documents in text.
+// The function decode decodes the YAML documents in text.
 func decode(text string) (objects []runtime.Object, err error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(batchv1.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
