@@ -130,9 +130,10 @@ type Limits struct {
 	Rounds      int   // how often jobs with a transient failure are tried again at the end
 }
 
-// Defaults of limits. A host has 48 MB of memory for NFC, the protocol that reads disks (96 MB
-// from vSphere 8). Through vCenter it allows 52 connections (VMware's programming guide, "NFC
-// Session Limits and Timeouts"). The defaults leave some of both to other programs.
+// Defaults of limits. An ESXi host has 48 MB of memory for NFC, the protocol that reads disks (96
+// MB from vSphere 8). Through vCenter it allows 52 connections (VMware's programming guide, "NFC
+// Session Limits and Timeouts"). The defaults leave some of the memory and of the connections to
+// other programs.
 const (
 	DefaultTotal       = 4
 	DefaultNFCBuffer   = 32 << 20

@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// plan decides from the state file which jobs must still be run. It returns the queue of these
-// jobs, with a value of the type attempt for each of them.
+// The method plan decides from the state file which jobs must still be run. It returns these jobs
+// as a queue of values of the type attempt.
 func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	done, known := 0, 0
 	entries := make([]*entry, len(jobs))
@@ -63,8 +63,8 @@ func (r *run) wasDone(a *attempt, e *entry) bool {
 	return why == ""
 }
 
-// changed returns the reason why a job that was done must run again. If there is none, it
-// returns "".
+// The method changed returns the reason why a job that was done must run again. If the job need not
+// run again, it returns "".
 func (e *entry) changed(j *Job, r Runner) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():

@@ -120,7 +120,7 @@ type forecastRunner struct {
 
 func (r forecastRunner) Size() int64 { return r.size }
 
-// copying is a simulated job that has started.
+// The type copying is a simulated job that has started.
 type copying struct {
 	Expected
 	left        float64 // bytes that are left to copy
@@ -144,7 +144,7 @@ func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
 	return f
 }
 
-// start starts the jobs that the limits allow.
+// The method start starts those simulated jobs that the limits allow to run now.
 func (f *forecast) start() {
 	for f.run.disks < f.run.o.Limits.Total {
 		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(&a.demand) })
@@ -158,10 +158,10 @@ func (f *forecast) start() {
 	}
 }
 
-// connect distributes the connections of each host among its copies, and sets the rate of each
-// copy. It uses the rules by which vddk.Budget distributes connections among real copies. First,
-// in the order in which the copies started, each gets the connections without which it cannot
-// begin. The remaining connections are given out one at a time, to each copy in turn.
+// The method connect distributes the connections of each host among its copies, and sets the rate
+// of each copy. It uses the rules by which vddk.Budget distributes connections among real copies.
+// First, in the order in which the copies started, each gets the connections without which it
+// cannot begin. The remaining connections are given out one at a time, to each copy in turn.
 func (f *forecast) connect() {
 	type host struct {
 		copies []*copying
@@ -220,8 +220,8 @@ func (f *forecast) connect() {
 	}
 }
 
-// limit lowers the rates of the copies to the rates that several disks reach together. It
-// returns a text that says what limits the batch at this time.
+// The method limit lowers the rates of the copies to the rates that several disks reach together.
+// It returns a text that says what limits the batch at this time.
 func (f *forecast) limit() (bound string) {
 	sums := map[string]float64{}
 	for _, c := range f.active {

@@ -21,10 +21,10 @@ const hookGrace = 5 * time.Second
 // maxHookLine is the length, in bytes, at which a line of a command's output is cut.
 const maxHookLine = 4 << 10
 
-// hook runs a command of a job and logs each line that the command prints. kind is "before" or
-// "after", for messages. report is the report of the copy, and nil for a before command. If ctx
-// ends, or if the command takes longer than the job allows, hook first ends all processes that the
-// command has started, and then returns.
+// The method hook runs a command of a job and logs each line that the command prints. kind is
+// "before" or "after", for messages. report is the report of the copy, and nil for a before
+// command. If ctx ends, or if the command takes longer than the job allows, hook first ends all
+// processes that the command has started, and then returns.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
@@ -50,8 +50,8 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 			return err
 		}
 		ended = true
-		// SIGTERM also goes to the process group, which includes the processes that the command
-		// started.
+		// SIGTERM is also sent to the process group of the command. The group includes the
+		// processes that the command started.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		return nil
 	}
@@ -96,8 +96,8 @@ func (r *run) spawn(start func() (group int, err error)) (gone func(), err error
 	return func() {}, err
 }
 
-// temporary writes a report to a temporary file that only the user can read, and returns the
-// path of the file.
+// The function temporary writes a report to a temporary file that only the user can read, and
+// returns the path of the file.
 func temporary(report *JobReport) (path string, err error) {
 	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {

@@ -86,8 +86,9 @@ func (l *loader) bad(at int, field fmt.Stringer, format string, args ...any) {
 	l.problems = append(l.problems, problem{offset: at, field: field.String(), message: fmt.Sprintf(format, args...)})
 }
 
-// want reports whether the value n has one of the given kinds. If not, it records a problem. The
-// message says what was expected, in the words of the parameter wanted.
+// The method want reports whether the value n has one of the given kinds. If not, it records a
+// problem. The message of the problem says what was expected, and the parameter wanted is the text
+// for this.
 func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	if slices.Contains(kinds, n.kind) {
 		return true
@@ -96,9 +97,9 @@ func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	return false
 }
 
-// object calls the function handleMember for each member of the object n. If the name of a member
-// is repeated or is not in allowedNames, object does not call the function for this member, but
-// records a problem. If allowedNames is nil, all names are allowed.
+// The method object calls the function handleMember for each member of the JSON object n. If the
+// name of a member is repeated or is not in allowedNames, the method does not call the function for
+// this member, but records a problem. If allowedNames is nil, all names are allowed.
 func (l *loader) object(n *node, field place, allowedNames *nameSet, handleMember func(m member, field place)) {
 	if !l.want(n, field, "an object", kindObject) {
 		return
@@ -139,9 +140,9 @@ func (l *loader) unknown(m member, in place, known []string) {
 	}
 }
 
-// notOfAJob returns the reason why a flag of vddkcp copy cannot be a field of a job. The parameter
-// name is the name of the flag, in the spelling of fields. For names that do not belong to such a
-// flag, the result is "".
+// notOfAJob returns the reason why a flag of vddkcp copy cannot be a field of a job. It gets the
+// name of the flag in the spelling of fields, such as "dry_run" for --dry-run. For names that do
+// not belong to such a flag, the result is "".
 func notOfAJob(name string) string {
 	switch {
 	case name == "progress" || name == "report" || name == "resume":
@@ -216,8 +217,8 @@ type flagValue struct {
 	texts []string
 }
 
-// get returns the strings of a field that is not a flag of a copy. If the draft does not set
-// the field, get returns nil.
+// The method get returns the strings of a field that is not a flag of a copy. If the draft does not
+// set the field, get returns nil.
 func (d *draft) get(name string) []string {
 	for _, v := range d.values {
 		if v.name == name {
@@ -227,7 +228,7 @@ func (d *draft) get(name string) []string {
 	return nil
 }
 
-// draft parses a job or the defaults.
+// The method draft parses a job, or the defaults of the job file, into a draft.
 func (l *loader) draft(n *node, field place) *draft {
 	d := &draft{node: n}
 	before := len(l.problems)
@@ -237,7 +238,7 @@ func (l *loader) draft(n *node, field place) *draft {
 	return d
 }
 
-// field parses a field of a job or of the defaults.
+// The method field parses a field of a job or of the defaults.
 func (l *loader) field(d *draft, m member, field place) {
 	switch m.name {
 	case "name":
@@ -279,8 +280,8 @@ func (l *loader) text(d *draft, m member, field place) {
 	}
 }
 
-// printable records a problem if a string contains a zero byte, which no path, name or flag can
-// contain.
+// The method printable reports whether the string n has no zero byte. If the string has a zero
+// byte, which no path, name or flag can contain, the method records a problem.
 func (l *loader) printable(n *node, field place) bool {
 	if strings.Contains(n.text, "\x00") {
 		l.bad(n.offset, field, "the text contains a zero byte")
@@ -289,7 +290,7 @@ func (l *loader) printable(n *node, field place) bool {
 	return true
 }
 
-// texts returns the strings of an array, or nil if the value is no array.
+// The method texts returns the strings of an array, or nil if the value is no array.
 func (l *loader) texts(m member, field place) []string {
 	if !l.want(m.value, field, "an array of strings", kindArray) {
 		return nil
@@ -314,7 +315,7 @@ func (l *loader) labels(n *node, field place) map[string]string {
 	return labels
 }
 
-// flag parses a field that stands for a flag of a copy.
+// The method flag parses a field that stands for a flag of a copy.
 func (l *loader) flag(d *draft, m member, field place) {
 	index, n := l.fields[m.name], m.value
 	f := &l.spec.Fields[index]
@@ -377,7 +378,7 @@ func (l *loader) check(f *Field, at int, field place, text string) {
 	}
 }
 
-// secret checks the value of a secret flag. Its messages never show the value.
+// The method secret checks the value of a secret flag. Its messages never show the value.
 func (l *loader) secret(f *Field, n *node, field place) {
 	switch {
 	case strings.HasPrefix(n.text, "-"):

@@ -18,9 +18,9 @@ type jobsLoader struct {
 	file     *File
 	ok       []bool // for each job: no problem was found so far
 	byName   map[string]int32
-	// targets knows the files that jobs write. The key is a hash of the name of a file, and the
-	// value is the index of the job. The names themselves would need more memory than all other
-	// data of the jobs.
+	// The map targets has the files that jobs write. A key is a hash of the name of a file, and the
+	// value is the index of the job that writes this file. The names themselves would need more
+	// memory than all other data of the jobs.
 	targets map[uint64]int32
 	seed    maphash.Seed
 }
@@ -48,14 +48,14 @@ func (l *loader) jobs(n *node, defaults *draft, f *File) {
 	}
 }
 
-// node parses job i into a tree. The caller must not keep the tree, because the trees of all
-// jobs together would need too much memory.
+// The method node parses job i into a tree. The caller must not keep the tree, because the trees of
+// all jobs together would need too much memory.
 func (l *jobsLoader) node(i int) *node { return expand(l.content, int(l.places[i]), jobDepth) }
 
 func placeOfJob(i int) place { return place{base: "jobs", index: i} }
 
-// read parses job i. It records the name of the job and the files of its target, so that other jobs
-// can be compared with them.
+// The method read parses job i. It records the name of the job and the files of its target, so that
+// other jobs can be compared with them.
 func (l *jobsLoader) read(i int) {
 	d := l.draft(l.node(i), placeOfJob(i))
 	l.ok[i] = d.ok
@@ -80,15 +80,15 @@ func (l *jobsLoader) read(i int) {
 	}
 }
 
-// writer returns the index of the job that writes a file. ok is false if none of the jobs read
-// so far writes it.
+// The method writer returns the index of the job that writes a file. The result ok is false if none
+// of the jobs read so far writes it.
 func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	i, ok := l.targets[maphash.String(l.seed, file)]
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
-// required records a problem if a required field, such as "source", has no value in the merged job.
-// If neither the job nor the defaults have the field, the problem is always recorded.
+// The method required records a problem if a required field, such as "source", has no value in the
+// merged job. If neither the job nor the defaults have the field, the problem is always recorded.
 //
 // If the job has the field, the value is empty or has a wrong type. A wrong type is recorded
 // already. To report no field twice, required records a problem only if no other problem of the job
@@ -120,7 +120,7 @@ func (l *jobsLoader) offsetOf(job *node, name string) int {
 	return job.offset
 }
 
-// check looks for conflicts of job i with other jobs, and calls Spec.Check for the job.
+// The method check looks for conflicts of job i with other jobs, and calls Spec.Check for the job.
 func (l *jobsLoader) check(i int) {
 	j := l.file.Jobs[i]
 	for _, file := range l.files(j.Source) {
@@ -171,15 +171,15 @@ func (l *loader) files(address string) []string {
 	return l.spec.Files(address)
 }
 
-// progress calls Spec.Progress for every 256th step.
+// The method progress calls Spec.Progress for every 256th step.
 func (l *loader) progress(done, all int) {
 	if l.spec.Progress != nil && done%256 == 0 {
 		l.spec.Progress(done, all)
 	}
 }
 
-// merge makes job i from the draft d and the defaults. Fields that d does not set come from the
-// defaults.
+// The method merge makes job i from the draft d and the defaults. Fields that d does not set come
+// from the defaults.
 func (l *loader) merge(i int, d, defaults *draft) *Job {
 	get := func(name string) []string {
 		if v := d.get(name); v != nil {
@@ -227,7 +227,7 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 	return j
 }
 
-// value returns the value of a flag. Paths in the value are made absolute.
+// The method value returns the value of a flag. Paths in the value are made absolute.
 func (l *loader) value(v flagValue) Value {
 	f := &l.spec.Fields[v.index]
 	if !f.Path && !f.Secret {
@@ -248,7 +248,7 @@ func (l *loader) value(v flagValue) Value {
 	return Value{f, texts}
 }
 
-// absolute returns the absolute form of a path in the job file. It does not clean the
+// The method absolute returns the absolute form of a path in the job file. It does not clean the
 // path, because ".." after a symbolic link must stay.
 func (l *loader) absolute(path string) string {
 	if path == "" || filepath.IsAbs(path) {

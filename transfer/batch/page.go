@@ -56,8 +56,8 @@ type failure struct {
 	Names      []string
 }
 
-// failed adds a job to the failure that has the same cause. If there is no such failure, it begins
-// a new one.
+// The method failed adds a job to the failure that has the same cause. If there is no such failure
+// yet, it adds a new failure with this job.
 func (p *page) failed(j *JobReport) {
 	c := cause{j.Status, j.Exit, j.Error, j.Hint}
 	f := p.byCause[c]
@@ -94,7 +94,8 @@ type bar struct {
 	Title               string
 }
 
-// page returns the report as one HTML file that has no scripts and refers to no other files.
+// The method page returns the report as one HTML file that has no scripts and refers to no other
+// files.
 func (r *Report) page() ([]byte, error) {
 	t, err := template.New("page").Parse(pageText)
 	if err != nil {
@@ -146,7 +147,7 @@ func (r *Report) page() ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-// outcome returns the sentence at the top of the page.
+// The method outcome returns the sentence at the top of the page.
 func (r *Report) outcome() string {
 	c := r.Counts
 	if c.Done == 1 && len(r.Jobs) == 1 {
@@ -180,8 +181,8 @@ func duration(seconds float64) string {
 	return d.Round(time.Second).String()
 }
 
-// timeline draws the jobs that ran. The curve is the sum of the mean rates of the jobs, because
-// reports contain no other rates.
+// The method timeline draws the jobs that ran. The curve is the sum of the mean rates of the jobs,
+// because reports contain no other rates.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
@@ -239,9 +240,9 @@ func (r *Report) timeline() *timeline {
 	return t
 }
 
-// spread distributes the given amount over the bins. Each bin gets a share in proportion to the
-// part of the bin that lies between start and end. start and end are positions in the slice bins,
-// and may have fractions: 1.5 is the middle of bins[1].
+// The function spread distributes the given amount over the bins. Each bin gets a share in
+// proportion to the part of the bin that lies between start and end. start and end are positions in
+// the slice bins, and may have fractions: 1.5 is the middle of bins[1].
 func spread(bins []float64, start, end, amount float64) {
 	end = max(end, start+1e-6)
 	for i := max(int(start), 0); i < len(bins) && float64(i) < end; i++ {
@@ -250,5 +251,5 @@ func spread(bins []float64, start, end, amount float64) {
 	}
 }
 
-// round rounds to one decimal, so that the text of the drawing stays short.
+// The function round rounds to one decimal, so that the text of the drawing stays short.
 func round(x float64) float64 { return float64(int64(x*10+0.5)) / 10 }

@@ -64,8 +64,8 @@ func (e *FileError) Lines() []string {
 	return lines
 }
 
-// place names a part of the job file, such as jobs[3].source, in messages. The method String
-// composes the text of the name. It is called only if a message needs the text.
+// A place is a part of the job file, such as jobs[3].source, that a message names. The method
+// String composes the text of the name. It is called only if a message needs the text.
 type place struct {
 	base  string // "defaults", "jobs"
 	index int    // of an element of base; -1: base itself
@@ -88,8 +88,8 @@ func (p place) String() string {
 	return s + quoted(p.name)
 }
 
-// member returns the place of a member of an object. p is the place of the object, and name is the
-// name of the member.
+// The method member returns the place of a member of an object. p is the place of the object, and
+// name is the name of the member.
 func (p place) member(name string) place {
 	if p.name != "" {
 		return place{p.String(), -1, name}
@@ -98,11 +98,11 @@ func (p place) member(name string) place {
 	return p
 }
 
-// element returns the place of element i of an array. p is the place of the array.
+// The method element returns the place of element i of an array. p is the place of the array.
 func (p place) element(i int) place { return place{p.String(), i, ""} }
 
-// quoted returns the name of a field for a message. If the name has other characters than field
-// names usually have, the result is in quotes.
+// The function quoted returns the name of a field for a message. If the name has other characters
+// than field names usually have, the result is in quotes.
 func quoted(name string) string {
 	if len(name) > maxName {
 		return strconv.Quote(name[:maxName])

@@ -205,8 +205,8 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 	return merged, notes, nil
 }
 
-// listed returns a text with the first ten names, in quotes, and with the number of names that
-// it leaves out.
+// The function listed returns a text with the first ten names, in quotes, and with the number of
+// names that it leaves out.
 func listed(names []string) string {
 	const few = 10
 	quoted := make([]string, 0, few)
@@ -220,9 +220,9 @@ func listed(names []string) string {
 	return text
 }
 
-// better reports whether Merge takes the report j instead of the parameter other, which is a report
+// The method better reports whether Merge takes the report j or the report other. Both are reports
 // of the same job. A report of an attempt is better than one that says that the job was skipped. If
-// both or neither say that, the later report is better.
+// both reports say that, or neither does, the later report is better.
 func (j *JobReport) better(other *JobReport) bool {
 	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b

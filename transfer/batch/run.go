@@ -28,8 +28,8 @@ type Options struct {
 	// longer uses the log. If JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
 	// Spawn is called when the batch must start a before or after command of a job. Spawn must call
-	// the function start, which starts the command in a process group of its own. The result group
-	// of start is the number of the process group. If start fails, Spawn must return the error.
+	// the function start, which starts the command in a process group of its own, and returns the
+	// number of this group. If start fails, Spawn must return the error.
 	//
 	// Spawn also returns a function gone, which the batch calls when the process group has ended.
 	// If the program may exit while a command runs, Spawn can record the process group, so that the
@@ -63,7 +63,7 @@ type Runner interface {
 	// that disk. If the target is not an overlay, the text is "". If the text has changed since
 	// the job was done, the job runs again.
 	Backing() string
-	// Tidy removes the files that an earlier run, which was killed, left next to a complete target.
+	// Tidy removes the files that a killed run left next to a complete target.
 	Tidy()
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// schedule runs the jobs in the given queue as the limits allow. When all jobs have ended, it tries
-// those with a transient failure again. It does this at most Limits.Rounds times.
+// The method schedule runs the jobs in the given queue as the limits allow. When all jobs have
+// ended, it tries those with a transient failure again. It does this at most Limits.Rounds times.
 func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	type end struct {
 		a      *attempt
@@ -62,7 +62,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	}
 }
 
-// ended calls Options.Ended for a job that is not tried again.
+// The method ended calls Options.Ended for a job that is not tried again.
 func (r *run) ended(j *Job) {
 	if r.o.Ended != nil {
 		r.o.Ended(j, r.reports[j])
@@ -77,8 +77,8 @@ const (
 	longestPause = time.Minute
 )
 
-// pause waits before a round of retries. round is the number of the round, from 1, and jobs is
-// the number of jobs that are tried again. pause returns false if ctx ends first.
+// The method pause waits before a round of retries. round is the number of the round, from 1, and
+// jobs is the number of jobs that are tried again. pause returns false if ctx ends first.
 func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	wait := firstPause
 	for range round - 1 {
@@ -91,8 +91,8 @@ func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	return retry.Sleep(ctx, wait, nil)
 }
 
-// fits reports whether the limits allow a job with this demand to start now. A job that alone
-// exceeds a limit may start when nothing else counts against that limit.
+// The method fits reports whether the limits allow a job with this demand to start now. A job that
+// alone exceeds a limit may start when nothing else counts against that limit.
 func (r *run) fits(d *Demand) bool {
 	l := r.o.Limits
 	if r.disks > 0 && r.disks+d.Disks > l.Total {
@@ -104,9 +104,9 @@ func (r *run) fits(d *Demand) bool {
 	return d.Host == "" || l.PerHost == 0 || r.hosts[d.Host]+d.Disks <= max(l.PerHost, d.Disks)
 }
 
-// occupy is called when a job starts. It adds the disks of the job to the numbers of disks that are
-// copied now. The function fits compares these numbers with the limits. When the job ends, release
-// subtracts its disks.
+// The method occupy is called when a job starts. It adds the disks of the job to the numbers of
+// disks that are copied now. The method fits compares these numbers with the limits. When the job
+// ends, the method release subtracts its disks again.
 func (r *run) occupy(d Demand) {
 	r.disks += d.Disks
 	r.servers[d.Server] += d.Disks

@@ -115,15 +115,15 @@ func OpenStore(path string) (*Store, error) {
 	return s, nil
 }
 
-// open reads the state that an earlier run left, and empties the second file, which holds the
-// changes.
+// The method open reads the state that an earlier run left, and empties the second file, which
+// holds the changes.
 func (s *Store) open() error {
 	err := s.load()
 	if err != nil {
 		return err
 	}
-	// The changes in the second file, which load has applied in memory, must be in the state
-	// file before the second file is emptied.
+	// The changes in the second file, which the method load has applied in memory, must be in the
+	// state file before the second file is emptied.
 	if err := s.flush(); err != nil {
 		return err
 	}
@@ -141,8 +141,8 @@ func (s *Store) open() error {
 	return nil
 }
 
-// load reads the state file, and then the second file with the changes that the state file does
-// not contain yet.
+// The method load reads the state file, and then the second file with the changes that the state
+// file does not contain yet.
 func (s *Store) load() error {
 	if err := s.read(); err != nil {
 		return err
@@ -202,7 +202,7 @@ func lockFile(path string) (*os.File, error) {
 	}
 }
 
-// read reads the state file.
+// The method read reads the state file.
 func (s *Store) read() error {
 	text, err := durable.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -229,8 +229,8 @@ func (s *Store) read() error {
 	return nil
 }
 
-// replay applies the changes in the second file. They are left from a run that was killed
-// before it rewrote the state file.
+// The method replay applies the changes in the second file. These changes are left from a run that
+// was killed before it rewrote the state file.
 func (s *Store) replay() error {
 	text, err := durable.ReadFile(s.changesPath())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -277,8 +277,8 @@ func (e *entry) valid() error {
 	return nil
 }
 
-// keep stores the JSON of a job's entry in memory. The caller holds s.mu, unless no other
-// goroutine has the Store yet.
+// The method keep stores the JSON of a job's entry in memory. The caller holds s.mu, unless no
+// other goroutine has the Store yet.
 func (s *Store) keep(name string, text []byte) {
 	if _, ok := s.texts[name]; !ok {
 		s.order = append(s.order, name)
@@ -286,7 +286,7 @@ func (s *Store) keep(name string, text []byte) {
 	s.texts[name] = text
 }
 
-// get returns the entry of a job, or nil if there is none.
+// The method get returns the entry of a job, or nil if there is none.
 func (s *Store) get(name string) *entry {
 	s.mu.Lock()
 	text, ok := s.texts[name]
@@ -301,7 +301,8 @@ func (s *Store) get(name string) *entry {
 	return e
 }
 
-// put sets the entry of a job. When put has returned, the entry survives a kill of the process.
+// The method put sets the entry of a job. When put has returned, the entry survives a kill of the
+// process.
 func (s *Store) put(e *entry) error {
 	begun := time.Now()
 	text, err := json.Marshal(e)
@@ -371,7 +372,7 @@ func (s *Store) keepWritten(done <-chan struct{}, onError func(error)) {
 	}
 }
 
-// flush writes the state file, unless it contains all changes already.
+// The method flush writes the state file, unless it contains all changes already.
 func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -410,8 +411,8 @@ func (s *Store) flush() error {
 	return nil
 }
 
-// cost returns how long this run has spent on two things so far: on appending changes, for
-// which jobs wait, and on writing the state file, for which they do not wait.
+// The method cost returns how long this run has spent on two things so far: on appending changes,
+// for which jobs wait, and on writing the state file, for which they do not wait.
 func (s *Store) cost() (noting, writing time.Duration) {
 	s.writing.Lock()
 	defer s.writing.Unlock()

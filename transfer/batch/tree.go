@@ -22,7 +22,7 @@ const (
 	kindObject  kind = "object"
 )
 
-// named returns the kind with its article, such as "a string", for messages.
+// The method named returns the kind with its article, such as "a string", for messages.
 func (k kind) named() string {
 	switch k {
 	case kindNull:
@@ -50,8 +50,8 @@ type member struct {
 	value  *node
 }
 
-// find returns the member with the given name of an object. If the object has several such members,
-// find returns the last of them.
+// The method find returns the member of an object that has the given name. If several members of
+// the object have this name, find returns the last of them.
 func (n *node) find(name string) (m member, ok bool) {
 	for _, m := range slices.Backward(n.members) {
 		if m.name == name {
@@ -96,7 +96,7 @@ func isUTF16(text []byte) bool {
 	return len(text) >= 2 && (text[0] == 0xff && text[1] == 0xfe || text[0] == 0xfe && text[1] == 0xff || (text[0] == 0) != (text[1] == 0))
 }
 
-// skipped is a value for json.Unmarshal that accepts any JSON and stores nothing.
+// The type skipped accepts any JSON value when json.Unmarshal decodes it, and stores nothing.
 type skipped struct{}
 
 func (*skipped) UnmarshalJSON([]byte) error { return nil }
@@ -112,8 +112,8 @@ func invalidUTF8(text []byte) int {
 	return -1
 }
 
-// explain turns a syntax error into a message about the mistake that usually causes the error.
-// errorEnd is the offset of the byte after the byte at which the error was found.
+// The function explain turns a syntax error into a message about the mistake that usually causes
+// the error. errorEnd is the offset of the byte after the byte at which the error was found.
 func explain(text []byte, errorEnd int, err error) *problem {
 	at := min(max(errorEnd-1, 0), len(text))
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -156,8 +156,8 @@ type treeParser struct {
 	at   int
 }
 
-// expand parses a JSON value into a tree. The value begins at the given offset in the text. depth
-// is the number of JSON values that enclose it.
+// The function expand parses a JSON value into a tree. The value begins at the given offset in the
+// text. depth is the number of JSON values that enclose it.
 func expand(text string, offset, depth int) *node {
 	p := &treeParser{text, offset}
 	n, bad := p.value(depth, false)
@@ -178,9 +178,9 @@ func (p *treeParser) space() {
 	}
 }
 
-// value parses the next JSON value. depth is the number of JSON values that enclose it. If the
-// parameter unread is true, the next value must be an array. Its elements are then not parsed: only
-// their offsets are recorded.
+// The method value parses the next JSON value. depth is the number of JSON values that enclose it.
+// If the parameter unread is true, the next value must be an array. The elements of this array are
+// then not parsed: only their offsets are recorded.
 func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	p.space()
 	n := &node{offset: p.at}
@@ -208,7 +208,7 @@ func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	return n, nil
 }
 
-// elements parses the elements of the array or object n, and the closing bracket.
+// The method elements parses the elements of the array or object n, and the closing bracket.
 func (p *treeParser) elements(n *node, depth int, unread bool) *problem {
 	for {
 		p.space()
@@ -240,13 +240,13 @@ func (p *treeParser) elements(n *node, depth int, unread bool) *problem {
 	}
 }
 
-// peek returns the first byte of the next value.
+// The method peek returns the first byte of the next value.
 func (p *treeParser) peek() byte {
 	p.space()
 	return p.text[p.at]
 }
 
-// skip skips the next value. depth is the number of values that enclose it.
+// The method skip skips the next value. depth is the number of values that enclose it.
 func (p *treeParser) skip(depth int) *problem {
 	for inside := depth; ; {
 		p.space()
@@ -271,7 +271,7 @@ func (p *treeParser) skip(depth int) *problem {
 	}
 }
 
-// scalar parses a number, true, false or null, and returns its text.
+// The method scalar parses a number, true, false or null, and returns its text.
 func (p *treeParser) scalar() string {
 	begin := p.at
 	for p.at < len(p.text) && strings.IndexByte(" \t\r\n,:]}", p.text[p.at]) < 0 {
@@ -280,7 +280,7 @@ func (p *treeParser) scalar() string {
 	return p.text[begin:p.at]
 }
 
-// quoted parses a string. It returns the text with its quotes, and whether the string
+// The method quoted parses a string. It returns the text with its quotes, and whether the string
 // has escape sequences.
 func (p *treeParser) quoted() (text string, escaped bool) {
 	begin := p.at
@@ -294,7 +294,7 @@ func (p *treeParser) quoted() (text string, escaped bool) {
 	return p.text[begin:p.at], escaped
 }
 
-// string parses a string and returns its value.
+// The method string parses a string and returns its value.
 func (p *treeParser) string() string {
 	text, escaped := p.quoted()
 	if !escaped {
@@ -307,9 +307,9 @@ func (p *treeParser) string() string {
 	return value
 }
 
-// lines translates offsets in a text to lines and columns, both counted from 1. A column is a
-// character, not a byte. Offsets must be passed in ascending order, because lines counts on from
-// the offset that was passed last.
+// The type lines translates offsets in a text to lines and columns, both counted from 1. A column
+// is a character, not a byte. Offsets must be passed in ascending order, because the counting
+// continues from the offset that was passed last.
 type lines struct {
 	text         []byte
 	at           int // the last offset

@@ -12,9 +12,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// work makes one attempt at a job, including its before and after commands, and updates the state
-// file. It runs in a goroutine of its own. The fields of r belong to the goroutine of the
-// scheduler. work may therefore use only r.o, the options, which do not change.
+// The method work makes one attempt at a job, including its before and after commands, and updates
+// the state file. It runs in a goroutine of its own. The fields of r, the running batch, belong to
+// the goroutine of the scheduler. The method may therefore use only the field r.o, the options,
+// which do not change.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
 	if r.o.JobLog != nil {
@@ -82,7 +83,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	return ended
 }
 
-// copy runs the before command of a job and then the copy.
+// The method copy runs the before command of a job and then the copy.
 func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *report.Report {
 	if len(a.job.Before) > 0 {
 		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
