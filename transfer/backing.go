@@ -26,10 +26,10 @@ func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	return b, err
 }
 
-// unchanged returns an error if the backing image has changed since the copy began. It queries the
-// identity of the open image. If b.reopen is set, it also opens the file that now has the name of
-// the image, and queries the identity of this file. Each of these identities must equal b.identity,
-// the identity at the beginning.
+// The method unchanged returns an error if the backing image has changed since the copy began. It
+// queries the identity of the open image. If b.reopen is set, it also opens the file that now has
+// the name of the image, and queries the identity of this file. Each of these identities must equal
+// b.identity, the identity at the beginning.
 func (b *backing) unchanged(ctx context.Context) error {
 	if b.disk == nil {
 		return nil

@@ -74,5 +74,5 @@ func (a *arena) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	}
 }
 
-// close unmaps the memory. No buffer may be used afterwards.
+// The method close unmaps the memory. No buffer may be used afterwards.
 func (a *arena) close() error { return unix.Munmap(a.mem) }

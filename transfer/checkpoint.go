@@ -28,7 +28,7 @@ type Stretch struct {
 	CRC uint32 `json:"crc"`
 }
 
-// zeros reports whether s.CRC is the checksum of s.Len zero bytes.
+// The method zeros reports whether s.CRC is the checksum of s.Len zero bytes.
 func (s Stretch) zeros() bool { return s.CRC == zeroSum(s.Len) }
 
 // zeroSums caches the results of zeroSum by length. The cache pays off because nearly all calls of
@@ -55,7 +55,8 @@ func zeroSum(n int64) uint32 {
 // prove nothing, because every new disk has zeros.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
-// proves reports whether the ranges of a tail contain a byte that is not zero.
+// The function proves reports whether the ranges of a Checkpoint.Tail contain a byte that is not
+// zero.
 func proves(tail []Stretch) bool {
 	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
@@ -63,10 +64,10 @@ func proves(tail []Stretch) bool {
 // castagnoli is the table of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sums returns the digests that a copy with the options o computes. Their computation continues
-// from the states that the checkpoint has saved. A copy computes up to two digests: the one that
-// the user wants (o.Digest), and with o.Verify a blksum, with which the target is compared at the
-// end.
+// The method sums returns the digests that a copy with the options o computes. Their computation
+// continues from the states that the checkpoint has saved. A copy computes up to two digests: the
+// one that the user wants (o.Digest), and with o.Verify a blksum, with which the target is compared
+// at the end.
 //
 // Computing a digest from the beginning would need the content below Offset, which is not read
 // again. If the checkpoint has no state for o.Digest, sums therefore returns an error. If only the

@@ -32,7 +32,7 @@ type CompareOptions struct {
 	TargetMayBeLonger bool
 }
 
-// normal returns the options with their defaults filled in.
+// The method normal returns the options with their defaults filled in.
 func (o CompareOptions) normal() CompareOptions {
 	if o.RequestSize == 0 {
 		o.RequestSize = defaultRequest
@@ -104,16 +104,17 @@ type pair struct {
 	data   [2]bool // whether each disk has data, which must be read, or reads as zeros
 }
 
-// end returns the offset of the first byte after the range.
+// The method end returns the offset of the first byte after the range.
 func (p pair) end() int64 { return p.off + p.n }
 
-// equal reports whether both disks have only zeros in the range, so that it need not be read.
+// The method equal reports whether both disks have only zeros in the range. If they do, the range
+// need not be read.
 func (p pair) equal() bool { return !p.data[0] && !p.data[1] }
 
-// differ reports whether, in the range, one disk has data and the other disk has a hole.
+// The method differ reports whether, in the range, one disk has data and the other disk has a hole.
 func (p pair) differ() bool { return p.data[0] != p.data[1] }
 
-// pairs divides both disks at the borders of all their extents, and yields the resulting
+// The method pairs divides both disks at the borders of all their extents, and yields the resulting
 // ranges, ascending and without gaps. The extents of each disk must cover all bytes that are
 // compared. Neighbouring ranges with the same values in pair.data are merged.
 func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2[pair, error] {
@@ -166,9 +167,9 @@ func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
 
-// plan adds the bytes that will be read to the counter of planned bytes, and all other bytes to the
-// counter of skipped bytes. With CompareOptions.Strict it also compares the allocation of the
-// disks.
+// The method plan adds the bytes that will be read to the counter of planned bytes, and all other
+// bytes to the counter of skipped bytes. With CompareOptions.Strict it also compares the allocation
+// of the disks.
 func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	for p, err := range c.reads(ctx) {
 		if err != nil {
@@ -186,8 +187,8 @@ func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	return c.compareAllocation(ctx, &diff.Allocation)
 }
 
-// compareAllocation compares the extents of the disks. It counts, in result, the ranges in
-// which only one disk has data.
+// compareAllocation compares the extents of the disks. It counts the ranges in which only one disk
+// has data, and stores the counts in the parameter result.
 func (c *comparison) compareAllocation(ctx context.Context, result *AllocationDifference) error {
 	var last pair
 	for p, err := range c.pairs([2]iter.Seq2[source.Extent, error]{
@@ -226,7 +227,7 @@ type comparedPiece struct {
 	found tally
 }
 
-// run reads all pairs in which at least one disk has data, and compares their content.
+// The method run reads all pairs in which at least one disk has data, and compares their content.
 func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	for i := range c.sides {
 		var release func() error
@@ -253,8 +254,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	return found, err
 }
 
-// produce sends to the workers all pairs that must be read. It cuts the pairs at multiples of the
-// request size, so that no grain or cluster of a disk is read by two requests.
+// The method produce sends to the workers all pairs that must be read. It cuts the pairs at
+// multiples of the request size, so that no grain or cluster of a disk is read by two requests.
 func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) error {
 	size := int64(c.o.RequestSize)
 	for r, err := range c.reads(ctx) {
@@ -275,8 +276,8 @@ func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) err
 	return nil
 }
 
-// compare reads the range of a piece from both disks and compares the content. A disk that has
-// a hole in this range is not read, because its content is zeros.
+// The method compare reads the range of a piece from both disks and compares the content. A disk
+// that has a hole in this range is not read, because its content is zeros.
 func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
 	var content [2][]byte // nil: zeros
 	for i := range c.sides {

@@ -13,7 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// copying is the type of the state of one call of Copy or CopyStream. Its methods copy the disk
+// The type copying holds the state of one call of Copy or CopyStream. Its methods copy the disk
 // with a pipeline. When the connection to the target is lost, they open the target again and run
 // another pipeline.
 type copying struct {
@@ -52,8 +52,8 @@ func isZeroed(dst sink.Disk) bool {
 	return ok && z.ZeroedFrom(0)
 }
 
-// reader returns a reader of the content to copy, which comes from the source and the backing
-// image.
+// The method reader returns a reader of the content to copy, which comes from the source and the
+// backing image.
 func (c *copying) reader() *reader {
 	r := &reader{src: c.src, backing: c.backing.disk, limit: c.o.Limit}
 	if c.plan != nil {
@@ -62,8 +62,8 @@ func (c *copying) reader() *reader {
 	return r
 }
 
-// run copies everything. Whenever the connection to the target is lost, it opens the target
-// again and continues at the last checkpoint.
+// The method run copies everything. Whenever the connection to the target is lost, it opens the
+// target again and continues at the last checkpoint.
 func (c *copying) run(ctx context.Context) error {
 	if err := c.begin(ctx, c.dst, c.o.Resume, 0, c.o.Resume != nil); err != nil {
 		return err
@@ -102,10 +102,11 @@ func (c *copying) runOnce(ctx context.Context) error {
 	return p.run(ctx)
 }
 
-// begin prepares the copy to dst. The copy begins at the given checkpoint, or at the start of the
-// disk if checkpoint is nil. The parameter done is what the counter Counters.Done showed when this
-// run took the checkpoint, or 0 if this run has not taken it. The parameter stored is true if
-// Options.Keep has stored the checkpoint, so that a later run of the program can continue there.
+// The method begin prepares the copy to dst. The copy begins at the given checkpoint, or at the
+// start of the disk if checkpoint is nil. The parameter done is the value of Counters.Done at the
+// time when this run of the program took the checkpoint. If this run did not take it, the parameter
+// is 0. The parameter stored is true if Options.Keep has stored the checkpoint, so that a later run
+// of the program can continue there.
 func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, done int64, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
@@ -132,10 +133,10 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoi
 	return err
 }
 
-// recount corrects the counters after the target was opened again at the last checkpoint. All work
-// after the checkpoint counts as not done, and is planned again. The amount of this work may have
-// changed: perhaps unwritten ranges read as zeros in the lost target, but do not in the reopened
-// target, so that the copy must zero them.
+// The method recount corrects the counters after the target was opened again at the last
+// checkpoint. All work after the checkpoint counts as not done, and is planned again. The amount of
+// this work may have changed: perhaps unwritten ranges read as zeros in the lost target, but do not
+// in the reopened target, so that the copy must zero them.
 func (c *copying) recount() {
 	was := c.o.Counters.Snapshot()
 	c.o.Counters.AddDone(c.keeper.done - was.Done)
@@ -152,8 +153,8 @@ func (c *copying) recount() {
 	c.o.Counters.AddSkipped(-more)
 }
 
-// unchanged returns an error if the source or the backing image has changed since the copy was
-// planned.
+// The method unchanged returns an error if the source or the backing image has changed since the
+// copy was planned.
 func (c *copying) unchanged(ctx context.Context) error {
 	now, err := identityOf(ctx, c.src)
 	if err != nil {
@@ -165,8 +166,8 @@ func (c *copying) unchanged(ctx context.Context) error {
 	return c.backing.unchanged(ctx)
 }
 
-// finish makes the target durable, and verifies it if Options.Verify is set. Then it publishes
-// the target, which gives it its final name, and fills in the result.
+// The method finish makes the target durable, and verifies it if Options.Verify is set. Then it
+// publishes the target, which gives it its final name, and fills in the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
@@ -193,14 +194,15 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 			return err
 		}
 		c.o.Counters.Enter(progress.Finish)
-		// The backing image may have changed while the target was read back.
+		// The backing image is checked here because it may have changed while the target was read
+		// back.
 		if err := c.backing.unchanged(ctx); err != nil {
 			return err
 		}
 	}
-	// The target is complete and lacks only its name, so Options.Stop is ignored from here on.
-	// Publish also ignores the end of ctx, because a copy whose target has its final name must not
-	// be reported as canceled.
+	// The target is complete and lacks only its name, so Options.Stop is ignored from here on. The
+	// method Publish also ignores the end of ctx, because a copy whose target has its final name
+	// must not be reported as canceled.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -210,9 +212,9 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 	return c.dst.Publish(context.WithoutCancel(ctx))
 }
 
-// end closes the target of a copy that failed with the error err, and keeps or removes the target.
-// The comment of Copy says when the target is kept. If the target is kept, the method stores a last
-// checkpoint. If err is nil, the method does nothing.
+// The method end closes the target of a copy that failed with the error err, and keeps or removes
+// the target. The comment of Copy says when the target is kept. If the target is kept, the method
+// stores a last checkpoint. If err is nil, the method does nothing.
 func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
@@ -240,7 +242,7 @@ func (c *copying) end(ctx context.Context, err error) error {
 	return &ResumableError{Err: err, Offset: c.keeper.last.Offset}
 }
 
-// stopped reports whether the copy was asked to stop.
+// The method stopped reports whether the copy was asked to stop.
 func (c *copying) stopped(ctx context.Context) bool {
 	return ctx.Err() != nil || c.o.stop().Err() != nil
 }

@@ -41,7 +41,8 @@ type cutter struct {
 	overFrom, overTo int64
 }
 
-// parts yields the parts of the disk from c.start to the end, ascending and without gaps.
+// The method parts yields the parts of the disk from c.start to the end, ascending and without
+// gaps.
 func (c *cutter) parts(ctx context.Context) iter.Seq2[part, error] {
 	return c.cut(c.joined(c.sharer.parts(c.units(c.planned(ctx)))))
 }
@@ -59,11 +60,11 @@ func (c *cutter) addWork(n int64) {
 	c.counters.AddSkipped(-n)
 }
 
-// planned yields the extents of the plan from c.start on, and corrects the counters in two cases.
-// First, a range that the plan has not examined was counted as planned work. If the iterator queries
-// such a range and finds that the range needs no work, it moves the bytes to the skipped bytes.
-// Second, the bytes between c.overFrom and c.overTo are copied already. If they were counted as
-// planned work, the iterator moves them to the skipped bytes too.
+// The method planned yields the extents of the plan from c.start on, and corrects the counters in
+// two cases. First, a range that the plan has not examined was counted as planned work. If the
+// iterator queries such a range and finds that the range needs no work, it moves the bytes to the
+// skipped bytes. Second, the bytes between c.overFrom and c.overTo are copied already. If they were
+// counted as planned work, the iterator moves them to the skipped bytes too.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -92,8 +93,8 @@ func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	}
 }
 
-// units moves the borders of extents to borders of the sink's units, such as clusters. A unit
-// that contains extents of different kinds becomes Data.
+// The method units moves the borders of extents to borders of the sink's units, such as clusters. A
+// unit that contains extents of different kinds becomes Data.
 func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source.Extent, error] {
 	if c.unit == 1 {
 		return extents
@@ -145,8 +146,9 @@ func (c *cutter) unitBelow(off int64) int64 {
 	return off / c.unit * c.unit
 }
 
-// joined turns a short hole into data if the hole lies inside one request, between two parts that
-// are read and written. The hole is then read together with these parts.
+// The method joined turns a short hole into data if the hole lies inside one request, and if the
+// parts before and after it are both read and written. The hole is then read together with these
+// parts.
 func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		var hole part      // waits for the part after it; of length 0: there is none
@@ -190,9 +192,10 @@ func (c *cutter) joinable(p part) bool {
 		p.Off%c.request != 0 && p.Off/c.request == p.End()/c.request
 }
 
-// cut merges neighbouring parts that are read and written, and cuts them at multiples of the
-// request size, so that no grain or cluster of the source is read by two requests. Other parts
-// are cut at the length that cutLimit returns.
+// The method cut treats parts that are read and written differently from other parts. It merges
+// them if they are neighbours, and cuts them at multiples of the request size. No grain or cluster
+// of the source is then read by two requests. All other parts are cut at the length that cutLimit
+// returns.
 func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		var data part // plain data that does not end a request yet

@@ -7,22 +7,22 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoded holds the units of a piece, such as compressed clusters, as the sink stores them. The
-// units are in ascending order.
+// The type encoded holds the units of a piece, such as compressed clusters, as the sink stores
+// them. The units are in ascending order.
 type encoded struct {
 	pooled bool   // bytes belongs to encoder.memory and must be returned there
 	bytes  []byte // the code of all units, one after the other
 	units  []unit
 }
 
-// unit is a unit of the sink, such as a cluster, that is not all zeros.
+// The type unit describes a unit of the sink, such as a cluster, that is not all zeros.
 type unit struct {
 	start, end int  // range of the unit in the buffer of the piece, in bytes
 	codeEnd    int  // end of the code in encoded.bytes; it begins where the code of the unit before ends
 	plain      bool // the sink stores the unit as it is in the buffer
 }
 
-// code returns the encoded bytes of the i-th unit.
+// The method code returns the encoded bytes of the i-th unit.
 func (e *encoded) code(i int) []byte {
 	begin := 0
 	if i > 0 {
@@ -90,8 +90,8 @@ func (e *encoder) releaseMemory(c *piece) {
 	c.coded = encoded{units: c.coded.units[:0]}
 }
 
-// encode encodes the units of a piece that are not zeros. The piece has been scanned: c.runs
-// says where it has zeros.
+// The method encode encodes the units of a piece that are not zeros. The piece c was scanned
+// before: c.runs says where it has zeros.
 func (e *encoder) encode(c *piece) error {
 	encoding := <-e.encodings // cannot deadlock: an Encoding is never held while waiting
 	defer func() { e.encodings <- encoding }()

@@ -55,8 +55,8 @@ func isHopeless(err error) bool {
 	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
 }
 
-// abort calls dst.Abort for the target dst of a copy that failed with err. It returns err. If Abort
-// fails too, the result wraps both errors.
+// The function abort calls dst.Abort for the target dst of a copy that failed with err. It returns
+// err. If Abort fails too, the result wraps both errors.
 func abort(dst sink.Disk, err error) error {
 	if aborted := dst.Abort(); aborted != nil {
 		return fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)

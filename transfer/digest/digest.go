@@ -84,7 +84,7 @@ func New(a Algorithm) *Sum {
 // with one call.
 const zeroBatch = 512
 
-// reset makes s a Sum of an empty disk.
+// The method reset makes s a Sum of an empty disk.
 func (s *Sum) reset(a Algorithm) {
 	*s = Sum{algorithm: a, outer: sha256.New(), innerZeros: true}
 	if a == Blksum {
@@ -102,7 +102,7 @@ func (s *Sum) Algorithm() Algorithm { return s.algorithm }
 // Size returns the number of bytes that were added so far.
 func (s *Sum) Size() int64 { return s.size }
 
-// partial returns the number of bytes in the incomplete last block.
+// The method partial returns the number of bytes in the incomplete last block.
 func (s *Sum) partial() int { return int(s.size % BlockSize) }
 
 // Zero adds n zero bytes.
@@ -129,7 +129,7 @@ func (s *Sum) ZeroContext(ctx context.Context, n int64) error {
 	return nil
 }
 
-// zero adds n zero bytes.
+// The method zero adds n zero bytes.
 func (s *Sum) zero(n int64) {
 	if s.algorithm != Blksum {
 		s.size += n
@@ -163,8 +163,8 @@ func (s *Sum) innerZero(n int) {
 	s.advance(n)
 }
 
-// advance counts n bytes as added. They must all lie in one block of BlockSize bytes. If the block
-// is then complete, advance adds the hash of the block to the outer hash.
+// The method advance counts n bytes as added. They must all lie in one block of BlockSize bytes. If
+// the block is then complete, advance adds the hash of the block to the outer hash.
 func (s *Sum) advance(n int) {
 	s.size += int64(n)
 	if s.partial() > 0 {
@@ -193,7 +193,7 @@ func (s *Sum) Data(p []byte) {
 	}
 }
 
-// part adds the bytes p. They must all lie in one block of BlockSize bytes.
+// The method part adds the bytes p. They must all lie in one block of BlockSize bytes.
 func (s *Sum) part(p []byte) {
 	switch {
 	case zero.Is(p):
