@@ -134,9 +134,9 @@ func (s *sparse) readPlain(p []byte, off, grainPos int64, r *run, i int64) error
 	return nil
 }
 
-// checkPlace returns an error if the bytes [pos, end) of the file cannot belong to a grain,
-// because the file ends before them or has metadata there. The error names the grain that
-// has the byte at the offset off of the extent.
+// checkPlace returns an error if the bytes [pos, end) of the file cannot belong to a grain, because
+// the file is too short or has metadata there. The parameter off is an offset in the extent. The
+// error names the grain that has the byte at this offset.
 func (s *sparse) checkPlace(pos, end, off int64) error {
 	g := off >> s.grainShift
 	if end > s.fileSize {
