@@ -227,10 +227,11 @@ type Selection struct {
 	Shard, Shards int               // Shards 0: all shards
 }
 
-// Select returns the selected jobs in the order of the file. It fails if one of the given names is
-// not the name of a job, or if none of the jobs with these names has all given labels. If no names
-// are given, all jobs are searched for the labels. If the given shard has none of the jobs that
-// were found, the result is empty, which is not an error.
+// Select returns the selected jobs in the order of the file. It takes the jobs with the given
+// names, or all jobs if no names are given. Of these jobs it keeps those that have all given
+// labels. It returns an error if a given name is not the name of a job, or if no job is left. If a
+// shard is given, Select then removes the jobs of other shards. The result may be empty after that,
+// which is not an error.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {
