@@ -12,9 +12,9 @@ const (
 	// joinGap is the largest hole between data, in bytes, that is read together with the data.
 	// Reading such a hole takes less time than one more request does.
 	joinGap = 32 << 10
-	// zeroPiece is the largest hole, in bytes, that a sink gets in one call if it must zero
-	// holes. Longer holes are cut, because otherwise a copy would show no progress for a long
-	// time and would be slow to stop.
+	// zeroPiece is the length, in bytes, of the largest hole that a sink must zero in one call.
+	// Longer holes are zeroed in several calls. In one long call, a copy would show no progress,
+	// and could not stop soon.
 	zeroPiece = 128 << 20
 )
 
@@ -131,13 +131,13 @@ func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source
 	}
 }
 
-// unitAbove returns the first border of a unit at or above the offset off. The end of the disk
+// unitAbove returns the first border of a unit at or above the given offset. The end of the disk
 // counts as a border of a unit.
 func (c *cutter) unitAbove(off int64) int64 {
 	return min((off+c.unit-1)/c.unit*c.unit, c.plan.Size)
 }
 
-// unitBelow returns the last border of a unit at or below the offset off. The end of the disk
+// unitBelow returns the last border of a unit at or below the given offset. The end of the disk
 // counts as a border of a unit.
 func (c *cutter) unitBelow(off int64) int64 {
 	if off == c.plan.Size {
@@ -231,8 +231,8 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// cutLimit returns a limit for the method cut, which cuts the next part from the start of the part
-// p. The limit is the largest length, in bytes, that the next part may have.
+// cutLimit returns a limit for the method cut, which takes a piece from the beginning of the part
+// p. The limit is the largest length, in bytes, that this piece may have.
 func (c *cutter) cutLimit(p part) int64 {
 	inRequest := c.request - p.Off%c.request
 	switch {
