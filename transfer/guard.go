@@ -37,12 +37,12 @@ func guard(src source.Disk) source.Disk {
 	return g
 }
 
-// guarded is a source.Wrapper that marks the errors of its disk.
+// The type guarded is a source.Wrapper that marks the errors of its disk.
 type guarded struct{ disk source.Disk }
 
-// Unwrap implements source.Wrapper, through which callers find the abilities (optional
-// interfaces) of the wrapped disk. guarded itself must implement every ability whose methods
-// return errors of the source, because otherwise those errors are not marked.
+// Unwrap implements source.Wrapper, through which callers find the abilities (optional interfaces)
+// of the wrapped disk. The type guarded itself must implement every ability whose methods return
+// errors of the source, because otherwise those errors are not marked.
 func (g *guarded) Unwrap() source.Disk { return g.disk }
 
 func (g *guarded) Size() int64  { return g.disk.Size() }

@@ -27,8 +27,8 @@ func newInspector(o Options, unit int64, sums []*digest.Sum, crc bool) inspector
 	}
 }
 
-// inspect searches the filled buffer of a piece for zeros, and computes the hashes and the CRC
-// of the content.
+// The method inspect searches the filled buffer of a piece for zeros, and computes the hashes and
+// the CRC of the content.
 func (i *inspector) inspect(c *piece) {
 	i.counters.AddRead(c.Len)
 	if c.file == nil {
@@ -45,8 +45,8 @@ func (i *inspector) inspect(c *piece) {
 	}
 }
 
-// scan searches the buffer of a piece for zeros, and stores the runs that it finds in the field
-// runs of the piece.
+// The method scan searches the buffer of a piece for zeros, and stores the runs that it finds in
+// the field runs of the piece.
 func (i *inspector) scan(c *piece) {
 	if i.keepZeros {
 		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
@@ -55,18 +55,18 @@ func (i *inspector) scan(c *piece) {
 	c.runs = scan(c.runs[:0], c.buf, c.Off, i.block, i.least)
 }
 
-// run is a range [start, end) of a buffer, in bytes. If the field zero is true, the whole range is
-// zeros. If it is false, the range counts as data.
+// A run is a range [start, end) of a buffer, in bytes. If the field zero is true, the whole range
+// is zeros. If it is false, the range counts as data.
 type run struct {
 	start, end int
 	zero       bool
 }
 
-// scan divides the bytes b into runs of zeros and runs of data. These bytes are the content of the
-// disk from the given offset on. scan appends the runs to list and returns the longer list. Runs
-// end at multiples of blockSize bytes in the disk, or at the end of b. Fewer than minZeros bytes of
-// zeros count as data, except at the start and the end of b, because there the zeros may continue
-// in a neighbouring piece.
+// The function scan divides the bytes b into runs of zeros and runs of data. These bytes are the
+// content of the disk from the given offset on. scan appends the runs to the given list and returns
+// the longer list. A run ends at an offset of the disk that is a multiple of blockSize, or at the
+// end of b. Fewer than minZeros bytes of zeros count as data, except at the start and the end of b,
+// because there the zeros may continue in a neighbouring piece.
 func scan(list []run, b []byte, off, blockSize, minZeros int64) []run {
 	next := func(at int) int { return int(min(int64(at)+blockSize-(off+int64(at))%blockSize, int64(len(b)))) }
 	for at := 0; at < len(b); {

@@ -48,7 +48,7 @@ type keeper struct {
 	exists bool          // Options.Keep has a checkpoint: last, or an earlier one
 }
 
-// pending is a checkpoint that is not durable yet.
+// The type pending is a checkpoint that is not durable yet.
 type pending struct {
 	Checkpoint
 	done int64
@@ -114,7 +114,7 @@ func (k *keeper) collected(c *piece) error {
 	return nil
 }
 
-// take returns a checkpoint that covers all collected pieces. It is not durable yet.
+// The method take returns a checkpoint that covers all collected pieces. It is not durable yet.
 func (k *keeper) take() (pending, error) {
 	next := pending{Checkpoint: Checkpoint{Offset: k.at}, done: k.counters.Snapshot().Done}
 	if k.proof.Len > 0 && !proves(k.tail) {
@@ -134,8 +134,8 @@ func (k *keeper) take() (pending, error) {
 	return next, err
 }
 
-// run receives the checkpoints from the method collected and makes each of them durable. It returns
-// after finish was called, or after an error.
+// The method run receives the checkpoints from the method collected and makes each of them durable.
+// It returns after finish was called, or after an error.
 func (k *keeper) run(ctx context.Context) error {
 	for next := range k.due {
 		if err := k.makeDurable(ctx, next); err != nil {
@@ -146,8 +146,8 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// finish tells the method run that no more checkpoints come. The method run then returns after it
-// has made the last checkpoint durable.
+// The method finish tells the method run that no more checkpoints come. The method run then returns
+// after it has made the last checkpoint durable.
 func (k *keeper) finish() { close(k.due) }
 
 // makeDurable makes the target durable up to the checkpoint, and then stores the checkpoint.
@@ -166,7 +166,7 @@ func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 	return nil
 }
 
-// store calls Options.Keep, which stores a checkpoint for a later run.
+// The method store calls Options.Keep, which stores a checkpoint for a later run.
 func (k *keeper) store(c Checkpoint) error {
 	if err := k.keep(c); err != nil {
 		return err
@@ -187,9 +187,9 @@ func (k *keeper) takeFinal(ctx context.Context) error {
 
 // keepLast makes sure that a stored checkpoint exists, at which a later run can continue. If
 // acceptsMore is true, the sink accepts one more checkpoint, and keepLast tries to take and store
-// this final checkpoint. If there is no final checkpoint, one that was stored earlier is enough. If
-// none was stored earlier, keepLast stores the checkpoint at which the copy began. If keepLast
-// returns an error, no checkpoint is stored.
+// this final checkpoint. If there is no final checkpoint, a checkpoint that was stored earlier is
+// enough. If no checkpoint was stored earlier, keepLast stores the checkpoint at which the copy
+// began. If keepLast returns an error, no checkpoint is stored.
 func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 	if acceptsMore && k.takeFinal(ctx) == nil || k.exists {
 		return nil
@@ -198,11 +198,11 @@ func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 }
 
 // restartUnproven returns the checkpoint at which the copy continues after the connection to its
-// target was lost. Usually this is the last checkpoint. But if all data that its tail describes is
-// zeros, the checkpoint cannot identify the target. In this case the result is a new checkpoint at
-// offset 0, which replaces the last one. The parameter originState is the state that the sink had
-// before the first write. The new checkpoint gets this state, or the state of the last checkpoint
-// if originState is nil.
+// target was lost. Usually the result is the last checkpoint of the copy. But if all data that the
+// tail of this checkpoint describes is zeros, this checkpoint cannot identify the target. In this
+// case the result is a new checkpoint at offset 0, which replaces the last one. The parameter
+// originState is the state that the sink had before the first write. The new checkpoint gets this
+// state, or the state of the last checkpoint if originState is nil.
 func (k *keeper) restartUnproven(originState []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

@@ -24,8 +24,8 @@ func NewLimiter(bytesPerSecond int64) *Limiter {
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}
 }
 
-// Within returns a Limiter that applies both the limit of l and the limit of outer. All Limiters
-// that were made with the same outer share the rate of outer. l and outer may be nil.
+// Within returns a Limiter that applies both the limit of l and the limit of outer. If several
+// Limiters are made with the same outer Limiter, they share its rate. Both l and outer may be nil.
 func (l *Limiter) Within(outer *Limiter) *Limiter {
 	if l == nil {
 		return outer

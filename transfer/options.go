@@ -104,8 +104,8 @@ const (
 	workedSparse = 64 << 10
 )
 
-// normal returns the options with their defaults filled in. The parameter zeroed says whether
-// ranges of dst that are never written read as zeros.
+// The method normal returns the options with their defaults filled in. The parameter zeroed says
+// whether ranges of dst that are never written read as zeros.
 func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	if o.RequestSize == 0 {
 		o.RequestSize = defaultRequest
@@ -127,8 +127,9 @@ func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	return o
 }
 
-// sums returns a new digest.Sum for each digest that the copy needs. If Verify is set, the last Sum
-// in the slice computes a blksum, with which the blksum of the target is compared.
+// The method sums returns a new digest.Sum for each digest that the copy needs. If Verify is set,
+// the last Sum in the slice computes a blksum, which is one kind of digest. The copy later compares
+// this blksum of the source with the blksum of the target.
 func (o Options) sums() []*digest.Sum {
 	var sums []*digest.Sum
 	if o.Digest != "" {

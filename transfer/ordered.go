@@ -11,26 +11,26 @@ import (
 // had been sent to the workers are finished.
 var errStopped = errors.New("stopped")
 
-// stages are the functions that runOrdered calls.
+// The type stages holds the functions that runOrdered calls.
 type stages[T any] struct {
-	// produce acquires items, fills in their values and sends them to the workers. It runs in
-	// one goroutine.
+	// The function produce acquires items, fills in their values and sends them to the workers.
+	// It runs in one goroutine.
 	produce func(ctx context.Context, o *ordered[T]) error
-	// work processes one value. It runs in many goroutines, for values in any order.
+	// The function work processes one value. It runs in many goroutines, for values in any order.
 	work func(ctx context.Context, v *T) error
-	// collect receives each value after work has processed the value. It runs in one
-	// goroutine, for values in the order in which they were sent.
+	// The function collect receives each value after the function work has processed it. It runs
+	// in one goroutine, for values in the order in which they were sent.
 	collect func(ctx context.Context, v *T) error
 	// The function after is called after each call of collect, in the same goroutine. It may be
 	// nil.
 	after func(v *T) error
-	// release frees the memory that a value refers to. It runs when a value has been
+	// The function release frees the memory that a value refers to. It runs when a value has been
 	// collected, and once more for all values when the goroutines have ended, also after an
 	// error. It may be nil.
 	release func(v *T)
 }
 
-// ordered passes items from one producer to parallel workers, and then, in the order of
+// The type ordered passes items from one producer to parallel workers, and then, in the order of
 // sending, to one collector. There is a fixed number of items, which are reused, so this number
 // bounds the work in progress.
 type ordered[T any] struct {
@@ -40,7 +40,7 @@ type ordered[T any] struct {
 	next chan *item[T]   // for the collector, in the order of sending
 }
 
-// item holds a value that is passed from stage to stage.
+// An item holds a value that is passed from stage to stage.
 type item[T any] struct {
 	value T
 	skips bool          // the item goes from the producer to the collector
@@ -107,10 +107,10 @@ func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 	}
 }
 
-// send passes an acquired item to the workers or, if skip is true, directly to the collector. The
-// producer must not use the item afterwards, because the collector may have recycled it. send never
-// blocks, because the channel to the workers and the channel to the collector each have room for
-// all items.
+// The method send passes an acquired item to the workers or, if skip is true, directly to the
+// collector. The producer must not use the item afterwards, because the collector may have recycled
+// it. send never blocks, because the channel to the workers and the channel to the collector each
+// have room for all items.
 func (o *ordered[T]) send(it *item[T], skip bool) {
 	it.skips = skip
 	o.next <- it

@@ -7,19 +7,20 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// part is a range of the disk that is copied in one way. It is zeroed, left to the backing
-// image, read and written, or, if file is not nil, shared with the source.
+// A part is a range of the disk that is copied in one way. If the field file is not nil, the target
+// shares the blocks of this range with that file of the source. If it is nil, the range is zeroed,
+// or left to the backing image, or read and written.
 type part struct {
 	source.Extent
 	file *os.File // whose bytes from pos on are those of the range; nil: not shared
 	pos  int64    // bytes
 }
 
-// plain reports whether the part has to be read and written.
+// The method plain reports whether the part has to be read and written.
 func (p part) plain() bool { return p.Kind == source.Data && p.file == nil }
 
-// head removes the first n bytes of the part and returns them as a part of their own. If the
-// part is shorter, it removes all bytes.
+// The method head removes the first n bytes of the part and returns them as a part of their own. If
+// the part is shorter, it removes all bytes.
 func (p *part) head(n int64) part {
 	h := *p
 	h.Len = min(n, p.Len)
@@ -30,7 +31,7 @@ func (p *part) head(n int64) part {
 	return h
 }
 
-// piece is a part of the disk that a pipeline processes, with its buffer and the results of the
+// A piece is a part of the disk that a pipeline processes, with its buffer and the results of the
 // stages. Pieces are reused for other parts.
 type piece struct {
 	part

@@ -34,8 +34,8 @@ type pipeline struct {
 	parallel  bool // workers write, in any order
 }
 
-// newPipeline returns a pipeline that copies to c.dst. ctx is the context of all calls to the
-// sink.
+// newPipeline returns a pipeline for the copy c, which writes to the sink c.dst. The parameter ctx
+// is the context of all calls to this sink.
 func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
 	p := &pipeline{o: c.o, reader: c.reader(), sums: c.sums, keeper: c.keeper, workers: c.o.Requests}
 	if parallel, ok := sink.Ability[sink.Parallel](c.dst); ok && parallel.MaxParallel() > 1 {
@@ -64,8 +64,8 @@ func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
 	return p, nil
 }
 
-// run copies everything, and returns when all its goroutines have ended. The error
-// is errStopped if Options.Stop ended the copy.
+// The method run copies everything, and returns when all its goroutines have ended. The error is
+// errStopped if Options.Stop ended the copy.
 func (p *pipeline) run(ctx context.Context) (err error) {
 	return p.runStages(ctx, stages[piece]{produce: p.produce, work: p.work})
 }
@@ -118,8 +118,8 @@ func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	return errStopped
 }
 
-// produce sends the parts of the plan, as pieces, to the workers and the collector. It blocks while
-// too many pieces or buffers are in use.
+// The method produce sends the parts of the plan, as pieces, to the workers and the collector. It
+// blocks while too many pieces or buffers are in use.
 func (p *pipeline) produce(ctx context.Context, o *ordered[piece]) error {
 	for part, err := range p.cutter.parts(ctx) {
 		if err != nil {
@@ -154,7 +154,7 @@ func (p *pipeline) acquireBuffer(ctx context.Context, c *piece, n int) (err erro
 	return p.encoder.acquireMemory(ctx, c)
 }
 
-// work fills the buffer of a piece, if it has one, and processes the piece.
+// The method work fills the buffer of a piece, if it has one, and processes the piece.
 func (p *pipeline) work(ctx context.Context, c *piece) error {
 	if c.read {
 		if err := p.reader.fill(ctx, c.buf, c.Off); err != nil {
@@ -164,8 +164,8 @@ func (p *pipeline) work(ctx context.Context, c *piece) error {
 	return p.process(ctx, c)
 }
 
-// process inspects and encodes a piece, if its buffer is filled. If the workers write to the
-// sink, process also writes the piece.
+// The method process inspects and encodes a piece, if its buffer is filled. If the workers write to
+// the sink, process also writes the piece.
 func (p *pipeline) process(ctx context.Context, c *piece) error {
 	if c.read {
 		p.inspector.inspect(c)
@@ -181,7 +181,7 @@ func (p *pipeline) process(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// collect adds a piece to the digests, writes it unless a worker did, and counts it.
+// The method collect adds a piece to the digests, writes it unless a worker did, and counts it.
 func (p *pipeline) collect(ctx context.Context, c *piece) error {
 	for i, s := range p.sums {
 		if err := p.addToSum(ctx, s, i, c); err != nil {
@@ -202,7 +202,8 @@ func (p *pipeline) collect(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// addToSum adds a piece to s, one of the digests of the copy. i is the index of this digest.
+// The method addToSum adds a piece to s, one of the digests of the copy. The parameter i is the
+// index of this digest.
 func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece) error {
 	switch {
 	case c.read:
@@ -265,7 +266,7 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// writeScanned writes a piece that has been searched for zeros but not encoded yet.
+// The method writeScanned writes a piece that has been searched for zeros but not encoded yet.
 func (p *pipeline) writeScanned(c *piece) error {
 	if p.encoder != nil {
 		if err := p.encoder.encode(c); err != nil {
@@ -275,7 +276,7 @@ func (p *pipeline) writeScanned(c *piece) error {
 	return p.writer.write(c)
 }
 
-// release frees the memory of a piece, so that the piece can be reused.
+// The method release frees the memory of a piece, so that the piece can be reused.
 func (p *pipeline) release(c *piece) {
 	c.releaseBuffer()
 	if p.encoder != nil {

@@ -32,8 +32,9 @@ type Plan struct {
 	// none. The plan is valid only for this identity.
 	identity string
 
-	// cache has the first extents of the disk, each as length<<2 | kind. They follow one
-	// another without gaps from offset 0 to cachedTo.
+	// The field cache holds the first extents of the disk, each as length<<2 | kind. These
+	// extents follow one another without gaps. They begin at offset 0 and end at the offset in
+	// the field cachedTo.
 	cache    []uint64
 	cachedTo int64
 }
@@ -108,8 +109,8 @@ func (p *Plan) DataFrom(off int64) int64 {
 	return p.Data - data
 }
 
-// below returns how many bytes of data, and how many bytes of zeros, are before the given offset.
-// It counts only the extents that the plan keeps in memory.
+// The method below returns how many bytes of data, and how many bytes of zeros, are before the
+// given offset. It counts only the extents that the plan keeps in memory.
 func (p *Plan) below(off int64) (data, zero int64) {
 	at := int64(0)
 	for _, c := range p.cache {

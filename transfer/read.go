@@ -18,8 +18,8 @@ type reader struct {
 	limit   *Limiter    // nil: none
 }
 
-// fill fills b with the content of the disk that begins at the given offset. Before the read it
-// waits until the Limiter allows the read.
+// The method fill fills b with the content of the disk that begins at the given offset. Before the
+// read it waits until the Limiter allows the read.
 func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	if err := r.limit.Wait(ctx, len(b)); err != nil {
 		return err
@@ -84,11 +84,11 @@ func readFull(d source.Disk, b []byte, off int64) error {
 	return err
 }
 
-// whole returns a disk with all the content that is copied. If there is no backing image, this disk
-// is the source itself. If there is one, the disk has Data where the source has Inherited extents,
-// and reads this data from the backing image. Each read of such a disk first queries the extents of
-// the source with the context ctx, so the read fails when ctx has ended. The caller must not close
-// the disk.
+// The method whole returns a disk with all the content that is copied. If there is no backing
+// image, this disk is the source itself. If there is one, the disk has Data where the source has
+// Inherited extents, and reads this data from the backing image. Each read of such a disk first
+// queries the extents of the source with the context ctx, so the read fails when ctx has ended. The
+// caller must not close the disk.
 func (r *reader) whole(ctx context.Context) source.Disk {
 	if r.backing == nil {
 		return r.src

@@ -21,11 +21,11 @@ type reopener struct {
 	origin []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
 }
 
-// reopen opens the target at the last checkpoint of the keeper k, after the connection to the
-// target ended with the error cause. Even if this error is permanent, reopen tries a new
-// connection, which may succeed. r.policy limits the number of tries and the time for them. The
-// parameter failures is the number of earlier failures since the copy last made progress, and
-// lostAt is the time of the first of these failures.
+// The method reopen opens the target at the last checkpoint of the keeper k, after the connection
+// to the target ended with the error cause. Even if the error cause is permanent, reopen tries a
+// new connection, which may succeed. The retry policy r.policy limits the number of tries and the
+// time for them. The parameter failures is the number of earlier failures since the copy last made
+// progress, and lostAt is the time of the first of these failures.
 //
 // If the copy was stopped, the error of reopen is errStopped or the cause of ctx. In other cases
 // the error is an ErrLost, so that a later run can continue.
@@ -59,7 +59,7 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 // openProven opens the target at the last checkpoint. It checks that the target has the content
 // that the tail of this checkpoint describes, because a restarted server may serve another disk by
 // the same name. If only zeros were written so far, they prove nothing, and the copy restarts from
-// the beginning. limit is how long the opening may take.
+// the beginning. The parameter limit is how long the opening may take.
 func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duration) (sink.Disk, error) {
 	last := k.restartUnproven(r.origin)
 	dst, err := r.openWithin(ctx, limit, last)

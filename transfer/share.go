@@ -68,8 +68,8 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer
 	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }
 
-// parts divides the extents into parts whose data can be shared and parts for everything else.
-// A nil sharer shares nothing.
+// The method parts divides the extents into parts whose data can be shared and parts for everything
+// else. A nil sharer shares nothing.
 func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		for e, err := range extents {
@@ -96,14 +96,14 @@ func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, 
 	}
 }
 
-// copied returns the range [off, end) as a part that is read and written.
+// The function copied returns the range [off, end) as a part that is read and written.
 func copied(off, end int64) part {
 	return part{Extent: source.Extent{Off: off, Len: end - off}}
 }
 
-// locate examines the beginning of the data in [off, end). It returns the part that can be shared,
-// and the number of bytes that it has examined. If nothing can be shared, the part has length 0 and
-// begins at off. Any error is an ErrNotShared.
+// The method locate examines the beginning of the data in [off, end). It returns the part that can
+// be shared, and the number of bytes that it has examined. If nothing can be shared, the part has
+// length 0 and begins at off. Any error is an ErrNotShared.
 func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	none := copied(off, off)
 	f, pos, n, ok := s.src.InFile(off)

@@ -13,7 +13,7 @@ import (
 // result would describe neither the old nor the new state.
 var ErrDiskChanged = errors.New("the disk changed while it was read")
 
-// side is one of the disks that Compare or Sum reads, with its plan.
+// A side is one of the disks that Compare or Sum reads, with its plan.
 type side struct {
 	source.Disk
 	name    string // "source" or "target", for errors; "" for Sum
@@ -41,14 +41,14 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 	return nil
 }
 
-// reserve provides the given number of buffers for reading the disk, of bufferSize bytes each. The
-// caller frees them by calling the result, the function release.
+// The method reserve provides the given number of buffers for reading the disk, of bufferSize bytes
+// each. The caller frees them by calling the result, the function release.
 func (s *side) reserve(number, bufferSize int) (release func() error, err error) {
 	s.buffers, release, err = reserveBuffers(s.Disk, number, bufferSize)
 	return release, err
 }
 
-// unchanged returns an ErrDiskChanged if the disk has changed since its plan was made.
+// The method unchanged returns an ErrDiskChanged if the disk has changed since its plan was made.
 func (s *side) unchanged(ctx context.Context) error {
 	now, err := identityOf(ctx, s.Disk)
 	if err != nil {

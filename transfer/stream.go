@@ -69,7 +69,7 @@ type stream struct {
 	interrupt func(cause error) // Options.Interrupt
 }
 
-// produce reads the stream to its end and sends its bytes as pieces to the pipeline.
+// The method produce reads the stream to its end and sends its bytes as pieces to the pipeline.
 func (s *stream) produce(ctx context.Context, o *ordered[piece]) error {
 	if s.interrupt != nil {
 		defer context.AfterFunc(ctx, func() { s.interrupt(context.Cause(ctx)) })()
@@ -102,8 +102,8 @@ func (s *stream) produce(ctx context.Context, o *ordered[piece]) error {
 	}
 }
 
-// read fills b, or reads to the end of the stream. It returns an error if the
-// stream has another size than expected.
+// The method read fills b, or reads to the end of the stream. It returns an error if the stream has
+// another size than expected.
 func (s *stream) read(b []byte) (n int, ended bool, err error) {
 	n, err = io.ReadFull(s.r, b)
 	ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)

@@ -51,7 +51,7 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 	return s.sum.Value(), nil
 }
 
-// summing holds the state of one call of Sum.
+// The type summing holds the state of one call of Sum.
 type summing struct {
 	side
 	o   CompareOptions
@@ -71,7 +71,8 @@ func (s *summing) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || s.sum.Algorithm() != digest.Blksum
 }
 
-// count adds the bytes of every extent to the planned or to the skipped bytes of the counters.
+// The method count adds the bytes of every extent to the planned or to the skipped bytes of the
+// counters.
 func (s *summing) count(ctx context.Context) error {
 	for e, err := range s.extents(ctx) {
 		if err != nil {
@@ -86,7 +87,7 @@ func (s *summing) count(ctx context.Context) error {
 	return nil
 }
 
-// produce sends the extents of the disk as pieces. Data is cut at multiples of the
+// The method produce sends the extents of the disk as pieces. Data is cut at multiples of the
 // request's size.
 func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 	size := int64(s.o.RequestSize)
@@ -120,7 +121,7 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 	return nil
 }
 
-// read reads and hashes a piece of data.
+// The method read reads and hashes a piece of data.
 func (s *summing) read(ctx context.Context, p *summedPiece) error {
 	if err := s.o.Limit.Wait(ctx, len(p.buf)); err != nil {
 		return err
@@ -133,7 +134,7 @@ func (s *summing) read(ctx context.Context, p *summedPiece) error {
 	return nil
 }
 
-// fold adds a piece to the digest.
+// The method fold adds a piece to the digest.
 func (s *summing) fold(ctx context.Context, p *summedPiece) error {
 	if p.Kind != source.Data {
 		if err := s.sum.ZeroContext(ctx, p.Len); err != nil {

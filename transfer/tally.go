@@ -15,9 +15,9 @@ type tally struct {
 	a, b          byte  // the bytes of the two disks at first
 }
 
-// join adds the counts of another tally to t. The other tally, the parameter next, has counted a
-// later part of the disks than t. A range that continues from the part of t into the later part
-// counts once.
+// The method join adds the counts of another tally to t. The other tally, the parameter next, has
+// counted a later part of the disks than t. A range that continues from the part of t into the
+// later part counts once.
 func (t *tally) join(next *tally) {
 	if next.ranges == 0 {
 		return
@@ -42,8 +42,9 @@ const tallyBlock = 4 << 10
 // its bytes.
 var tallyZeros [tallyBlock]byte
 
-// add compares n bytes of one disk, the slice a, with n bytes of the other disk, the slice b. In
-// both disks these bytes begin at the given offset. A slice that is nil stands for zeros.
+// The method add compares n bytes of one disk, the slice a, with n bytes of the other disk, the
+// slice b. In both disks these bytes begin at the given offset. A slice that is nil stands for
+// zeros.
 func (t *tally) add(a, b []byte, off int64, n int) {
 	if a != nil && b != nil && bytes.Equal(a[:n], b[:n]) {
 		return

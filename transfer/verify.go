@@ -51,7 +51,7 @@ func (e *MismatchError) Hint() string {
 // ExitStatus tells report.Of the exit status for disks that differ.
 func (*MismatchError) ExitStatus() int { return exit.Difference }
 
-// verifier compares a finished target with what was written to it.
+// verifier compares a finished target with the content that was written to it.
 type verifier struct {
 	dst    sink.Disk
 	sums   []*digest.Sum // of what was written; a blksum, if there is one, is the last
@@ -60,8 +60,8 @@ type verifier struct {
 	stop   context.Context // ends the reading with errStopped
 }
 
-// verify reads the target back. If the target does not have the content that was written to it,
-// verify suspends it, which keeps it for inspection. The error is then a *MismatchError.
+// The method verify reads the target back. If the target does not have the content that was written
+// to it, verify suspends it, which keeps it for inspection. The error is then a *MismatchError.
 func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	failed := report.Verify{Status: report.VerifyNotRun}
 	verifiable, ok := sink.Ability[sink.Verifiable](v.dst)
@@ -131,8 +131,8 @@ func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch 
 	return &MismatchError{Difference: difference}, nil
 }
 
-// untilStopped calls the given function, which reads disks, with a context that also ends when
-// Options.Stop ends. If Options.Stop has ended, untilStopped returns errStopped.
+// untilStopped calls the given function, which reads disks. It passes the function a context that
+// also ends when Options.Stop ends. If Options.Stop has ended, untilStopped returns errStopped.
 func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -23,7 +23,7 @@ type writer struct {
 	ctx context.Context
 }
 
-// write writes a piece to the sink, as data or zeros. The piece must not be one whose
+// The method write writes a piece to the sink, as data or zeros. The piece must not be one whose
 // blocks are shared with the source.
 func (w *writer) write(c *piece) error {
 	if c.Kind != source.Data {
@@ -66,9 +66,9 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place passes the encoded units of one run of the piece c to the sink. The run is r, one of the
-// runs in c.runs that count as data. The slice c.coded.units has the units of all these runs, and
-// firstUnit is the index of the first unit of r. The result is the number of units of r.
+// The method place passes the encoded units of one run of the piece c to the sink. The run is r,
+// one of the runs in c.runs that count as data. The slice c.coded.units has the units of all these
+// runs, and firstUnit is the index of the first unit of r. The result is the number of units of r.
 func (w *writer) place(c *piece, r run, firstUnit int) (units int, err error) {
 	for i, u := range c.coded.units[firstUnit:] {
 		if u.start >= r.end {
@@ -94,7 +94,7 @@ func (w *writer) place(c *piece, r run, firstUnit int) (units int, err error) {
 	return units, nil
 }
 
-// share makes the target share the blocks of a piece with the file of the source. It
+// The method share makes the target share the blocks of a piece with the file of the source. It
 // returns false if the piece must be copied instead.
 func (w *writer) share(c *piece) (shared bool, err error) {
 	cloner, _ := sink.Ability[sink.Cloner](w.dst)

@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// access makes the calls of the library that concern the whole VM and not only one disk:
+// The type access makes the calls of the library that concern the whole VM and not only one disk:
 // PrepareForAccess when the disk is opened, and EndAccess and Cleanup when it is closed.
 // PrepareForAccess keeps the VM from being migrated until EndAccess is called.
 type access struct {
@@ -21,9 +21,9 @@ type access struct {
 	closed   atomic.Bool // the report of the disk may have been written already
 }
 
-// prepare calls PrepareForAccess if Params.PrepareAccess asks for it and no other disk of this
-// command has already done so for the same VM. If the server refuses the call, prepare only warns
-// the user. prepare returns an error only if ctx ends. The error is then the cause of ctx.
+// The method prepare calls PrepareForAccess if Params.PrepareAccess asks for it and no other disk
+// of this command has already done so for the same VM. If the server refuses the call, prepare only
+// warns the user. prepare returns an error only if ctx ends. The error is then the cause of ctx.
 func (a *access) prepare(ctx context.Context) error {
 	if !a.params.PrepareAccess || !a.params.Remote() {
 		return nil
@@ -50,9 +50,10 @@ func (a *access) prepare(ctx context.Context) error {
 	return err
 }
 
-// end calls EndAccess, once for all disks of the VM. The Registry counts the open disks of the VM,
-// and calls end when the last of them is closed. If EndAccess fails, end adds a warning to the
-// report of this disk. If that report may have been written already, end logs the warning instead.
+// The method end calls EndAccess, once for all disks of the VM. The Registry counts the open disks
+// of the VM, and calls end when the last of them is closed. If EndAccess fails, end adds a warning
+// to the report of this disk. If that report may have been written already, end logs the warning
+// instead.
 func (a *access) end() {
 	err := a.call("end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
 	if err != nil {
@@ -76,11 +77,11 @@ func (a *access) identified() worker.OpenRequest {
 // tidyTimeout is the time limit of each call to the server in access.call.
 const tidyTimeout = 30 * time.Second
 
-// tidy undoes what was done to the VM. It is called when no worker process has the disk open any
-// more. A worker process that crashed or was killed may have left disks attached to this machine,
-// which prevents the removal of the snapshot. tidy first detaches these disks. Then it ends the
-// access for which the VM was prepared, so that the VM can be migrated again. tidy works even if
-// the context of the disk has ended.
+// The method tidy undoes what was done to the VM. It is called when no worker process has the disk
+// open any more. A worker process that crashed or was killed may have left disks attached to this
+// machine, which prevents the removal of the snapshot. tidy first detaches these disks. Then it
+// ends the access for which the VM was prepared, so that the VM can be migrated again. tidy works
+// even if the context of the disk has ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
 		err := a.call("clean up after", func(ctx context.Context, p process) error {
@@ -98,9 +99,9 @@ func (a *access) tidy() {
 	}
 }
 
-// call starts a worker process, in which the function callServer makes one call to the server.
-// operation names that call in errors. The call may take up to tidyTimeout. The end of the disk's
-// context does not stop it.
+// The method call starts a worker process, in which the function callServer makes one call to the
+// server. The parameter operation names that call in errors. The call may take up to tidyTimeout. It
+// continues even if the context of the disk ends.
 func (a *access) call(operation string, callServer func(context.Context, process) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.life.Context), min(5*a.o.Timeout, tidyTimeout))
 	defer cancel()

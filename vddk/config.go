@@ -115,7 +115,8 @@ func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	return c, nil
 }
 
-// file returns the content of the configuration file for a connection with the given buffers.
+// The method file returns the content of the configuration file for a connection with the given
+// buffers.
 func (c *libraryConfig) file(b NFCBuffers) []byte {
 	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/nfcbudget.Unit, keyBufCount, b.Count)
 }

@@ -79,9 +79,9 @@ func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	})
 }
 
-// open implements Open. thumbprint is the SHA-1 thumbprint that the library expects of the
-// server's certificate. start starts a worker process; tests pass another function than
-// worker.Start.
+// The function open implements Open. The parameter thumbprint is the SHA-1 thumbprint that the
+// library expects of the server's certificate. The parameter start is the function that starts a
+// worker process; tests pass another function than worker.Start.
 func open(ctx context.Context, p Params, l Library, o Options, thumbprint string,
 	start func(context.Context, worker.Config) (process, error)) (*Disk, error) {
 	config, err := impatient.Call(ctx, func() (*libraryConfig, error) { return readConfig(&p) })
@@ -172,8 +172,9 @@ func (d *Disk) Info() source.Info {
 	}
 }
 
-// adapterType returns the adapter type as VMDK descriptors name it, such as "lsilogic". n is the
-// number that the library uses for it. If the number is unknown, the result is "".
+// adapterType returns the adapter type as VMDK descriptors name it, such as "lsilogic". The
+// parameter n is the number that the library uses for it. If the number is unknown, the result is
+// "".
 func adapterType(n int) string {
 	switch n {
 	case 1:
@@ -213,7 +214,7 @@ func (d *Disk) Ended() error { return d.pool.died() }
 
 // ReadAt implements source.Disk. The library reads directly into p if p is a whole buffer that
 // Disk.Buffer returned, and off and len(p) are multiples of 512. In all other cases the library
-// reads into memory of a worker process, and ReadAt copies the data from there.
+// reads into memory of a worker process, and ReadAt copies the data from there to p.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", d.params.File, off)
@@ -278,8 +279,8 @@ func (d *Disk) Close() error {
 	})
 }
 
-// finish ends the worker processes. Then it detaches disks that lost workers left attached, and
-// ends the access for which the VM was prepared.
+// The method finish ends the worker processes. Then it detaches disks that lost workers left
+// attached, and ends the access for which the VM was prepared.
 func (d *Disk) finish() {
 	d.life.end()
 	d.life.background.Wait()

@@ -26,11 +26,12 @@ type Error struct {
 	secret   string   // see Params.oddSecret
 }
 
-// code returns the error code of the library. It is in the low 16 bits of Code; the upper bits
-// hold additional information.
+// The method code returns the error code of the library. It is in the low 16 bits of Code; the
+// upper bits hold additional information.
 func (e *Error) code() int { return int(e.Code & 0xffff) }
 
-// lines returns the text of the error and the lines that the library logged during the call.
+// The method lines returns the text of the error and the lines that the library logged during the
+// call.
 func (e *Error) lines() []string { return append([]string{e.Text}, e.Last...) }
 
 func (e *Error) Error() string {
@@ -70,7 +71,7 @@ func (e *Error) Hint() string {
 	return m.hint
 }
 
-// meaning explains some errors of the library. The fields op, first, code, line and times are
+// A meaning explains some errors of the library. The fields op, first, code, line and times are
 // conditions. The explanation is used for an Error that meets all of them.
 type meaning struct {
 	op    string              // the operation; "": any
@@ -92,7 +93,7 @@ var loginWords = regexp.MustCompile(`(?i)incorrect user name or password|incorre
 
 var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{0,20}expected\s*=\s*([0-9A-F:]+)`)
 
-// meanings are tried in order. The first one that applies to an error explains it.
+// The elements of meanings are tried in order. The first one that applies to an error explains it.
 var meanings = []meaning{
 	// CodeFail is a general error code, which the library also returns for a wrong certificate. An
 	// error with another code has another cause, even if the log mentions the certificate.
@@ -126,7 +127,7 @@ var meanings = []meaning{
 		hint: "the disk was opened and its first read failed, which happens when VDDK is too new or too old for the host: a VDDK release supports the vSphere release with the same number, the two vSphere releases before that one, and the one after it"},
 }
 
-// meaning returns the explanation of e. It is nil if there is none.
+// The method meaning returns the explanation of e. It is nil if there is none.
 func (e *Error) meaning() *meaning {
 	for i := range meanings {
 		m := &meanings[i]
@@ -149,7 +150,7 @@ func (e *Error) meaning() *meaning {
 	return nil
 }
 
-// permanent reports whether opening the disk with the same parameters would fail again.
+// The method permanent reports whether opening the disk with the same parameters would fail again.
 //
 // Only the code and the text of the library decide that. Log lines do not count, because the
 // library logs errors of all its threads and connections, many of them harmless. Only errors of
@@ -189,7 +190,8 @@ func isRefusedLogin(err error) bool {
 	return e != nil && e.loginRefused()
 }
 
-// noMemory reports whether the call failed because the host or the library had no memory for it.
+// noMemory reports whether the call failed because the ESXi host or the library had too little
+// memory.
 func (e *Error) noMemory() bool {
 	m := e.meaning()
 	return m != nil && m.hint == hintMemory

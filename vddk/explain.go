@@ -20,10 +20,11 @@ type explainer struct {
 	wasRead    atomic.Bool // at least one read succeeded
 }
 
-// explain returns err as the error of an operation on the bytes [off, off+n) of the disk. n is 0 if
-// the operation concerns the whole disk. mark is a value of logs.mark, the position in the log at
-// which the operation began. The lines after this position are added to the error. If the worker
-// process crashed or was killed, explain returns a *lostError.
+// The method explain returns err as the error of an operation on the bytes [off, off+n) of the
+// disk. The parameter n is 0 if the operation concerns the whole disk. The parameter mark is a
+// result of logs.mark: the position in the log at which the operation began. The lines after this
+// position are added to the error. If the worker process crashed or was killed, explain returns a
+// *lostError.
 func (x *explainer) explain(op string, off, n, mark int64, err error) error {
 	var gone *worker.GoneError
 	var lost *lostError
@@ -59,8 +60,8 @@ func (x *explainer) openFailed(err error) error {
 	return err
 }
 
-// rangeOf returns a text for messages that names the operation, the disk and the bytes [off,
-// off+n). If n is 0, the text does not name bytes.
+// rangeOf returns a text for messages that names the operation, the disk and the bytes [off, off+n)
+// of it. If n is 0, the text does not name bytes.
 func (x *explainer) rangeOf(op string, off, n int64) string {
 	if n == 0 {
 		return op + " " + x.disk

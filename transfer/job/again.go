@@ -59,8 +59,8 @@ func (s *Spec) WritesFile() bool {
 }
 
 // Tidy removes the files that a killed process left next to a complete target. One of them is the
-// journal. The other is the .partial file, if this is only a second name of the complete target. If
-// Tidy cannot remove a file, it logs a warning.
+// journal. The other is the .partial file, if that file is only a second name of the complete
+// target. If Tidy cannot remove a file, it logs a warning.
 func Tidy(spec Spec) {
 	j := newJob(spec)
 	if !j.WritesFile() {

@@ -20,9 +20,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// end completes the report of a copy that ended with err. It returns the error for the user. This
-// error names the source. If the user can continue the copy with --resume, the error has a hint
-// that says so.
+// The method end completes the report of a copy. The parameter err is the error of the copy, or
+// nil. The result is the error for the user, which names the source. If the user can continue the
+// copy with --resume, the error has a hint that says so.
 func (j *job) end(err error) error {
 	err = j.mayContinue(err)
 	j.countSource(err != nil)
@@ -47,8 +47,8 @@ func (j *job) count() {
 	j.report.Digest = j.result.Digest
 }
 
-// explain makes the error for the user from err. It adds the address of the source if the text of
-// err does not contain this address. If a later run can continue the copy, explain adds a hint.
+// The method explain makes the error for the user from err. It adds the address of the source if
+// the text of err does not contain it. If a later run can continue the copy, explain adds a hint.
 func (j *job) explain(err error) error {
 	if err == nil {
 		return nil

@@ -1,8 +1,8 @@
 // Package job copies one disk from one address to another: it opens the source, plans
 // the copy, opens the target, continues an earlier copy, copies, verifies and reports.
 //
-// A [Spec] says what to copy. Its zero fields are defaults. [Run] copies. [Plan] opens
-// the source, checks the target and says what Run would do, without writing anything:
+// A [Spec] says what to copy. A field with the zero value stands for a default. [Run] copies.
+// [Plan] opens the source, checks the target and says what Run would do, without writing anything:
 //
 //	r, err := job.Run(ctx, job.Spec{Source: "vm.vmdk", Target: "vm.qcow2"})
 //
@@ -43,8 +43,8 @@ type Spec struct {
 	// Source is the address of the disk that is read: a path, PATH.ova#DISK, an
 	// NBD URI, a disk on a VMware host, or "-" for Stdin.
 	Source string
-	// Target is the address of the disk that is written: a path, an NBD URI, "-"
-	// for standard output, or "null:".
+	// Target is the address of the disk that is written: a path, an NBD URI, "-" for standard
+	// output, or "null:", which discards the data.
 	Target string
 
 	SourceFormat string   // "raw", "vmdk" or "qcow2"; "": found by probing
@@ -118,8 +118,9 @@ type Planned struct {
 	Shared  int64          // bytes of Data that source and target will share on their file system
 	Holes   int64          // bytes that need not be read
 	Extents int64          // runs of data and holes
-	// Need is the number of bytes that a copy would write: Data minus Shared. If the copy continues
-	// where an earlier run has stopped, Need does not include what that run has written.
+	// Need is the number of bytes that a copy would write: the field Data minus the field Shared.
+	// If the copy continues where an earlier run has stopped, Need does not include what that run
+	// has written.
 	Need int64
 }
 
@@ -180,7 +181,7 @@ func newJob(spec Spec) *job {
 	return j
 }
 
-// copy runs all steps of a copy.
+// The method copy runs all steps of a copy.
 func (j *job) copy(ctx context.Context) error {
 	if err := j.Parse(); err != nil {
 		return err
@@ -203,7 +204,7 @@ func (j *job) copy(ctx context.Context) error {
 	})
 }
 
-// check runs those steps of a copy that write nothing.
+// The method check runs those steps of a copy that write nothing.
 func (j *job) check(ctx context.Context) error {
 	if err := j.Parse(); err != nil {
 		return err
@@ -214,8 +215,8 @@ func (j *job) check(ctx context.Context) error {
 	return j.planned(ctx, func(context.Context) error { return j.checkTarget(ctx) })
 }
 
-// planned opens the disks, plans the copy, calls the given function, and closes the disks. The
-// argument of the function is the context for calls to the target.
+// The method planned opens the disks, plans the copy, calls the function next, and closes the
+// disks. The argument of next is the context for calls to the target.
 func (j *job) planned(ctx context.Context, next func(writing context.Context) error) error {
 	contexts, err := j.begin(ctx)
 	if err != nil {
@@ -232,8 +233,8 @@ func (j *job) planned(ctx context.Context, next func(writing context.Context) er
 	return next(contexts.writing)
 }
 
-// begin finds the files that an earlier run left, and makes the contexts of the copy. It is called
-// before any disk is opened.
+// The method begin finds the files that an earlier run left, and makes the contexts of the copy. It
+// is called before any disk is opened.
 func (j *job) begin(ctx context.Context) (*contexts, error) {
 	if j.Size != nil {
 		return nil, usage.Errorf("--size is for a stream on standard input, but %s has a size of its own", j.Source)
@@ -244,16 +245,17 @@ func (j *job) begin(ctx context.Context) (*contexts, error) {
 	return newContexts(ctx, j.path != ""), nil
 }
 
-// When a signal stops a copy that can be resumed, the copy waits for the reads in progress, but
-// at most for readingGrace. The target stays open for checkpointGrace longer. So a last
-// checkpoint can be written even if the source hangs or waits to be opened again.
+// When a signal stops a copy that can be resumed, the copy waits for the reads in progress, but at
+// most for the duration readingGrace. After that, the target stays open for the further duration
+// checkpointGrace. So a last checkpoint can be written even if the source hangs or waits to be
+// opened again.
 const (
 	readingGrace    = 5 * time.Second
 	checkpointGrace = 5 * time.Second
 )
 
-// contexts has the contexts for reading the source and for writing the target. If the copy can
-// be resumed, they end some time after the context of the caller.
+// The type contexts holds the contexts for reading the source and for writing the target. If the
+// copy can be resumed, these contexts end some time after the context of the caller.
 type contexts struct {
 	reading, writing context.Context
 	end              func()
@@ -268,7 +270,7 @@ func newContexts(ctx context.Context, resumable bool) *contexts {
 	return &contexts{reading, writing, func() { endReading(); endWriting() }}
 }
 
-// transfer copies the data with package transfer, and writes checkpoints to the journal.
+// The method transfer copies the data with package transfer, and writes checkpoints to the journal.
 func (j *job) transfer(ctx, writing context.Context) error {
 	o := j.options()
 	o.Requests = transfer.Requests(j.Depth, j.source)

@@ -20,9 +20,9 @@ type keeper struct {
 	journal *journal.Journal
 }
 
-// keep opens the journal of a copy whose target is open. It sets o, the options of
-// transfer.Copy, so that checkpoints are written to the journal. If the journal cannot be
-// opened, keep closes the target.
+// The method keep opens the journal of a copy whose target is open. It sets o, the options of
+// transfer.Copy, so that checkpoints are written to the journal. If the journal cannot be opened,
+// the method closes the target.
 func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	if j.path == "" {
 		return &keeper{j: j}, nil
@@ -88,8 +88,8 @@ func (j *job) giveUp() error {
 	return j.dst.Abort()
 }
 
-// end closes the journal of a copy that ended with err, and returns err. If no later run needs
-// the journal, end removes it.
+// The method end closes the journal of a copy that ended with err, and returns err. If no later run
+// needs the journal, end removes it.
 func (k *keeper) end(err error) error {
 	if k.journal == nil {
 		return err

@@ -16,7 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// addresses are the parsed addresses of a copy. backing is nil if the target has no backing disk.
+// The type addresses holds the parsed addresses of a copy. The field backing is nil if the target
+// has no backing disk.
 type addresses struct{ source, target, backing address.Address }
 
 // Parse parses the addresses of the copy. Run and Plan call it. A caller that needs the error of
@@ -77,7 +78,7 @@ func (j *job) prepareOpeners() {
 	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = j.Connections, j.RequestSize, j.Depth, j.Log, j.warn
 }
 
-// open opens the source and the backing disk. j.close closes both.
+// The method open opens the source and the backing disk. The method close closes both.
 func (j *job) open(ctx context.Context) (err error) {
 	if j.source, err = j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat); err != nil {
 		return err
@@ -102,8 +103,8 @@ func (j *job) close() {
 	}
 }
 
-// overlay holds the open backing disk of a target that is an overlay. For any other target it
-// is the zero value.
+// The type overlay holds the open backing disk of a target that is an overlay. For any other target
+// it is the zero value.
 type overlay struct {
 	disk     source.Disk
 	identity *journal.Backing
@@ -164,9 +165,9 @@ func describeBacking(ctx context.Context, d source.Disk, path, format string) (*
 	return b, err
 }
 
-// identify returns the identity of a disk. proof says why a disk with an unchanged identity also
-// has unchanged content: "snapshot", "mtime", or "none" if the content may have changed (see
-// source.Identified).
+// identify returns the identity of a disk. The result proof says why a disk with an unchanged
+// identity also has unchanged content: "snapshot", "mtime", or "none" if the content may have
+// changed (see source.Identified).
 func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {

@@ -26,9 +26,9 @@ func (j *job) planCopy(ctx context.Context) (err error) {
 	if err := j.matchEarlier(ctx); err != nil {
 		return err
 	}
-	// The target is planned first, because querying the extents of the source can take minutes. How
-	// much space the copy needs is known only afterwards, and the call of j.reserve below tells it
-	// to the target.
+	// The target is planned first, because querying the extents of the source can take minutes.
+	// After this query it is known how much space the copy needs. The call of j.reserve below
+	// then tells the target.
 	if err := j.planTarget(ctx); err != nil {
 		return notThisTarget(err)
 	}
@@ -43,8 +43,8 @@ func (j *job) planCopy(ctx context.Context) (err error) {
 	return j.verifiable(j.target)
 }
 
-// planSource finds out how much data the source has, and how much of it the target can share
-// instead of copying it.
+// planSource finds out how much data the source has, and how much of this data needs no copying,
+// because the target can share blocks with the source.
 func (j *job) planSource(ctx context.Context) (err error) {
 	if j.plan, err = transfer.NewPlanWithin(ctx, j.source, j.patience(), j.Counters); err != nil {
 		return err
@@ -64,9 +64,10 @@ func (j *job) planSource(ctx context.Context) (err error) {
 	return err
 }
 
-// patience returns how long a copy may query the extents of the source before it begins to read.
-// If that is too short for all extents, the copy queries the remaining ones later, while it reads.
-// A server takes some time for each query, and the copy must not wait for all of them.
+// The method patience returns how long a copy may query the extents of the source before it begins
+// to read. If this time is too short for all extents, the copy queries the remaining ones later,
+// while it reads. A server takes some time for each query, and the copy must not wait for all of
+// them.
 func (j *job) patience() time.Duration {
 	if address.IsRemote(j.at.source) && !j.dry {
 		return 100 * time.Millisecond
@@ -109,8 +110,9 @@ func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 // clusterSize returns the cluster size of a qcow2 target, in bytes.
 func (j *job) clusterSize() int64 { return cmp.Or(j.ClusterSize, sinkopen.DefaultClusterSize) }
 
-// uses reports whether the copy reads the file that fi, the result of a Stat, describes. If so, it
-// also returns the path of this file.
+// The method uses reports whether a file is one of those that the copy reads. The parameter fi is
+// the result of a Stat of the file. If the copy reads the file, the result path is the path by which
+// the copy reads it.
 func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	if path, ok = j.Opener.Uses(fi); !ok {
 		path, ok = j.BackingOpener.Uses(fi)
@@ -118,9 +120,9 @@ func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	return path, ok
 }
 
-// drop reports whether a copy of n bytes drops its data from the page cache. Spec.Cache decides
-// this. If Spec.Cache is "", the data is dropped if n is more than a quarter of the machine's
-// memory.
+// The method drop reports whether a copy of n bytes removes its data from the page cache.
+// Spec.Cache decides this. If Spec.Cache is "", the data is removed if n is more than a quarter of
+// the machine's memory.
 func (j *job) drop(n int64) bool {
 	if j.Cache != "" {
 		return j.Cache == "drop"

@@ -35,8 +35,8 @@ type resumption struct {
 	// identity identifies the device or export that the earlier run wrote to. It is "" if the
 	// target is a file, or if no journal records the identity.
 	identity string
-	// touched is the path of a journal that says that an earlier copy may have written to the
-	// device or export. If no journal says so, it is "".
+	// The field touched is the path of a journal that says that an earlier copy may have written
+	// to the device or export. If no journal says so, it is "".
 	touched string
 }
 
@@ -54,8 +54,8 @@ func (j *job) findEarlier() error {
 	if err != nil || !resumable {
 		return err
 	}
-	// The journal is read before the target is opened, so that a file that is not a journal is
-	// refused early.
+	// The journal is read before the target is opened, so that the copy fails early if the file
+	// at the path of the journal is not a journal.
 	entries, err := journal.Load(j.path)
 	if errors.Is(err, journal.ErrVersion) {
 		if j.Resume {
@@ -171,9 +171,9 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	return nil
 }
 
-// decisive returns the values of some flags: those that decide the content of a target with
-// this format, and those that decide which digests a checkpoint has. A copy with other values
-// cannot continue the earlier one. docs/journal.md has a table of all flags.
+// The method decisive returns the values of some flags: those that decide the content of a target
+// with this format, and those that decide which digests a checkpoint has. A copy with other values
+// of these flags cannot continue the earlier one. docs/journal.md has a table of all flags.
 func (j *job) decisive(format string) map[string]string {
 	options := map[string]string{}
 	cluster, compress := "", ""
@@ -215,13 +215,13 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 const startOver = "run again with --force and without --resume, which drops what was copied and starts over"
 
 // anotherCopy returns the usage error for a run with --resume that is not the same copy as the
-// earlier one. diff is a text about the first difference between the two copies.
+// earlier one. The parameter diff is a text about the first difference between the two copies.
 func (j *job) anotherCopy(diff string) error {
 	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startOver)
 }
 
-// neverResumed returns the usage error for an earlier copy that no run can continue. cause is
-// the reason. The data that was copied is kept.
+// neverResumed returns the usage error for an earlier copy that no run can continue. The parameter
+// cause is the reason. The data that the earlier copy has written is kept.
 func (j *job) neverResumed(cause error) error {
 	hint := startOver
 	if errors.Is(cause, fs.ErrExist) {

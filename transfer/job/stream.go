@@ -85,10 +85,9 @@ func (j *job) copyStream(ctx context.Context) error {
 	return err
 }
 
-// openStream returns a reader of standard input, and waits for the first bytes. size is the
-// size of the disk in the stream. If the stream is empty but the size is not 0, openStream
-// returns an error, because the command that should have written the stream has probably
-// failed.
+// openStream returns a reader of standard input, and waits for the first bytes. The parameter size
+// is the size of the disk in the stream. If the stream is empty but this size is not 0, openStream
+// returns an error, because the command that should have written the stream has probably failed.
 func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	stdin := raw.Stream(ctx, j.Stdin)
 	if size == 0 {

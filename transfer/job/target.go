@@ -47,8 +47,8 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 // distrustZeros decides whether to believe Spec.TargetIsZero, with which the user says that a
 // device or export reads as zeros. If a journal says that an earlier copy has written to the
 // target, the user is wrong. If findEarlier has not found such a journal, distrustZeros looks for
-// one that has the identity of the open target. If it finds one, mustReopen is true: the caller
-// must open the target once more, as a target that does not read as zeros.
+// one that has the identity of the open target. If it finds one, the result mustReopen is true: the
+// caller must open the target once more, as a target that does not read as zeros.
 func (j *job) distrustZeros() (mustReopen bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
@@ -62,9 +62,9 @@ func (j *job) distrustZeros() (mustReopen bool, err error) {
 	return false, nil
 }
 
-// trustCheckpoint checks that the newest checkpoint describes the target and the source. If it
-// does not, trustCheckpoint drops the checkpoint and closes the target. If mustReopen is true, the
-// caller must open the target once more, at the older checkpoint or from the beginning.
+// trustCheckpoint checks that the newest checkpoint describes the target and the source. If it does
+// not, trustCheckpoint drops the checkpoint and closes the target. If the result mustReopen is
+// true, the caller must open the target once more, at the older checkpoint or from the beginning.
 func (j *job) trustCheckpoint(ctx context.Context) (mustReopen bool, err error) {
 	last := &j.entries[0]
 	if err = j.compareTarget(ctx, j.dst, last); err == nil {
@@ -83,7 +83,7 @@ func (j *job) trustCheckpoint(ctx context.Context) (mustReopen bool, err error) 
 
 // findTouched reports whether an earlier copy has written to the device or export that is open as
 // dst. The device or export may have had another name during that copy. Therefore findTouched looks
-// for its identity in the journals of all targets.
+// for the identity of the device or export in the journals of all targets.
 func (r *resumption) findTouched(dst sink.Disk) bool {
 	id, err := sink.IdentityOf(dst)
 	path, pathErr := journal.DefaultPath(r.place.Kind)
@@ -101,8 +101,8 @@ func (r *resumption) findTouched(dst sink.Disk) bool {
 	return false
 }
 
-// untouched returns an error if another run has continued the copy since this run read the
-// journal. Without this check, opening the target would truncate the data that the other run
+// The method untouched returns an error if another run has continued the copy since this run read
+// the journal. Without this check, opening the target would truncate the data that the other run
 // wrote.
 func (r *resumption) untouched() error {
 	if len(r.entries) == 0 {
@@ -130,10 +130,10 @@ func isAnother(err error) bool {
 	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
 }
 
-// dropCheckpoint drops the newest checkpoint. cause is the error that says why this checkpoint
-// cannot be used. If cause is errUnproved, the copy starts over. After any other error the copy
-// continues at the older checkpoint. If there is no older checkpoint, the copy cannot be resumed,
-// and dropCheckpoint returns an error.
+// dropCheckpoint drops the newest checkpoint. The parameter cause is the error that says why this
+// checkpoint cannot be used. If cause is errUnproved, the copy starts over. After any other error
+// the copy continues at the older checkpoint. If there is no older checkpoint, the copy cannot be
+// resumed, and dropCheckpoint returns an error.
 func (j *job) dropCheckpoint(last *journal.Entry, cause error) error {
 	if errors.Is(cause, errUnproved) {
 		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, cause))

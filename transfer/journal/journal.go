@@ -106,8 +106,8 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
 		inPlace(f)
-		// Reserving the space without writing zeros is not enough, because a checkpoint must still
-		// fit when the file system is full.
+		// The zeros are really written, because a checkpoint must still fit when the file system
+		// is full. Space that is only reserved does not ensure this.
 		if _, err := f.Write(make([]byte, 2*slotSize)); err != nil {
 			os.Remove(path)
 			return nil, nil, err
@@ -236,8 +236,8 @@ func (j *Journal) WriteBack(e Entry) error {
 	return j.Write(e)
 }
 
-// sync makes the data of the file durable. The first call makes the name of the file durable
-// too.
+// The method sync makes the data of the file durable. The first call makes the name of the file
+// durable too.
 func (j *Journal) sync() error {
 	if err := j.fdatasync(int(j.f.Fd())); err != nil {
 		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)

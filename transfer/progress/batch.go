@@ -81,7 +81,7 @@ func (d *BatchDisplay) Ended(outcome string) {
 }
 
 // Waiting shows that the given number of jobs will be tried again after the duration wait. When
-// wait is over, the caller calls the result, the function done.
+// this time is over, the caller calls the result, the function done.
 func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -119,8 +119,8 @@ func (d *BatchDisplay) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// back returns the escape sequence that moves the cursor to the first line that the display has
-// drawn. The caller holds d.mu.
+// The method back returns the escape sequence that moves the cursor to the first line that the
+// display has drawn. The caller holds d.mu.
 func (d *BatchDisplay) back() string {
 	if len(d.shown) == 0 {
 		return ""
@@ -141,8 +141,8 @@ func inLines(lines []string) string {
 	return b.String()
 }
 
-// draw shows the present state. It ignores write errors, because a batch must go on when its
-// terminal was closed.
+// The method draw shows the present state. It ignores write errors, because a batch must go on when
+// its terminal was closed.
 func (d *BatchDisplay) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -190,9 +190,9 @@ func (d *BatchDisplay) draw(last bool) {
 	}
 }
 
-// status returns the line about the whole batch for a terminal. The bar in this line shows the
-// share of the jobs that is done. It cannot show the share of the bytes, because the sizes of jobs
-// that have not begun are not known. The caller holds d.mu.
+// The method status returns the line about the whole batch for a terminal. The bar in this line
+// shows the share of the jobs that is done. It cannot show the share of the bytes, because the
+// sizes of jobs that have not begun are not known. The caller holds d.mu.
 func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 	share := 0.0
 	for _, n := range d.ended {
@@ -216,8 +216,8 @@ func drawBar(share float64) string {
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
-// add adds the counts of one more copy to the sums in s. It adds only the counts whose sums a
-// BatchDisplay shows.
+// The method add adds the counts of one more copy to the sums in s. It adds only the counts whose
+// sums a BatchDisplay shows.
 func (s *Snapshot) add(copied Snapshot) {
 	s.Planned += copied.Planned
 	s.Done += copied.Done
@@ -226,7 +226,7 @@ func (s *Snapshot) add(copied Snapshot) {
 	s.Cloned += copied.Cloned
 }
 
-// share returns how large a part of the planned bytes is done, as a number from 0 to 1.
+// The method share returns how large a part of the planned bytes is done, as a number from 0 to 1.
 func (s Snapshot) share() float64 {
 	if s.Planned <= 0 {
 		return 0
@@ -234,11 +234,12 @@ func (s Snapshot) share() float64 {
 	return min(float64(s.Done)/float64(s.Planned), 1)
 }
 
-// summary returns a text about all jobs together, without a bar. The caller holds d.mu.
+// The method summary returns a text about all jobs together, without a bar. The caller holds d.mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	// The text shows the sum of s.Read and s.Cloned. It does not show s.Done, because that value
-	// also counts the bytes that were read back for verification.
+	// The text shows how many bytes were read or cloned. It does not show the number of done
+	// bytes (s.Done), because that number also counts the bytes that were read back for
+	// verification.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
@@ -279,8 +280,8 @@ const wideEnough = 70
 // describe returns the line of a job for a terminal.
 func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	// On a terminal, describe is called five times a second. The meter computes the rate from the
-	// last ten calls, so it is the mean of only the last two seconds.
+	// On a terminal, describe is called five times a second. The meter of the job computes the
+	// rate from the last ten calls, so the rate is the mean of only the last two seconds.
 	rate := j.meter.add(now, s.Done)
 	if columns < wideEnough {
 		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
@@ -292,7 +293,8 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 	return line + "  " + printable.Name(j.name)
 }
 
-// cut shortens s so that it fits on one line of a terminal with the given number of columns.
+// The function cut shortens s so that it fits on one line of a terminal with the given number of
+// columns.
 func cut(s string, columns int) string {
 	if columns < 1 || utf8.RuneCountInString(s) < columns {
 		return s

@@ -45,8 +45,8 @@ type Display struct {
 	held   []byte // output that was written during a pause
 }
 
-// NewDisplay returns a Display that shows c and writes to out. disk is the name of the disk in
-// JSON output.
+// NewDisplay returns a Display that shows the counters c and writes to out. The parameter disk is
+// the name of the disk in JSON output.
 func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
 	return &Display{style: style, out: out, disk: disk, counters: c}
 }
@@ -61,8 +61,8 @@ func (d *Display) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// keepDrawing calls the function draw at the intervals of the style until the channel done is
-// closed. Then it calls draw once more, with the argument true.
+// keepDrawing calls the function draw at intervals that depend on the style until the channel done
+// is closed. Then it calls draw once more, with the argument true.
 func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	if s == None {
 		<-done
@@ -95,8 +95,9 @@ func (d *Display) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d.bar != nil {
-		// Errors of Clear can be ignored. If the terminal has failed, the call of d.out.Write below
-		// fails too, and its error is returned. The bar is drawn again soon.
+		// Errors of Clear can be ignored. If the terminal has failed, the call of d.out.Write
+		// below fails too, and its error is returned. The bar need not be drawn again here,
+		// because the method Run does that soon.
 		_ = d.bar.Clear()
 	}
 	_, err := d.out.Write(printable.Bytes(p))
@@ -142,8 +143,8 @@ type Line struct {
 	ETASeconds   *float64  `json:"eta_seconds"` // nil: not known
 }
 
-// draw shows the present state. It ignores write errors, because a copy must go on when its
-// terminal was closed.
+// The method draw shows the present state. It ignores write errors, because a copy must go on when
+// its terminal was closed.
 func (d *Display) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -184,7 +185,8 @@ func timeLeft(s Snapshot, rate float64) *float64 {
 	return &seconds
 }
 
-// writeJSON writes a Line. It ignores write errors, because a copy must go on when the output is closed.
+// writeJSON writes a Line. It ignores write errors, because a copy must go on when its output was
+// closed.
 func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate float64) {
 	text, err := json.Marshal(Line{"progress", now, job, s.Phase.String(), disk, s.Done, s.Planned, s.Skipped, rate, timeLeft(s, rate)})
 	if err == nil {
@@ -238,8 +240,9 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
 			// The interval is the time after which a goroutine of package progressbar draws the
-			// spinner again. The goroutine would also draw over messages and over a question to
-			// the user. With the interval 0 there is no such goroutine.
+			// bar again with the next image of its spinner. That goroutine would also draw over
+			// messages and over a question to the user. With the interval 0 there is no such
+			// goroutine.
 			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
 	}

@@ -48,7 +48,8 @@ func (c *Counters) Examined(n, size int64) {
 // AddPlanned adds n bytes that the copy must move or zero. n may be negative.
 func (c *Counters) AddPlanned(n int64) { c.planned.Add(n) }
 
-// AddDone adds n planned bytes that are done. n is negative if work must be done again.
+// AddDone adds n planned bytes that are done. A negative n says that done work is lost and must be
+// done again.
 func (c *Counters) AddDone(n int64) { c.done.Add(n) }
 
 // AddSkipped adds n bytes that need no work, such as holes. n may be negative.

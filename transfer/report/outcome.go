@@ -100,9 +100,9 @@ func meaningOf(err error) meaning {
 	return slices.MaxFunc(found, func(a, b meaning) int { return a.weight() - b.weight() })
 }
 
-// itself reports whether err itself has the type T, and if so sets target to it. It works like
-// errors.As, but does not look at the errors that err wraps. Like errors.As, it calls the method As
-// of err if there is one.
+// The function itself reports whether err itself has the type T, and if so sets target to it. It
+// works like errors.As, but does not look at the errors that err wraps. Like errors.As, it calls
+// the method As of err if there is one.
 func itself[T any](err error, target *T) bool {
 	if t, ok := err.(T); ok {
 		*target = t
