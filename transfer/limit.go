@@ -17,9 +17,9 @@ type Limiter struct {
 // NewLimiter returns a Limiter that allows the given number of bytes per second, which must be
 // greater than 0.
 func NewLimiter(bytesPerSecond int64) *Limiter {
-	// After a pause, as many bytes may be read at once as the rate allows in a tenth of a
-	// second. This is short enough for an even rate, and long enough that not every request has
-	// to wait.
+	// After a time without reads, as many bytes may be read at once as the rate allows in a tenth
+	// of a second. A tenth of a second is short enough for an even rate, and long enough that not
+	// every request has to wait.
 	burst := max(bytesPerSecond/10, 1)
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}
 }

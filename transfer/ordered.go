@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// errStopped is the error of a copy that stopped because Options.Stop ended. All pieces that
-// had been sent to the workers are finished.
+// errStopped is the error of a copy that stopped because Options.Stop ended. When it is
+// returned, all pieces that had been sent to the workers are finished.
 var errStopped = errors.New("stopped")
 
 // The type stages holds the functions that runOrdered calls.

@@ -187,8 +187,9 @@ func adapterType(n int) string {
 	return ""
 }
 
-// version returns the version of the library, which its file name contains: "8.0.1" for
-// libvixDiskLib.so.8.0.1, or only "8" if the file name has no more.
+// The method version returns the version of the library. This is the text after ".so." in the name
+// of the library's file, such as "8.0.1" for libvixDiskLib.so.8.0.1. If the name does not contain
+// ".so.", the result is only the major version, such as "8".
 func (l Library) version() string {
 	if _, version, ok := strings.Cut(filepath.Base(l.Path), ".so."); ok {
 		return version

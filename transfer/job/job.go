@@ -37,8 +37,8 @@ import (
 )
 
 // Spec says what is copied, to where and how. Source and Target are required. The zero value of
-// every other field is a useful default. It is not always the default of the flag with the same
-// name, which docs/cli.md describes.
+// every other field stands for a useful default. The flag with the same name may have another
+// default, which docs/cli.md describes.
 type Spec struct {
 	// Source is the address of the disk that is read: a path, PATH.ova#DISK, an
 	// NBD URI, a disk on a VMware host, or "-" for Stdin.

@@ -79,8 +79,9 @@ func (j *job) startJournal(jr *journal.Journal) error {
 	return jr.Write(journal.Entry{Copy: j.copied})
 }
 
-// giveUp closes the target of a copy that has not written to it. If an earlier run began this
-// target, giveUp keeps the target. If not, giveUp removes it.
+// giveUp closes the target of a copy that has not written to it. If the copy continues an earlier
+// one, giveUp suspends the target, which keeps it. If not, giveUp aborts the target, which
+// removes everything that this run has made.
 func (j *job) giveUp() error {
 	if len(j.entries) > 0 {
 		return j.dst.Suspend()

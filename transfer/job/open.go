@@ -176,7 +176,8 @@ func identify(ctx context.Context, d source.Disk) (id, proof string, err error) 
 	return i.Identity(ctx)
 }
 
-// warnOf logs the warnings about a disk that its reader has found, and adds them to the report.
+// warnOf logs a warning for each fault that was found when the disk d was opened, and adds these
+// warnings to the report.
 func (j *job) warnOf(d source.Disk) {
 	if w, ok := source.Ability[sourceopen.Warned](d); ok {
 		for _, message := range w.Warnings() {

@@ -20,7 +20,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// resumption has what an earlier run of the copy left behind, and how this run uses it.
+// resumption says what an earlier run of the copy left behind, and how this run uses it.
 type resumption struct {
 	path    string // of the journal; "": a copy to this target cannot be resumed
 	place   sinkopen.Place
