@@ -34,9 +34,10 @@ type libraryConfig struct {
 	buffers NFCBuffers
 }
 
-// readConfig reads the user's configuration file for the library: p.Config if it is set.
-// Otherwise it reads /etc/vmware/config or ~/.vmware/config, the first of them that exists,
-// because the library itself reads these files if it is given no other file.
+// readConfig reads the user's configuration file for the library. If p.Config names a file, it is
+// this file. If p.Config is empty, readConfig reads the first of these files that exists:
+// /etc/vmware/config and ~/.vmware/config. The library itself reads them if it is given no other
+// file.
 func readConfig(p *Params) (*libraryConfig, error) {
 	places := []string{"/etc/vmware/config"}
 	if home, err := os.UserHomeDir(); err == nil {
@@ -76,8 +77,8 @@ func readSmall(path string) (string, error) {
 // parseConfig parses a configuration file with lines KEY = "VALUE". The parameter text is its
 // content, and path is its name in errors. The size of the buffers is taken from the command line,
 // else from the file, else from defaultBuffers. The same holds for the number of the buffers. The
-// parameter flag has the values of the command line. A value is 0 if the command line does not set
-// it.
+// parameter flag holds the size and the number that the command line sets. Each of the two is 0 if
+// the command line does not set it.
 func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	c := new(libraryConfig)
 	var file NFCBuffers

@@ -71,7 +71,7 @@ func (j *job) openJournal() (jr *journal.Journal, err error) {
 
 // startJournal begins the journal of a copy that has copied nothing yet. If the target is a
 // device or an export, it durably records in the journal that the copy has begun. This must
-// happen before the first write, because the target may no longer read as zeros after that.
+// happen before the first write, because the target may no longer read as zeros after it.
 func (j *job) startJournal(jr *journal.Journal) error {
 	if err := jr.Reset(); err != nil || !j.inPlace() {
 		return err

@@ -151,7 +151,8 @@ func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
 	return j.BackingOpener.Open(ctx, path, j.BackingFormat)
 }
 
-// describeBacking returns the description of an open backing disk that the journal stores.
+// describeBacking returns a description of an open backing disk. The journal stores this
+// description.
 func describeBacking(ctx context.Context, d source.Disk, path, format string) (*journal.Backing, error) {
 	b := &journal.Backing{Format: format}
 	var err error

@@ -17,7 +17,7 @@ import (
 // openTarget creates the target. If this run continues an earlier copy, openTarget instead opens
 // the target of that copy at the newest checkpoint. Then it checks that the target still has the
 // data that was written last before this checkpoint. If the target does not have this data,
-// openTarget tries the older checkpoint in the journal.
+// openTarget opens the target once more, at the older of the two checkpoints in the journal.
 func (j *job) openTarget(ctx context.Context) (err error) {
 	if err := j.untouched(); err != nil {
 		return err

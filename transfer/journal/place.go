@@ -10,7 +10,8 @@ import (
 )
 
 // Beside returns the path of the journal for a target that is a file. The parameter partial is the
-// path that this file has until the copy is complete. The journal is in the same folder.
+// path that this file has until the copy is complete. The journal is in the folder of
+// that file.
 func Beside(partial string) string { return partial + ".journal" }
 
 // DefaultPath returns the path of the journal for a block device or an NBD export. The journal is

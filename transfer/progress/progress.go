@@ -45,14 +45,16 @@ func (c *Counters) Examined(n, size int64) {
 	c.size.Store(size)
 }
 
-// AddPlanned adds n bytes that the copy must move or zero. n may be negative.
+// AddPlanned adds n bytes that the copy must move or zero. A negative n says that planned bytes need
+// no work after all.
 func (c *Counters) AddPlanned(n int64) { c.planned.Add(n) }
 
 // AddDone adds n planned bytes that are done. A negative n says that done work is lost and must be
 // done again.
 func (c *Counters) AddDone(n int64) { c.done.Add(n) }
 
-// AddSkipped adds n bytes that need no work, such as holes. n may be negative.
+// AddSkipped adds n bytes that need no work, such as holes. A negative n says that skipped bytes
+// need work after all.
 func (c *Counters) AddSkipped(n int64) { c.skipped.Add(n) }
 
 // AddRead adds n bytes read from the source.
