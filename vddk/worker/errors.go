@@ -70,8 +70,7 @@ func (e *StartError) Hint() string {
 	return "the system is out of memory: copy fewer disks at a time, or lower --connections and --request-size"
 }
 
-// outOf reports whether err says that the system is out of processes, file descriptors or
-// memory.
+// outOf reports whether err says that the system has no more processes, file descriptors or memory.
 func outOf(err error) bool {
 	for _, errno := range []syscall.Errno{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if errors.Is(err, errno) {
@@ -193,7 +192,7 @@ func (e *ProgramError) Hint() string {
 	return "build vddkcp with make (it needs gcc), or put vddkcp-vddk-worker into the folder of the vddkcp executable or into ../libexec/vddkcp"
 }
 
-// join returns the texts of the errors, separated by semicolons.
+// The function join returns the texts of the errors, separated by semicolons.
 func join(list []error) string {
 	texts := make([]string, len(list))
 	for i, err := range list {

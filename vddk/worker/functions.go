@@ -43,8 +43,8 @@ const functionPrefix = "VixDiskLib_"
 // Present is false in all of them, since no library is loaded.
 func Functions() []Function { return listFunctions(0) }
 
-// listFunctions returns all functions. The bits of present say which of them the library has:
-// bit i stands for function i.
+// listFunctions returns all functions. The bits of the parameter present say which of them the
+// library has: bit i stands for the function with index i in the list.
 func listFunctions(present uint64) []Function {
 	list := make([]Function, len(functions))
 	for i, f := range functions {
@@ -53,8 +53,8 @@ func listFunctions(present uint64) []Function {
 	return list
 }
 
-// hasFunction reports whether the library has the function with the given full name. Bit i of
-// present stands for function i.
+// hasFunction reports whether the library has the function with the given full name. Bit i of the
+// parameter present is set if the library has the function with index i in the list of functions.
 func hasFunction(present uint64, name string) bool {
 	for i, f := range functions {
 		if functionPrefix+f.name == name {
@@ -64,8 +64,8 @@ func hasFunction(present uint64, name string) bool {
 	return false
 }
 
-// missingFunctions returns the names of the required functions that the library lacks. Bit i of
-// present stands for function i.
+// missingFunctions returns the names of the required functions that the library lacks. Bit i of the
+// parameter present is set if the library has the function with index i in the list of functions.
 func missingFunctions(present uint64) []string {
 	var missing []string
 	for _, f := range listFunctions(present) {

@@ -52,7 +52,8 @@ func MissingLibraries(path, dir string) []string {
 }
 
 // neededLibraries reads the library at path. It returns the names of the libraries that this
-// library needs directly. It also returns the folders in which this library says that they are.
+// library needs directly. It also returns the folders in DT_RUNPATH or DT_RPATH of this library, in
+// which the needed libraries may be.
 func neededLibraries(path string) (needed, folders []string) {
 	f, err := elf.Open(path)
 	if err != nil {

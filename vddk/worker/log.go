@@ -27,14 +27,15 @@ type logger struct {
 	kept    []string // the last lines of the worker's output
 }
 
-// hide makes sure that the password and the cookie in the request r do not appear in later lines.
+// The method hide makes sure that the password and the cookie in the request r do not appear in
+// later lines.
 func (l *logger) hide(r *OpenRequest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.secrets = NewRedactor(r.User, r.Password, r.Cookie)
 }
 
-// redact returns s with stars in place of secrets.
+// The method redact returns s with stars in place of secrets.
 func (l *logger) redact(s string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,8 +55,8 @@ func (l *logger) redactLocked(s string) string {
 	return s
 }
 
-// line passes a line of the worker process to Config.Log. dropped is the number of lines before
-// it that the worker could not send.
+// The method line passes a log line of the worker process to Config.Log. The parameter dropped is
+// the number of earlier lines that the worker could not send.
 func (l *logger) line(level Level, text []byte, dropped uint64) {
 	if l.write == nil && level != Output {
 		return
@@ -80,16 +81,16 @@ func (l *logger) line(level Level, text []byte, dropped uint64) {
 	}
 }
 
-// last returns the last lines that the worker process wrote to standard output and standard
-// error.
+// The method last returns the last lines that the worker process wrote to standard output and
+// standard error.
 func (l *logger) last() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.kept
 }
 
-// readOutput reads the output of the worker process until the output ends, and passes its lines
-// on.
+// readOutput reads the output of the worker process until the output ends. It passes each line to
+// the method line, which passes it to Config.Log.
 func (l *logger) readOutput(r io.Reader) {
 	buffer := make([]byte, MaxLine)
 	n := 0

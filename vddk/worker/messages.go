@@ -115,7 +115,8 @@ type message struct {
 	flags           uint32
 }
 
-// append appends the head of a packet to b. payload is the length of the payload.
+// The method append appends the head of a packet to b. The parameter payload is the length of the
+// payload.
 func (m message) append(b []byte, payload int) []byte {
 	b = binary.LittleEndian.AppendUint32(b, m.kind)
 	b = binary.LittleEndian.AppendUint32(b, m.slot)
@@ -181,8 +182,8 @@ func appendLogin(b []byte, r *OpenRequest) []byte {
 	return appendOptional(b, r.Identity)
 }
 
-// check returns an error if a string of the request cannot be sent to the worker. The error does
-// not contain the string, which may be a secret.
+// The method check returns an error if a string of the request cannot be sent to the worker. The
+// error does not contain the string, which may be a secret.
 func (r *OpenRequest) check() error {
 	for name, s := range map[string]string{
 		"path": r.Path, "server": r.Server, "vm": r.VMXSpec, "thumbprint": r.Thumbprint, "user": r.User,
@@ -315,7 +316,7 @@ func sectorSize(n uint32) uint32 {
 	return n
 }
 
-// query collects the allocated blocks that a worker lists for one call of Process.Query.
+// A query collects the allocated blocks that a worker lists for one call of Process.Query.
 type query struct {
 	start, end uint64 // sectors
 	chunks     uint64 // chunks that were asked about, and so the largest number of blocks

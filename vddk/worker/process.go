@@ -157,7 +157,8 @@ func (p *Process) access(ctx context.Context, kind uint32, r *OpenRequest) error
 	return err
 }
 
-// login sends a request that logs in to the server. kind is the kind of the request.
+// The method login sends a request of the given kind. For this request the library logs in to a
+// server.
 func (p *Process) login(ctx context.Context, kind uint32, r *OpenRequest) (answer, error) {
 	if err := r.check(); err != nil {
 		return answer{}, err
@@ -282,7 +283,7 @@ func (p *Process) Close(ctx context.Context) error {
 	return err
 }
 
-// close waits until no other request is in progress, and sends the request "close".
+// The method close waits until no other request is in progress, and sends the request "close".
 func (p *Process) close(ctx context.Context) error {
 	if p.closed.Load() {
 		return nil
@@ -355,8 +356,8 @@ func (p *Process) control(ctx context.Context, m message, payload []byte) (answe
 	return c.control(ctx, m, payload)
 }
 
-// breach kills the worker, because it has violated the protocol; err says how. The result is its
-// *GoneError.
+// breach kills the worker, because it has violated the protocol; err says how. The result is the
+// *GoneError of the worker.
 func (p *Process) breach(err error) error {
 	p.setReason(fmt.Sprintf("broke the protocol: %v", err))
 	p.Kill()
@@ -366,7 +367,7 @@ func (p *Process) breach(err error) error {
 // setReason records why the process ends. If a reason is already recorded, it stays.
 func (p *Process) setReason(s string) { p.reason.CompareAndSwap(nil, &s) }
 
-// call reserves a request number, for one request or for several ones that follow each other.
+// A call reserves a request number for one request, or for several requests one after the other.
 type call struct {
 	p    *Process
 	r    *request
@@ -386,16 +387,16 @@ func (c *call) acquire(ctx context.Context) error {
 	}
 }
 
-// release frees the request number. It does nothing if exchange has returned without waiting for
-// the answer: then the goroutine that receives the answer frees the number.
+// The method release frees the request number. It does nothing if exchange has returned without
+// waiting for the answer: then the goroutine that receives the answer frees the number.
 func (c *call) release() {
 	if c.held {
 		c.r.free <- struct{}{}
 	}
 }
 
-// exchange sends a request and waits for its answer. If ctx ends first, exchange returns, and
-// the goroutine that receives the answer later frees the request number.
+// exchange sends a request and waits for its answer. If ctx ends first, exchange returns, and the
+// goroutine that later receives the answer frees the request number.
 func (c *call) exchange(ctx context.Context, m message, payload []byte) (answer, error) {
 	c.held = true
 	if ctx.Err() != nil {
@@ -442,8 +443,8 @@ var operations = map[uint32]string{
 	kindFlush: functionPrefix + "Flush",
 }
 
-// io makes a request that the worker answers with an error code. If the code is not 0, io also
-// asks for the text of the error.
+// The method io makes a request that the worker answers with an error code. If the code is not 0,
+// io also asks for the text of the error.
 func (c *call) io(ctx context.Context, m message) error {
 	a, err := c.exchange(ctx, m, nil)
 	if err != nil || a.sector == 0 {
@@ -460,7 +461,7 @@ func (c *call) io(ctx context.Context, m message) error {
 }
 
 // control makes a request that the main thread of the worker program carries out. The caller has
-// acquired the request number slotControl for the call c.
+// reserved the request number slotControl with c.acquire.
 func (c *call) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	m.slot = slotControl
 	a, err := c.exchange(ctx, m, payload)
@@ -532,8 +533,8 @@ func (p *Process) receive() error {
 	for {
 		n, err := p.socket.Read(buffer)
 		if errors.Is(err, unix.ECONNRESET) && !reset {
-			// The worker has ended without reading all requests. The kernel reports that once.
-			// The messages that the worker had sent can be read after that.
+			// The worker has ended without reading all requests. The kernel reports that by one
+			// error. After that error, the messages that the worker had sent can be read.
 			reset = true
 			continue
 		}

@@ -20,9 +20,9 @@ const ProgramName = "vddkcp-vddk-worker"
 //go:embed bin/*
 var embedded embed.FS
 
-// startProgram starts the worker program. The files become its file descriptors 0 to 4. If path
-// is not "", it names the program. Otherwise the embedded program is started or, if that is not
-// possible, an installed one.
+// startProgram starts the worker program. The given files become the file descriptors 0 to 4 of the
+// program. If path is not "", it names the program. Otherwise the embedded program is started or,
+// if that is not possible, an installed one.
 func startProgram(path string, env []string, files []*os.File) (*os.Process, error) {
 	if path != "" {
 		p, err := startFile(path, env, files)
@@ -55,17 +55,18 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 	return nil, &ProgramError{Tried: tried}
 }
 
-// installed returns the paths at which the worker program may be installed. They depend on the
-// path of the executable that starts it.
+// The function installed returns the paths at which the worker program may be installed. They
+// depend on the path of the given executable, which is the program that starts the worker.
 func installed(executable string) []string {
 	dir := filepath.Dir(executable)
 	return []string{filepath.Join(dir, ProgramName), filepath.Join(dir, "../libexec/vddkcp", ProgramName)}
 }
 
-// startMemory starts the program that code contains, without a file on disk. If the sysctl
-// vm.memfd_noexec forbids that, the error is EACCES.
+// startMemory starts a program without a file on disk. The parameter code has the content of the
+// executable file. If the sysctl vm.memfd_noexec forbids such a start, the error is EACCES.
 func startMemory(code []byte, env []string, files []*os.File) (*os.Process, error) {
-	// Newer kernels log a warning if MFD_EXEC is missing. Older kernels refuse this flag.
+	// Newer kernels log a warning if the flag MFD_EXEC is missing. Older kernels refuse the flag
+	// with EINVAL, and memfd_create is then called without it.
 	fd, err := unix.MemfdCreate(ProgramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) {
 		fd, err = unix.MemfdCreate(ProgramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -81,7 +82,7 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	if _, err := unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
 		return nil, fmt.Errorf("cannot seal the memory of the program: %w", err)
 	}
-	// The files become the first descriptors of the child process. The program itself becomes
+	// The given files become the first descriptors of the child process. The program itself becomes
 	// descriptor programFD, and the child executes it through /proc. Then the worker closes
 	// programFD.
 	p, err := start(fmt.Sprintf("/proc/self/fd/%d", programFD), env, append(files[:len(files):len(files)], file))
@@ -95,8 +96,8 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 // reports that in the same way as a program that does not exist, with ENOENT.
 var errNoLinker = errors.New("the dynamic linker of the program is missing: VDDK needs a system with glibc")
 
-// notFound explains why the kernel did not find the program, which was started through the path
-// /proc/self/fd. descriptors is that path; tests pass another one.
+// notFound explains why the kernel did not find the program, which was started through a path in
+// /proc/self/fd. The parameter descriptors is the path of that folder; tests pass another one.
 func notFound(descriptors string) error {
 	if _, err := os.Stat(descriptors); err != nil {
 		return fmt.Errorf("/proc is not mounted, and the program is started through it: %w", err)
@@ -121,9 +122,9 @@ func start(path string, env []string, files []*os.File) (*os.Process, error) {
 	return os.StartProcess(path, []string{ProgramName}, &os.ProcAttr{
 		Env:   env,
 		Files: files,
-		// The worker gets a session of its own for two reasons. Ctrl-C on the terminal must not
-		// send it a signal, since this process may still need the worker. And the library must
-		// not ask for a password on the terminal.
+		// The worker gets a session of its own (in the sense of setsid) for two reasons. Ctrl-C on
+		// the terminal must not send it a signal, since this process may still need the worker. And
+		// the library must not ask for a password on the terminal.
 		Sys: &unix.SysProcAttr{Setsid: true},
 	})
 }

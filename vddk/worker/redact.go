@@ -48,7 +48,7 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 	return r
 }
 
-// add adds a secret to r. The secret must not be empty.
+// The method add adds a secret to r. The secret must not be empty.
 func (r *Redactor) add(secret string) {
 	// Bytes that are not valid UTF-8 become negative runes. The function encoded turns these
 	// back into bytes.
@@ -68,8 +68,8 @@ func (r *Redactor) add(secret string) {
 	}
 }
 
-// encoded returns the bytes that stand for the rune c. A negative rune stands for a byte of invalid
-// UTF-8; Redactor.add writes such runes.
+// The function encoded returns the bytes that stand for the rune c. A negative rune stands for a
+// byte of invalid UTF-8; Redactor.add writes such runes.
 func encoded(c rune) string {
 	if c < 0 {
 		return string([]byte{byte(-c)})
@@ -77,9 +77,9 @@ func encoded(c rune) string {
 	return string(c)
 }
 
-// Redact returns text with stars in place of each secret. cut says that text is only the beginning
-// of a longer text. Then its last characters may be the first characters of a secret, and Redact
-// hides them, too.
+// Redact returns text with stars in place of each secret. The parameter cut says that text is only
+// the beginning of a longer text. Then its last characters may be the first characters of a secret,
+// and Redact hides them, too.
 func (r *Redactor) Redact(text string, cut bool) string {
 	if r == nil || len(r.secrets) == 0 {
 		return text
@@ -113,7 +113,7 @@ func (r *Redactor) Redact(text string, cut bool) string {
 // span is a range [start, end) of bytes of a text.
 type span struct{ start, end int }
 
-// find returns the spans of the secrets in text.
+// The method find returns the spans of the secrets in text.
 //
 // If text was decoded from another text, offsets is not nil: for each byte of text, and for its
 // end, it has the offset in that other text. In this case the returned spans are ranges of the
@@ -140,15 +140,17 @@ func (r *Redactor) find(text string, offsets []int, cut bool) (spans []span) {
 	return spans
 }
 
-// decoders has a function for each character that begins an escape. The function decodes the
-// escape at offset i of text and returns its end. The end is 0 if there is no escape.
+// The map decoders has a function for each character with which an escape can begin. Each function
+// decodes the escape at offset i of text. It returns the decoded text and the end of the escape.
+// The end is 0 if no escape begins there.
 var decoders = map[byte]func(text string, i int) (plain string, end int){
 	'&': entityAt, '%': percentAt, '\\': backslashAt,
 }
 
-// decode returns text with one kind of escapes decoded. escapeByte is the character with which
-// these escapes begin, and decodeEscape is the function that decodes one of them (see decoders).
-// offsets has for each byte of the result, and for the end of the result, the offset in text.
+// The function decode returns text with one kind of escapes decoded. escapeByte is the character
+// with which these escapes begin, and decodeEscape is the function that decodes one of them (see
+// decoders). offsets has for each byte of the result, and for the end of the result, the offset in
+// text.
 func decode(text string, escapeByte byte, decodeEscape func(string, int) (string, int)) (plain string, offsets []int) {
 	var out []byte
 	for i := 0; i < len(text); {

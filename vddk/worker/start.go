@@ -38,7 +38,7 @@ func Start(ctx context.Context, c Config) (*Process, error) {
 	return p, nil
 }
 
-// check returns an error if a field of c has an impossible value.
+// The method check returns an error if a field of c has an impossible value.
 func (c *Config) check() error {
 	switch {
 	case c.Slots < 1 || c.Slots > MaxSlots:
@@ -160,7 +160,8 @@ func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	return memory, file, nil
 }
 
-// init sends the request "init", after which the worker loads and initialises the library.
+// The method init sends the request "init", after which the worker loads and initialises the
+// library.
 func (p *Process) init(ctx context.Context) error {
 	r, err := p.control(ctx, message{kind: kindInit}, appendInit(nil, &p.config))
 	var fault *faultError
