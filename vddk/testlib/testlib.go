@@ -44,8 +44,9 @@ type Library struct {
 	allowed []string // rules that may be violated
 }
 
-// builds records for which options the build of the library failed, with the error. Its mutex is
-// held during a build, so that tests that run in parallel build one library at a time.
+// The variable builds records the options with which the build of the library failed, and the error
+// of each such build. Its mutex is held during a build, so that tests that run in parallel build
+// one library at a time.
 var builds = struct {
 	sync.Mutex
 	failed map[string]error
@@ -201,8 +202,8 @@ func (l *Library) Reset(lines ...string) {
 	l.Conf(lines...)
 }
 
-// write replaces the script. A process that starts at the same time reads the old or the new
-// script, and never a part of one.
+// The method write replaces the script. A process that starts at the same time reads the old or the
+// new script, and never a part of one.
 func (l *Library) write(text []byte) {
 	l.t.Helper()
 	temp := l.conf() + ".new"
@@ -291,7 +292,7 @@ func (l *Library) Broken() []string {
 // must have the key "trace".
 func (l *Library) Trace() []string { l.t.Helper(); return l.lines("vddktest.trace") }
 
-// lines returns the lines of a file that the stand-in library has written.
+// The method lines returns the lines of a file that the stand-in library has written.
 func (l *Library) lines(name string) []string {
 	l.t.Helper()
 	text, err := os.ReadFile(filepath.Join(l.Dir, name))
