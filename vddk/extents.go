@@ -42,9 +42,9 @@ type allocationQueries struct {
 	chunks uint64        // whole chunks of the disk; the library cannot be asked about the rest
 	cache  *allocation.Windows
 
-	// After a write to the disk, the library must not be queried any more. The mutex querying is
-	// locked for reading during each query. The method stop locks it for writing while it sets the
-	// field wrote, so that no query is in progress at that moment.
+	// After a write to the disk, the library must not be queried any more. The mutex querying is a
+	// read-write lock, and is locked for reading during each query. The method stop locks it for
+	// writing while it sets the field wrote, so that no query is in progress at that moment.
 	querying sync.RWMutex
 	wrote    atomic.Bool
 
@@ -84,9 +84,9 @@ func newAllocationQueries(p *pool, size int64) *allocationQueries {
 	return q
 }
 
-// source returns the value for Stats.ExtentsSource. It is "query" if the library lists the
-// allocated blocks. If the library does not list them, all blocks are read, and the value is
-// "full".
+// The method source returns the value of Stats.ExtentsSource. The value is "query" if the library
+// lists the allocated blocks. If the library does not list them, all blocks are read, and the value
+// is "full".
 func (q *allocationQueries) source() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -96,8 +96,8 @@ func (q *allocationQueries) source() string {
 	return "query"
 }
 
-// stop waits until no query is in progress, and prevents all later queries. It is called before the
-// first write to the disk. From then on the whole disk is reported as Data.
+// The method stop waits until no query is in progress, and prevents all later queries. stop is
+// called before the first write to the disk. From then on the whole disk is reported as Data.
 func (q *allocationQueries) stop() {
 	if q.wrote.Load() {
 		return
@@ -107,7 +107,8 @@ func (q *allocationQueries) stop() {
 	q.wrote.Store(true)
 }
 
-// extents implements Disk.Extents. The caller has checked that the range lies in the disk.
+// The method extents implements Disk.Extents. The caller has checked that the range lies in the
+// disk.
 func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for end := off + length; off < end; {
@@ -145,9 +146,10 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 	}
 }
 
-// next returns the first part of the range [off, end), and the allocation map of the window in
-// which this part lies. If it is not known which blocks of the part are allocated, the map is nil,
-// and the whole part is Data.
+// The method next returns the first part of the range [off, end), and the allocation map of the
+// window in which this part lies. A part with a map ends at the end of that window or before it. If
+// it is not known which blocks of the part are allocated, the map is nil, and the whole part is
+// Data.
 func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation.Map, error) {
 	if err := q.ended(ctx); err != nil {
 		return source.Extent{}, nil, err
@@ -170,8 +172,8 @@ func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Ex
 	return source.Extent{Off: off, Len: to - off}, a, nil
 }
 
-// ended returns why no more extents can be listed: the cause of ctx if ctx has ended, or the
-// reason why the pool has ended. It returns nil if neither has ended.
+// The method ended returns why no more extents can be listed: the cause of ctx if ctx has ended, or
+// the reason why the disk cannot be used any more. It returns nil if more extents can be listed.
 func (q *allocationQueries) ended(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -179,10 +181,10 @@ func (q *allocationQueries) ended(ctx context.Context) error {
 	return q.pool.ended()
 }
 
-// window returns the allocation map of the window with the given number, and queries the window if
-// needed. The map is nil if the window could not be queried. The caller lists the extents of the
-// disk up to the offset end. If the next window begins before that offset, window also starts the
-// query for the next window, in advance.
+// The method window returns the allocation map of the window with the given number. It queries the
+// library about the window if the map is not known yet. The map is nil if the window could not be
+// queried. The caller lists the extents of the disk up to the offset end. If the next window begins
+// before that offset, window also starts the query for the next window, in advance.
 func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation.Map, error) {
 	w, err := q.start(number)
 	if err != nil {
@@ -203,10 +205,10 @@ func (q *allocationQueries) window(ctx context.Context, number, end int64) (*all
 	return w.got, w.err
 }
 
-// start returns the query for a window, and starts it if needed. If the query is in progress
-// already, start returns that one. If the map of the window is known, or if queries are not
-// possible at present, start makes no query. It then returns a query that has ended, with the known
-// map or no map.
+// The method start returns the query for a window, and starts this query if needed. If a query for
+// the window is in progress already, start returns that query. If the map of the window is known,
+// start makes no query: it returns a query that has ended and has the known map. If queries are not
+// possible at present, start returns a query that has ended and has no map.
 func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -354,8 +356,9 @@ func (q *allocationQueries) retries(err error) int {
 	return retries
 }
 
-// failed records that the window at the given offset cannot be queried. It also sets the time until
-// which no query is made. took is the duration of the failed query, and err its error.
+// The method failed records that the window at the given offset cannot be queried. It also sets the
+// end of the pause, during which no query is made. The parameter took is the duration of the failed
+// query, and err is its error.
 func (q *allocationQueries) failed(off int64, took time.Duration, err error) {
 	q.mu.Lock()
 	pause := max(min(firstPause<<min(q.failures, 10), lastPause), slowPause*took)
@@ -430,9 +433,10 @@ func (l *queryLimit) failed(n uint64) bool {
 // errWrote is the error of a query that is made after the first write to the disk.
 var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
-// query asks a worker process which blocks are allocated in n chunks; first is the number of the
-// first chunk. The offset and the length of each reported block are multiples of the given
-// granularity, a number of chunks. While a query is in progress, the same session can also read.
+// The method query asks a worker process which blocks are allocated in n chunks; first is the
+// number of the first chunk. The offset and the length of each reported block are multiples of the
+// given granularity, a number of chunks. While a query is in progress, the same session can also
+// read.
 func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()
@@ -467,7 +471,8 @@ func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block,
 
 // acquire waits until the disk is open in a worker process. Such a process is a session, and
 // session.queries counts its queries in progress. acquire returns the session with the fewest
-// queries, and increments this count. The caller decrements the count after the query.
+// queries in progress, and adds 1 to its count. After the query, the caller subtracts 1 from the
+// count again.
 func (q *allocationQueries) acquire() (*handle, *session, error) {
 	p := q.pool
 	p.mu.Lock()

@@ -14,8 +14,8 @@ type flusher struct {
 	err     error // the first failed flush, or loss of unflushed writes; it stays
 }
 
-// flush makes all earlier writes durable, with a call of the library. If a worker process is lost
-// during the call, flush repeats the call, up to two times.
+// The method flush makes all earlier writes durable, with a call of the library. If a worker
+// process is lost during the call, flush repeats the call, up to two times.
 //
 // After a failed flush, writes may be missing on the disk. The same is true when a worker is lost
 // with writes that no flush had made durable. From then on, every flush fails with the error of the
@@ -42,8 +42,8 @@ func (f *flusher) flush() error {
 		}
 		err = p.explain.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
-			// lostDuring makes all later flushes fail if the lost worker had writes that no flush
-			// had made durable.
+			// The worker process was lost during this flush. If it had writes that no flush had
+			// made durable, lostDuring makes all later flushes fail.
 			err = p.lostDuring(h, s, p.explain.rangeOf("flush", 0, 0), time.Now())
 			if lost++; lost < 3 {
 				continue

@@ -21,8 +21,8 @@ type growth struct {
 	warned  sync.Once     // the user was told that no further connection could be opened
 }
 
-// start is called when the first connection is open. transport is the transport mode of that
-// connection. There are three cases:
+// The method start is called when the first connection is open. The parameter transport is the
+// transport mode of that connection. start distinguishes three cases:
 //   - Options.Connections is 0 and the transport mode uses NFC. The tuner chooses the number of
 //     connections later.
 //   - Options.Connections is more than 1, but the transport mode attaches the disk to this machine.
@@ -31,8 +31,9 @@ type growth struct {
 //     connections in the background. count is the number of these other connections.
 //
 // The Budget limits the memory that all connections use on the host. The function giveBack gives
-// the memory of one connection back to the Budget. In the last case it is called once for each of
-// the other connections: when the connection is closed, or when a failure prevents its opening.
+// the memory of one connection back to the Budget. In the third of the cases above, giveBack is
+// called once for each of the other connections: when that connection is closed, or when a failure
+// prevents its opening.
 func (g *growth) start(transport string, count int, giveBack func()) {
 	p := g.pool
 	switch {
@@ -61,8 +62,8 @@ func (g *growth) start(transport string, count int, giveBack func()) {
 }
 
 // nfc reports whether a transport mode uses the NFC service of the ESXi host. The host limits the
-// number and the memory of such connections. Several of these connections together may be faster
-// than a single one.
+// number and the memory of connections to this service. Several such connections together may be
+// faster than a single one.
 func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
 
 // attached reports whether a transport mode attaches the disk to this machine as a device.
@@ -112,7 +113,7 @@ func (g *growth) retireIdleLocked(h *handle) {
 	}
 }
 
-// grow adds a connection if the Budget of the host has memory for it.
+// The method grow adds a connection if the Budget of the host has memory for it.
 func (g *growth) grow() {
 	defer g.opened()
 	free, ok := g.pool.opener.tryReserve()
@@ -125,8 +126,8 @@ func (g *growth) grow() {
 	g.add(free)
 }
 
-// opened records that the opening of further connections in the background has ended, with or
-// without success.
+// The method opened records that the opening of further connections in the background has ended,
+// with or without success.
 func (g *growth) opened() {
 	g.pool.mu.Lock()
 	defer g.pool.mu.Unlock()
@@ -134,9 +135,10 @@ func (g *growth) opened() {
 	g.pool.changed.Broadcast()
 }
 
-// add opens one more connection. If that fails, the pool continues without this connection, and the
-// user is warned once. The function free gives the memory of the connection back to the Budget of
-// the host. free is called when the connection is closed or could not be opened.
+// The method add opens one more connection. If the opening fails, the pool continues without this
+// connection, and the user is warned once. The function free gives the memory of the connection
+// back to the Budget of the host. free is called when the connection is closed or could not be
+// opened.
 func (g *growth) add(free func()) (added bool) {
 	p := g.pool
 	s, err := p.opener.open(p.life.ending, false, false)

@@ -40,9 +40,9 @@ func newHandle(p *pool, free func()) *handle {
 // usableLocked reports whether new requests may use the handle.
 func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
 
-// run waits for the end of session s, replaces it by a new session, waits for the end of that one,
-// and so on. It returns when the disk is closed, its context ends, the handle is not needed any
-// more, or the disk cannot be opened again.
+// The method run waits for the end of session s, replaces it by a new session, waits for the end of
+// that one, and so on. It returns when the disk is closed, its context ends, the handle is not
+// needed any more, or the disk cannot be opened again.
 func (h *handle) run(s *session) {
 	defer h.free()
 	p := h.pool
@@ -62,8 +62,8 @@ func (h *handle) run(s *session) {
 	}
 }
 
-// finish closes a session that no request uses any more. It kills the worker process if the
-// process does not end in time, or when the context of the disk ends.
+// The method finish closes a session that no request uses any more. It kills the worker process if
+// the process does not end in time, or if the context of the disk ends first.
 func (h *handle) finish(s *session) {
 	p := h.pool
 	timeout := p.o.Timeout
@@ -87,9 +87,9 @@ func (h *handle) finish(s *session) {
 	p.exitedLocked(s)
 }
 
-// replace waits until the process of a lost session has ended, and opens the disk again. It returns
-// the new session. It returns nil if planReopening decides that the disk is not opened again over
-// this handle.
+// The method replace waits until the process of a lost session has ended. Then it opens the disk
+// again and returns the new session. It returns nil if the handle gets no new session: the method
+// planReopening decides that.
 func (h *handle) replace(old *session) *session {
 	p := h.pool
 	<-old.proc.Done()
@@ -189,8 +189,8 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 		}
 		return wait, "", true
 	case others > 0 && !errors.Is(err, source.ErrChanged):
-		// The host may allow fewer connections than before. The pool continues with the other
-		// handles.
+		// The host may allow fewer connections than before. Therefore the pool continues with only
+		// its other handles.
 		p.removeLocked(h)
 		if t := p.growth.tuner; t != nil {
 			t.Failed(others)

@@ -164,8 +164,9 @@ func (e *LibraryError) lookAround(folder string) {
 	}
 }
 
-// reason returns the text of err without the path of a file. The map LibraryError.Unusable has this
-// text with the path as its key, and the message of the error shows both.
+// The function reason returns the text of err without the path of the file. The map
+// LibraryError.Unusable has this text with the path as its key, and the message of the error shows
+// both.
 func reason(err error) string {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -174,8 +175,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// library examines the file at the given absolute path and returns it as a Library. The error says
-// why this machine cannot load the file.
+// The function library examines the library file at the given absolute path and returns it as a
+// Library. The error says why this machine cannot load the file.
 func library(path string) (Library, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {

@@ -34,8 +34,8 @@ func newLifetime(ctx context.Context, disk string) *lifetime {
 	return l
 }
 
-// ended returns nil while new calls may begin. Otherwise it returns the reason: the cause of the
-// context's end, or an error that wraps os.ErrClosed.
+// The method ended returns nil while new calls may begin. After that it returns the reason why they
+// may not: the cause of the context's end, or an error that wraps os.ErrClosed.
 func (l *lifetime) ended() error {
 	if err := context.Cause(l.Context); err != nil {
 		return err
@@ -46,6 +46,6 @@ func (l *lifetime) ended() error {
 	return nil
 }
 
-// pause waits for the duration d. It returns false if the context ended or Disk.Close was called
-// before d was over.
+// The method pause waits for the duration d. It returns false if the context ended or Disk.Close
+// was called before d was over.
 func (l *lifetime) pause(d time.Duration) bool { return retry.Sleep(l.closing, d, nil) }

@@ -60,7 +60,7 @@ func newLogs(p *Params, out *slog.Logger) *logs {
 	}
 }
 
-// add adds a line that the library logged. The line may contain any bytes.
+// The method add adds a line that the library logged. The line may contain any bytes.
 func (l *logs) add(warning bool, text string) {
 	text = l.clean(text)
 	if text == "" {
@@ -88,7 +88,7 @@ func (l *logs) add(warning bool, text string) {
 	}
 }
 
-// run writes the lines of the queue to the log until ctx ends.
+// The method run writes the lines of the queue to the log until ctx ends.
 func (l *logs) run(ctx context.Context) {
 	for {
 		select {
@@ -100,8 +100,8 @@ func (l *logs) run(ctx context.Context) {
 	}
 }
 
-// drain writes the lines that are left in the queue. It is called after all worker processes have
-// ended and the method run has returned.
+// The method drain writes the lines that are left in the queue. It is called after all worker
+// processes have ended and the method run has returned.
 func (l *logs) drain() {
 	for {
 		select {
@@ -124,8 +124,8 @@ func (l *logs) write(line logLine) {
 	l.out.Log(context.Background(), line.level, "vddk: "+line.text, args...)
 }
 
-// clean returns text without secrets and without characters that cannot be printed, cut to
-// maxLine bytes.
+// The method clean returns text without secrets and without characters that cannot be printed. If
+// the result would be longer than maxLine bytes, it is cut.
 func (l *logs) clean(text string) string {
 	// The text is cut before it is searched for secrets, which limits the time of the search. The
 	// cut may divide a secret. Redact is told that text is missing after the cut, and then also
@@ -168,11 +168,13 @@ func (l *logs) lastWarnings() []string {
 	return append([]string(nil), l.warnings...)
 }
 
-// mark returns the current position in the log. The method since returns the lines after it.
+// The method mark returns the current position in the log. The method since returns the lines after
+// such a position.
 func (l *logs) mark() int64 { return l.count.Load() }
 
-// since returns the lines that were added after a position that the method mark returned, the
-// newest at the end. If there were many lines, the oldest of them are missing.
+// The method since returns the lines that were added after a position. The position is a result of
+// the method mark. The newest line is the last one. If many lines were added, the oldest of them
+// are missing.
 func (l *logs) since(mark int64) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

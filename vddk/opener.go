@@ -116,8 +116,8 @@ func (op *opener) openFirst(ctx context.Context) (*session, error) {
 	}
 }
 
-// note records the properties of the disk after the first opening. If the size of the disk is
-// impossible, note closes the session and returns an error.
+// The method note records the properties of the disk after the first opening. If the size of the
+// disk is impossible, note closes the session and returns an error.
 func (op *opener) note(s *session) error {
 	if s.opened.Capacity > 1<<63/sectorSize-1 {
 		s.proc.Kill()
@@ -131,8 +131,9 @@ func (op *opener) note(s *session) error {
 	return nil
 }
 
-// open starts a worker process and opens the disk in it. The parameter replacing is true if the new
-// worker replaces a lost one, which may have left something behind on the host.
+// The method open starts a worker process and opens the disk in it. The parameter replacing is true
+// if the new worker replaces a lost one. The lost worker may have left something behind on the
+// host, and the new worker first removes that.
 //
 // If the host has no memory for the buffers of the connection, open tries again with smaller
 // buffers, but only if shrink is true. If the first opening needs smaller buffers, all later
@@ -272,9 +273,9 @@ func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 	return nil
 }
 
-// same checks that a disk that was opened again is the same disk as at the first opening. The
-// parameter opened has its present properties. If the size or the UUID has changed, same returns an
-// error.
+// The method same checks that a disk that was opened again is the same disk as at the first
+// opening. The parameter opened has the present properties of the disk. If the size or the UUID is
+// not that of the first opening, same returns an error.
 func (op *opener) same(opened worker.Opened) error {
 	first := op.opened
 	if first == nil || first.Capacity == opened.Capacity && first.UUID == opened.UUID {
@@ -318,8 +319,8 @@ func (op *opener) compare(ctx context.Context, s *session) error {
 	return err
 }
 
-// split divides a reservation of memory into n shares. The returned function is called n times,
-// once for each share. Its last call frees the whole reservation, by calling free.
+// The function split divides a reservation of memory into n shares. The returned function is called
+// n times, once for each share. Its last call frees the whole reservation, by calling free.
 func split(n int, free func()) (share func()) {
 	var left atomic.Int64
 	left.Store(int64(n))
@@ -330,8 +331,8 @@ func split(n int, free func()) (share func()) {
 	}
 }
 
-// reserve waits until the Budget of the host has memory for n connections, or ctx ends. The
-// returned function frees this memory.
+// The method reserve waits until the Budget of the host has memory for n connections, or ctx ends.
+// The returned function frees this memory.
 func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
 	if op.o.Budget == nil || !op.params.Remote() {
 		return func() {}, nil

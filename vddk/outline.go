@@ -79,9 +79,9 @@ func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
 	return lowest - first, highest - first
 }
 
-// part returns one part of the outline: the part with the given number. Each part is the answer to
-// one query. If the query has not been made before, part makes it. The result is nil if the query
-// fails.
+// The method part returns the part of the outline that has the given number. Each part is the
+// answer to one query. If this query has not been answered before, part makes it. The result is nil
+// if the query fails, or if no query is made because too many queries have failed before.
 func (o *outline) part(number uint64) *allocation.Map {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -116,9 +116,9 @@ func (p *pool) doPieces(r request) error {
 	return g.Wait()
 }
 
-// repeat makes the request r until it succeeds, or until the retry policy allows no further
-// attempt. r must be short enough for one request. If the host accepts only shorter requests after
-// a failure, repeat divides r.
+// The method repeat makes the request r until it succeeds, or until the retry policy allows no
+// further attempt. r must be short enough for one request. If the host accepts only shorter
+// requests after a failure, repeat divides r.
 func (p *pool) repeat(r request) error {
 	if r.write {
 		if err := p.readEdges(&r); err != nil {
@@ -164,9 +164,9 @@ func (p *pool) readEdges(r *request) error {
 	return nil
 }
 
-// try makes one attempt at request r. since is the time when the caller made the request. try
-// returns the permit that it used: the right to use one slot for the request. If no attempt was
-// made, the session of the permit is nil.
+// The method try makes one attempt at request r. The parameter since is the time when the caller
+// made the request. try returns the permit that it used: the right to use one slot for the request.
+// If no attempt was made, the session of the permit is nil.
 func (p *pool) try(r *request, since time.Time) (permit, error) {
 	t, err := p.acquire(r, since)
 	if err != nil {
@@ -188,7 +188,8 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	}
 	if r.write {
 		if !p.release(t, end-first, true) {
-			// The worker was lost after it had answered. The written data may be lost with it.
+			// The worker was lost after it had answered. The written data may be lost, too.
+			// Therefore the write counts as failed.
 			return t, t.s.gone(p.explain.rangeOf("write", first, end-first))
 		}
 		return t, nil
@@ -207,16 +208,16 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	return t, nil
 }
 
-// timeout returns the time limit for the next attempt of a call; since is the time when the call
-// began. One attempt may take no longer than maxAttempt. The result is shorter than that if the
-// retry policy leaves less time for all attempts of the call together.
+// The method timeout returns the time limit for the next attempt of a call. The parameter since is
+// the time when the call began. One attempt may take no longer than maxAttempt. The result is
+// shorter than that if the retry policy leaves less time for all attempts of the call together.
 func (p *pool) timeout(maxAttempt time.Duration, since time.Time) time.Duration {
 	return min(maxAttempt, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
 }
 
-// failed returns the error of a request. It adds the disk and the range [off, off+n) to the error.
-// If the worker process was lost, failed first waits until the process has ended. After that
-// nothing writes to the slot of the request any more.
+// The method failed returns the error for a request that failed with err. The returned error also
+// names the disk and the range [off, off+n). If the worker process was lost, failed first waits
+// until the process has ended. After that nothing writes to the slot of the request any more.
 func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, err error) error {
 	if ended := context.Cause(p.life.Context); ended != nil {
 		return ended
@@ -240,9 +241,11 @@ func (p *pool) lostDuring(h *handle, s *session, op string, since time.Time) err
 // acquire waits for a permit: the right to make one request, with a slot for its data. since is
 // the time when the caller made the request.
 //
-// If a read fills a whole buffer that Disk.Buffer returned, its slot is this buffer itself, as long
-// as the session of the buffer is alive. All other requests use a spare slot. That includes a read
-// into a part of a buffer: if the library wrote too much, it would damage the other parts.
+// A read may fill a whole buffer that Disk.Buffer returned. The memory of this buffer is a slot,
+// and the read uses this slot, as long as the session of the buffer is alive. All other requests
+// use a spare slot, from which or into which the data is copied. A read into a part of a buffer
+// uses a spare slot, too: if the library wrote more than it should, it would damage the other parts
+// of the buffer.
 func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 	var memory []byte
 	if !r.write && r.aligned() {
@@ -316,9 +319,9 @@ func (p *pool) leastBusyLocked() *handle {
 	return best
 }
 
-// release gives a permit back after a request. n is the number of bytes that the request moved
-// if it succeeded. release reports whether the session is still alive. If it is not, writes that
-// the session has completed may be lost.
+// The method release gives a permit back after a request. If the request succeeded, n is the number
+// of bytes that it moved. release reports whether the session is still alive. If it is not, writes
+// that the session has completed may be lost.
 func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -326,7 +329,7 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	if succeeded {
 		p.progress.Mark()
 		// The session may have been lost after it had sent the answer to this request. Then the
-		// success of the request does not reset the count of failures.
+		// success of the request does not set the number of failures of the handle to 0.
 		if !t.s.lost {
 			h.failures = 0
 			if t.write {
@@ -348,8 +351,9 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	return !t.s.lost
 }
 
-// buffer returns the memory of a slot as a buffer of n bytes. n is at most Options.RequestSize. The
-// function free frees the slot. buffer waits until a slot is free, or ctx ends.
+// The method buffer returns the memory of a slot as a buffer of n bytes. n is at most
+// Options.RequestSize. The returned function free frees the slot. If no slot is free, the method
+// waits until one is, or until ctx ends.
 func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -455,9 +459,9 @@ func (p *pool) removeLocked(h *handle) {
 	p.changed.Broadcast()
 }
 
-// lose records that the worker process of session s was lost or killed during operation op. If lose
-// is called again for the same session, it does nothing. No new request uses the session, but its
-// process may still be running.
+// The method lose records that the worker process of session s was lost or killed during operation
+// op. If lose is called again for the same session, it does nothing. No new request uses the
+// session, but its process may still be running.
 //
 // since is the time when the call began that noticed the loss. Other calls that the loss
 // interrupted may have begun earlier. The time limit for opening the disk again counts from the
@@ -506,9 +510,9 @@ func (p *pool) dieLocked(err error) {
 	p.broadcastLocked()
 }
 
-// begin starts a call, such as a call of a method of Disk. The call counts as in progress until
-// life.End is called. Disk.Close waits until no call is in progress. begin returns an error if the
-// disk cannot be used any more.
+// The method begin starts a call, such as a call of a method of Disk. The call counts as in
+// progress until life.End is called. Disk.Close waits until no call is in progress. begin returns
+// an error if the disk cannot be used any more.
 func (p *pool) begin() error {
 	if err := p.ended(); err != nil {
 		return err
@@ -516,14 +520,16 @@ func (p *pool) begin() error {
 	return p.life.Begin(p.life.Context)
 }
 
-// died returns why all calls fail from now on. It returns nil as long as calls can succeed.
+// The method died returns the reason why all calls fail from now on. It returns nil as long as
+// calls can succeed.
 func (p *pool) died() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.dead
 }
 
-// ended returns nil as long as new calls may begin, and otherwise the reason.
+// The method ended returns nil as long as new calls may begin. After that it returns the reason why
+// they may not.
 func (p *pool) ended() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -537,10 +543,10 @@ func (p *pool) endedLocked() error {
 	return p.dead
 }
 
-// endedForCallsLocked returns nil as long as a call in progress may continue, and otherwise the
-// reason. While Close waits for calls in progress, they may use the worker processes that are
-// still running. But lost workers are not replaced any more. Therefore a call that needs a new
-// worker (needsWorker is true) gets an error.
+// endedForCallsLocked returns nil as long as a call in progress may continue. After that it returns
+// the reason why the call may not continue. While Close waits for calls in progress, they may use
+// the worker processes that are still running. But lost workers are not replaced any more.
+// Therefore a call that needs a new worker (needsWorker is true) gets an error.
 func (p *pool) endedForCallsLocked(needsWorker bool) error {
 	switch {
 	case p.life.Context.Err() != nil:
@@ -553,7 +559,8 @@ func (p *pool) endedForCallsLocked(needsWorker bool) error {
 	return nil
 }
 
-// wake wakes all waiting calls, so that they notice when the disk is closed or a context has ended.
+// The method wake wakes all waiting calls, so that they notice when the disk is closed or a context
+// has ended.
 func (p *pool) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -10,7 +10,8 @@ type rangeLock struct {
 	locked   [][2]int64
 }
 
-// lock waits until no locked range overlaps [start, end), and locks it.
+// The method lock waits until no locked range overlaps the range [start, end). Then it locks this
+// range.
 func (r *rangeLock) lock(start, end int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -30,7 +31,8 @@ func (r *rangeLock) overlaps(start, end int64) bool {
 	return false
 }
 
-// unlock unlocks a range. start and end are the ones that lock was called with.
+// The method unlock unlocks the range [start, end). The method lock was called with the same two
+// numbers.
 func (r *rangeLock) unlock(start, end int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

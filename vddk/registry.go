@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// Registry is shared by all disks of one command. It knows which logins a server refused, so
-// that repeated attempts do not lock the account. It also knows which VMs were prepared for
-// access, so that EndAccess is called after their last disk. It is safe for concurrent use.
+// Registry is shared by all disks of one command. It knows which logins a server refused, so that
+// repeated attempts do not lock the account. It also knows which VMs were prepared for access with
+// VDDK's function PrepareForAccess. This has to be undone with EndAccess after the last disk of a
+// VM was closed. A Registry is safe for concurrent use.
 type Registry struct {
 	refusals int    // refused logins of one account that are allowed
 	identity string // names this command to PrepareForAccess
@@ -25,9 +26,9 @@ type Registry struct {
 	vms      map[vmKey]*preparedVM
 }
 
-// NewRegistry returns an empty registry. refusals limits the logins that fail: if a server has
-// refused that many logins of one account without a successful login in between, the registry
-// allows no further login of the account. A number less than 1 counts as 1. Servers lock
+// NewRegistry returns an empty registry. The parameter refusals limits the logins that fail: if a
+// server has refused that many logins of one account without a successful login in between, the
+// registry allows no further login of the account. A number less than 1 counts as 1. Servers lock
 // accounts after some refused logins, ESXi after five.
 func NewRegistry(refusals int) *Registry {
 	var unique [4]byte
@@ -64,7 +65,7 @@ type accountKey struct {
 	secret [sha256.Size]byte // hash of the cookie and the password
 }
 
-// account returns the key of the login that p describes.
+// The method account returns the key of the login that p describes.
 func (p *Params) account() accountKey {
 	k := accountKey{server: strings.ToLower(strings.TrimSuffix(p.Server, ".")), port: p.Port, user: p.User}
 	if k.port == 0 {
@@ -94,9 +95,10 @@ type account struct {
 	trying   chan struct{} // closed when the login that others wait for has ended; nil if there is none
 }
 
-// login waits until a connection to the disk that p names may log in. Then the caller logs in, and
-// calls the returned function with the outcome of that login: nil, or the error that prevented it.
-// The error that the method login itself returns is a *LoginError, or the cause of ctx.
+// The method login waits until a connection to the disk that p names may log in. Then the caller
+// logs in, and calls the returned function with the outcome of that login: nil, or the error that
+// prevented it. The error that the method login itself returns is a *LoginError, or the cause of
+// ctx.
 //
 // The logins of an account run one after the other until one has succeeded. Otherwise all
 // connections would try a wrong password at the same time.
@@ -130,9 +132,10 @@ func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err
 	}
 }
 
-// doubt is called when a connection was lost: the server may have closed it because the account
-// is not valid any more. doubt forgets earlier successful logins of p's account. After that, the
-// logins of the account run one after the other again until one has succeeded.
+// The method doubt is called when a connection was lost: the server may have closed the connection
+// because the account is not valid any more. doubt forgets earlier successful logins of p's
+// account. After that, the logins of the account run one after the other again until one has
+// succeeded.
 func (r *Registry) doubt(p *Params) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -168,9 +171,10 @@ func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	return nil
 }
 
-// ender returns the function to call when a login that begins now has ended. The function
-// records the result of the login. trying is the channel on which other logins wait for that
-// result; it is nil if no login waits. The caller holds r.mu.
+// The method ender is called when a login begins. It returns the function that the caller must call
+// when this login has ended. That function records the result of the login. The parameter trying is
+// the channel on which other logins wait for that result; it is nil if no login waits. The caller
+// holds r.mu.
 func (r *Registry) ender(a *account, trying chan struct{}) func(error) {
 	doubts := a.doubts
 	return func(err error) { r.loginEnded(a, trying, doubts, err) }
@@ -241,7 +245,8 @@ func (r *Registry) prepare(ctx context.Context, p *Params, prepareVM func() bool
 	return nil
 }
 
-// vm returns the entry for the VM that p names, and adds the entry if there is none.
+// The method vm returns the entry of the registry for the VM that p names. If there is no such
+// entry, vm adds it.
 func (r *Registry) vm(p *Params) *preparedVM {
 	account := p.account()
 	key := vmKey{account.server, account.port, p.VM}
@@ -292,9 +297,9 @@ func (vm *preparedVM) endIfLast() {
 	}
 }
 
-// release undoes prepare: it is called when the disk is closed. The parameter endAccess is a
-// function that calls EndAccess. release calls this function if no other disk of the VM is open or
-// expected, and the VM is known or suspected to be prepared.
+// The method release undoes a call of prepare. It is called when the disk is closed. The parameter
+// endAccess is a function that calls EndAccess. release calls this function if no other disk of the
+// VM is open or expected, and the VM is known or suspected to be prepared.
 func (r *Registry) release(p *Params, endAccess func()) {
 	vm := r.vm(p)
 	<-vm.lock

@@ -19,7 +19,7 @@ func newReporter(p *Params, o *Options) *reporter {
 	return &reporter{disk: p.File, log: o.Log, toUser: o.Warn, topics: o.Debug}
 }
 
-// warn shows a warning to the user, if Options.Warn is set.
+// The method warn shows a warning to the user, if Options.Warn is set.
 func (r *reporter) warn(text string) {
 	if r.toUser != nil {
 		r.toUser(text)
@@ -28,13 +28,14 @@ func (r *reporter) warn(text string) {
 
 func (r *reporter) warnOnce(once *sync.Once, text string) { once.Do(func() { r.warn(text) }) }
 
-// debugs reports whether the method debug writes messages about a topic to the log. The topic is
-// one of DebugKeys, or "" for messages that are always logged.
+// The method debugs reports whether the method debug writes messages about a topic to the log. The
+// topic is one of DebugKeys, or "" for messages that are always logged.
 func (r *reporter) debugs(topic string) bool {
 	return r.log != nil && (topic == "" || r.topics[topic])
 }
 
-// debug logs a message at the debug level, if debugs allows its topic.
+// The method debug logs a message at the debug level, if the method debugs allows the topic of the
+// message.
 func (r *reporter) debug(topic, message string, args ...any) {
 	if r.debugs(topic) {
 		r.log.Log(context.Background(), slog.LevelDebug, "vddk: "+message, append(args, "disk", r.disk)...)

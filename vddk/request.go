@@ -26,19 +26,20 @@ func (r *request) op() string {
 	return "read"
 }
 
-// aligned reports whether the range of the request begins and ends at sector borders.
+// The method aligned reports whether the range of the request begins and ends at sector borders.
 func (r *request) aligned() bool { return r.off%sectorSize == 0 && r.n%sectorSize == 0 }
 
-// sectors returns the range of the request in bytes, extended to whole sectors.
+// The method sectors returns the range of the request in bytes, extended to whole sectors.
 func (r *request) sectors() (first, end int64) {
 	return r.off &^ (sectorSize - 1), (r.off + r.n + sectorSize - 1) &^ (sectorSize - 1)
 }
 
-// fits reports whether the library can carry out r in one call. A call moves at most size bytes.
+// The method fits reports whether the library can carry out r in one call. A call moves at most
+// size bytes.
 func (r *request) fits(size int) bool { return r.off%sectorSize+r.n <= int64(size) }
 
-// pieces divides r into requests, each of at most the given size in bytes. The borders between them
-// are multiples of the sector size.
+// The method pieces divides r into requests, each of at most the given size in bytes. The borders
+// between them are multiples of the sector size.
 func (r *request) pieces(size int64) iter.Seq[request] {
 	return func(yield func(request) bool) {
 		for off, end := r.off, r.off+r.n; off < end; {
@@ -55,10 +56,10 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 	}
 }
 
-// edges is called for a write. If the write covers the first sector of its range only in part,
-// edges allocates memory for this sector in the field r.head, and likewise for the last sector in
-// r.tail. If the first sector is also the last one, and the write covers neither its beginning nor
-// its end, both fields are the same memory.
+// The method edges is called for a write. If the write covers the first sector of its range only in
+// part, edges allocates memory for this sector in the field r.head, and likewise for the last
+// sector in r.tail. If the first sector is also the last one, and the write covers neither its
+// beginning nor its end, both fields are the same memory.
 //
 // The results readHead and readTail are this memory, or nil if the sector need not be read. The
 // caller reads the previous content of the first sector into readHead, and that of the last sector
@@ -81,7 +82,8 @@ func (r *request) edges() (readHead, readTail []byte) {
 	return readHead, readTail
 }
 
-// fill sets b to the new content of all sectors that a write covers, as a whole or in part.
+// The method fill sets b to the new content of all sectors that a write covers, including the
+// sectors that it covers only in part.
 func (r *request) fill(b []byte) {
 	first, end := r.sectors()
 	before, after := r.off-first, end-(r.off+r.n)
@@ -104,9 +106,9 @@ type attempts struct {
 	since    time.Time // when the request was made
 }
 
-// again is called when an attempt with permit t failed with err. It returns nil if the request
-// is to be made again, and waits before it does so. Otherwise it returns the error for the
-// caller of the request.
+// The method again is called when an attempt with permit t failed with err. If the request is to be
+// made again, the method returns nil, in most cases after a pause. If not, it returns the error for
+// the caller of the request.
 func (a *attempts) again(t permit, err error) error {
 	p := a.pool
 	if ended := p.life.ended(); ended != nil {
@@ -134,8 +136,8 @@ func (a *attempts) again(t permit, err error) error {
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {
 		// The worker process is replaced, because its connection may be the cause of the failures.
 		// The method lose is called before Kill, so that the loss is recorded with the time when
-		// the request began. After Kill, handle.run might notice the end of the process first and
-		// record the present time.
+		// the request began. If Kill were called first, handle.run might notice the end of the
+		// process before lose is called, and record the present time instead.
 		t.s.blame(fmt.Errorf("the worker was replaced because requests failed: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
 		t.s.proc.Kill()

@@ -65,14 +65,14 @@ func newSession(p process, opened worker.Opened, buffers, spare int) *session {
 	return s
 }
 
-// kill kills the process for the given reason, and waits for its end.
+// The method kill kills the process for the given reason, and waits for its end.
 func (s *session) kill(why error) {
 	s.blame(why)
 	s.proc.Kill()
 }
 
-// blame records the reason for the end of the process. It does nothing if a reason is already
-// recorded.
+// The method blame records the reason for the end of the process. It does nothing if a reason is
+// already recorded.
 func (s *session) blame(why error) { s.why.Do(func() { s.reason = why }) }
 
 // interruptedSinceLocked is called when the loss of the session is noticed. The loss interrupts all
@@ -87,8 +87,8 @@ func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	return now
 }
 
-// gone returns a *lostError that says why the process has ended. op names the operation that
-// noticed the end, with the disk and the range.
+// The method gone returns a *lostError that says why the process has ended. The parameter op
+// describes the operation that noticed the end of the process, with the disk and the range.
 func (s *session) gone(op string) error {
 	err := s.proc.Err()
 	s.why.Do(func() {}) // a reason that kill gives from now on is not why the process ended
@@ -98,22 +98,22 @@ func (s *session) gone(op string) error {
 	return &lostError{op: op, err: err}
 }
 
-// read reads sectors of the disk into a slot. If that takes longer than the given time, the process
-// is killed.
+// The method read reads sectors of the disk into a slot. If the call takes longer than the given
+// timeout, the process is killed.
 func (s *session) read(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	defer s.deadline(timeout)()
 	return s.proc.Read(ctx, slot, sector, sectors)
 }
 
-// write writes sectors of the disk from a slot. If that takes longer than the given time, the
-// process is killed.
+// The method write writes sectors of the disk from a slot. If the call takes longer than the given
+// timeout, the process is killed.
 func (s *session) write(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	defer s.deadline(timeout)()
 	return s.proc.Write(ctx, slot, sector, sectors)
 }
 
-// deadline kills the process after the given time, unless the returned function is called before
-// that.
+// The method deadline starts a timer and returns a function that stops the timer. If that function
+// is not called within the given time, the process is killed.
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
 	return time.AfterFunc(timeout, func() {
 		s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout.Round(time.Millisecond)))

@@ -97,8 +97,8 @@ func addTimeout(ctx context.Context, err error) error {
 	return fmt.Errorf("no answer from the server within %s: %w", certificateTimeout, err)
 }
 
-// colons writes hexadecimal digits as a thumbprint: in upper case, with a colon after every second
-// digit except the last one ("AA:BB:CC").
+// The function colons writes hexadecimal digits as a thumbprint: in upper case, with a colon after
+// every second digit except the last one ("AA:BB:CC").
 func colons(digits string) string {
 	digits = strings.ToUpper(digits)
 	var pairs []string

@@ -88,8 +88,8 @@ func (d *Disk) beginWrite(op string, off, n int64) error {
 	return d.pool.begin()
 }
 
-// write carries out the request r, a write. Before that it waits until no other write covers the
-// same sectors.
+// The method write carries out the request r, which is a write. Before that it waits until no other
+// write covers the same sectors.
 func (d *Disk) write(r request) error {
 	if r.n == 0 {
 		return nil
