@@ -73,8 +73,8 @@ func Build(t testing.TB, options ...string) string {
 	return dir
 }
 
-// build returns the folder of a library that was built from the current sources with the given
-// options. The name of the folder is a hash of the sources and the options.
+// The function build returns the folder of a library that was built from the current sources with
+// the given options. The name of the folder is a hash of the sources and the options.
 //
 // Several test binaries may build the same library at the same time. Each builds it in a
 // temporary folder, which is renamed when it is complete.
@@ -233,9 +233,10 @@ func (l *Library) AddDisk(name, path string) {
 	l.must(os.Symlink(path, at))
 }
 
-// counters returns the counters that are not 0, by their names. kind is "call" or "stat", the first
-// part of a counter's name in the file of the counters. All processes that load the library map
-// this file into their memory, so the counts of killed processes are in it, too.
+// The method counters returns the counters of one kind that are not 0, by their names. The
+// parameter kind is "call", "stat" or "broken", the first part of a counter's name in the file of
+// the counters. All processes that load the library map this file into their memory, so the counts
+// of killed processes are in it, too.
 func (l *Library) counters(kind string) map[string]int64 {
 	l.t.Helper()
 	counts := map[string]int64{}
