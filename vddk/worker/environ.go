@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// environ returns the environment for a worker process. It takes env, or the environment of this
-// process if env is nil. From that it removes the variables that may hold a secret, and puts the
-// folder dir at the front of LD_LIBRARY_PATH.
+// The function environ returns the environment for a worker process. It takes env, or the
+// environment of this process if env is nil. From that it removes the variables that may hold a
+// secret, and puts the folder dir at the front of LD_LIBRARY_PATH.
 func environ(env []string, dir string) []string {
 	if env == nil {
 		env = os.Environ()

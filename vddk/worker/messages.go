@@ -326,7 +326,8 @@ type query struct {
 	err        error // what is wrong with the answer; its further blocks are ignored
 }
 
-// add adds the blocks of one packet to the blocks collected so far. It joins adjacent blocks.
+// The method add adds the blocks of one packet to the blocks collected so far. It joins adjacent
+// blocks.
 func (q *query) add(payload []byte) {
 	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
 		b := Block{Start: binary.LittleEndian.Uint64(payload), Count: binary.LittleEndian.Uint64(payload[8:])}

@@ -345,8 +345,8 @@ func (p *Process) Release() {
 	})
 }
 
-// control makes a request with the request number slotControl. The main thread of the worker
-// program carries out such requests.
+// The method control makes a request with the request number slotControl. The main thread of the
+// worker program carries out such requests.
 func (p *Process) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	c := call{p: p, r: &p.requests[slotControl]}
 	if err := c.acquire(ctx); err != nil {
@@ -374,7 +374,7 @@ type call struct {
 	held bool // release has to free the number
 }
 
-// acquire waits until no other call has the request number, and reserves it.
+// The method acquire waits until no other call has the request number, and reserves it.
 func (c *call) acquire(ctx context.Context) error {
 	select {
 	case <-c.r.free:
@@ -460,8 +460,8 @@ func (c *call) io(ctx context.Context, m message) error {
 	return e
 }
 
-// control makes a request that the main thread of the worker program carries out. The caller has
-// reserved the request number slotControl with c.acquire.
+// The method control makes a request that the main thread of the worker program carries out. The
+// caller has reserved the request number slotControl with c.acquire.
 func (c *call) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	m.slot = slotControl
 	a, err := c.exchange(ctx, m, payload)
@@ -478,7 +478,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	return a, &Error{Code: a.sector, Op: clean(list[0]), Text: clean(c.p.log.redact(list[1]))}
 }
 
-// run receives messages until the socket is closed, and then waits for the end of the process.
+// The method run receives messages until the socket is closed, then waits for the process to end.
 func (p *Process) run() {
 	defer close(p.done)
 	output := make(chan struct{})
@@ -525,8 +525,8 @@ func (p *Process) run() {
 	p.gone = gone
 }
 
-// receive receives messages until the socket is closed. It returns an error if the worker
-// violated the protocol.
+// The method receive receives messages until the socket is closed. It returns an error if the
+// worker violated the protocol.
 func (p *Process) receive() error {
 	buffer := make([]byte, maxPacket+1)
 	reset := false
@@ -587,8 +587,8 @@ func (p *Process) deliver(m message, payload []byte) error {
 	return nil
 }
 
-// clean returns text of the library as one line of valid UTF-8, with a space in place of each
-// character that cannot be printed.
+// The function clean returns text of the library as one line of valid UTF-8, with a space in place
+// of each character that cannot be printed.
 func clean(s string) string {
 	s = strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 	return strings.Map(func(r rune) rune {

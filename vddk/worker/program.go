@@ -117,7 +117,7 @@ func startFile(path string, env []string, files []*os.File) (*os.Process, error)
 	return p, err
 }
 
-// start starts the program at path, with the given environment and file descriptors.
+// The function start starts the program at path, with the given environment and file descriptors.
 func start(path string, env []string, files []*os.File) (*os.Process, error) {
 	return os.StartProcess(path, []string{ProgramName}, &os.ProcAttr{
 		Env:   env,
