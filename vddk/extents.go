@@ -225,9 +225,9 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	defer life.End()
 	w := &windowQuery{done: make(chan struct{})}
 	q.inProgress[number] = w
-	// Close waits for calls of the methods of Disk that are in progress. The query for a window is
-	// not counted as such a call, because Close must not wait for a query whose answer is not
-	// needed any more.
+	// Disk.Close waits for calls of the methods of Disk that are in progress. The query for a
+	// window is not counted as such a call, because Disk.Close must not wait for a query whose
+	// answer is not needed any more.
 	life.background.Go(func() {
 		got, err := q.queryWindow(number)
 		q.mu.Lock()
@@ -337,7 +337,7 @@ func (q *allocationQueries) queryAgain(first, n uint64, noRepeats bool) (blocks 
 	}
 }
 
-// retries returns how often a query may be repeated if it fails with the error err.
+// The method retries returns how often a query may be repeated if it fails with the error err.
 func (q *allocationQueries) retries(err error) int {
 	q.mu.Lock()
 	retries := firstRetries
@@ -372,7 +372,7 @@ func (q *allocationQueries) failed(off int64, took time.Duration, err error) {
 	r.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", err)
 }
 
-// succeeded records that the library answered a query of n chunks.
+// The method succeeded records that the library answered a query of n chunks.
 func (q *allocationQueries) succeeded(n uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -405,7 +405,7 @@ type queryLimit struct {
 
 func newQueryLimit() queryLimit { return queryLimit{chunks: windowChunks, needed: 1} }
 
-// succeeded records that the library answered a query of n chunks.
+// The method succeeded records that the library answered a query of n chunks.
 func (l *queryLimit) succeeded(n uint64) {
 	if n < l.chunks {
 		return
@@ -416,8 +416,8 @@ func (l *queryLimit) succeeded(n uint64) {
 	}
 }
 
-// failed is called when a query of n chunks failed. It reports whether the caller should query
-// fewer chunks instead.
+// The method failed is called when a query of n chunks failed. It reports whether the caller should
+// query fewer chunks instead.
 func (l *queryLimit) failed(n uint64) bool {
 	if l.grown {
 		l.needed, l.grown = min(4*l.needed, 256), false

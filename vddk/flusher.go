@@ -80,8 +80,8 @@ func (f *flusher) acquire() (*handle, *session, int64, error) {
 	}
 }
 
-// failed returns the error that all flushes return after a failed flush or a loss of writes. It
-// is nil if nothing has failed.
+// The method failed returns the error that all flushes return after a failed flush or a loss of
+// writes. It is nil if nothing has failed.
 func (f *flusher) failed() error {
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()

@@ -66,7 +66,8 @@ func (g *growth) start(transport string, count int, giveBack func()) {
 // faster than a single one.
 func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
 
-// attached reports whether a transport mode attaches the disk to this machine as a device.
+// The function attached reports whether a transport mode attaches the disk to this machine as a
+// device.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
 // tuneLocked tells the tuner that a request moved n bytes. The tuner answers with the number of

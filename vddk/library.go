@@ -129,7 +129,8 @@ func FindLibrary(libdir string) (Library, error) {
 	return Library{}, failed
 }
 
-// archive matches the file names of the tar files that VMware distributes VDDK in.
+// The regular expression archive matches the file names of the tar files that VMware distributes
+// VDDK in.
 var archive = regexp.MustCompile(`^VMware-vix-disklib.*\.(tar|tgz|tar\.gz)$`)
 
 // lookAround is called for a folder without a usable library. It looks for an explanation, such as

@@ -290,8 +290,9 @@ func (op *opener) same(opened worker.Opened) error {
 		first.Capacity*sectorSize, first.UUID, opened.Capacity*sectorSize, opened.UUID))
 }
 
-// compare returns an error if the content of the disk has changed. samples has checksums of data
-// that was read before. compare reads this data again in the new session s, and compares it.
+// The method compare returns an error if the content of the disk has changed. samples has checksums
+// of data that was read before. compare reads this data again in the new session s, and compares
+// it.
 func (op *opener) compare(ctx context.Context, s *session) error {
 	if op.samples == nil {
 		return nil

@@ -215,9 +215,9 @@ type vmKey struct {
 	vm     string
 }
 
-// preparedVM is a VM that is prepared for access or will be. It counts the disks of the VM that
-// are open or will be opened. Its fields are guarded by lock, which is also held during
-// PrepareForAccess and EndAccess.
+// preparedVM is a VM that is prepared for access or will be. It has the number of disks of the VM
+// that are open, and of those that will be opened. Its fields are guarded by lock, which is also
+// held during PrepareForAccess and EndAccess.
 type preparedVM struct {
 	lock     chan struct{} // a mutex: has one element while it is unlocked
 	disks    int           // disks that are open
@@ -226,10 +226,10 @@ type preparedVM struct {
 	end      func()        // calls EndAccess; nil until a disk was closed
 }
 
-// prepare makes sure that the VM of p is prepared for access, and counts the disk. For the first
-// disk of the VM, it calls prepareVM, which calls PrepareForAccess. The result of prepareVM is true
-// if the VM is prepared now, or if that is not known because the call ended without an answer.
-// prepare returns an error only if ctx ends; the error is the cause of ctx.
+// The method prepare makes sure that the VM of p is prepared for access, and counts the disk. For
+// the first disk of the VM, it calls prepareVM, which calls PrepareForAccess. The result of
+// prepareVM is true if the VM is prepared now, or if that is not known because the call ended
+// without an answer. prepare returns an error only if ctx ends; the error is the cause of ctx.
 func (r *Registry) prepare(ctx context.Context, p *Params, prepareVM func() bool) error {
 	vm := r.vm(p)
 	select {

@@ -137,5 +137,5 @@ type permit struct {
 	write bool
 }
 
-// memory returns the shared memory of the slot.
+// The method memory returns the shared memory of the slot.
 func (t *permit) memory() []byte { return t.s.proc.Slot(t.slot) }
