@@ -206,7 +206,7 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 // call that opens no disk, such as EndAccess. Opening a disk may need other permissions than that
 // call. So the success does not prove that the next login for opening a disk will succeed, and
 // Registry must not record it as a success.
-var errNoLogin = errors.New("the successful login does not count, because no disk was opened with it")
+var errNoLogin = errors.New("the login succeeded, but it opened no disk and does not show that a disk can be opened")
 
 // vmKey identifies a VM on a server.
 type vmKey struct {

@@ -49,7 +49,7 @@ func (s state) fits(l layout, o Options) error {
 		return fmt.Errorf("the checkpoint is damaged: it records that %d clusters of the file are in use, want %d to %d clusters", s.next, l.first, int64(maxHost)>>l.shift)
 	}
 	if end := s.next << l.shift; s.head > end || s.head <= end-l.cluster {
-		return fmt.Errorf("the checkpoint is damaged: it records offset %d of the file for the next write, want an offset from %d to %d, in the last of the %d clusters in use", s.head, end-l.cluster+1, end, s.next)
+		return fmt.Errorf("the checkpoint is damaged: it records offset %d of the file for the next write, want an offset from %d to %d, because the last of the %d clusters in use is there", s.head, end-l.cluster+1, end, s.next)
 	}
 	return nil
 }

@@ -547,7 +547,7 @@ func TestLinkChanged(t *testing.T) {
 				}
 			}
 			err = d.Publish(t.Context())
-			if want := "the target file is at " + root + "/v1/d.raw"; !errors.Is(err, sink.ErrElsewhere) || !strings.Contains(err.Error(), want) {
+			if want := "the copied file is now at " + root + "/v1/d.raw"; !errors.Is(err, sink.ErrElsewhere) || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}
 			if got, err := os.ReadFile(root + "/v1/d.raw"); err != nil || !bytes.Equal(got, content()) {

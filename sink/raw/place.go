@@ -125,7 +125,7 @@ func (p *place) elsewhere() error {
 	if err == nil {
 		err = fmt.Errorf("the path now leads to %s", filepath.Join(folder, name))
 	}
-	return fmt.Errorf("a symbolic link in the path %s was changed during the copy (%w), and the target file is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
+	return fmt.Errorf("a symbolic link in the path %s was changed during the copy (%w); the copied file is now at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
 }
 
 func (p *place) folderElsewhere() error {

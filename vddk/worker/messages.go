@@ -231,7 +231,7 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 			return m, nil, fmt.Errorf(`the message "blocks" has the request number %d, expected %d`, m.slot, slotControl)
 		}
 		if len(payload) == 0 || len(payload)%blockSize != 0 {
-			return m, nil, fmt.Errorf(`the message "blocks" has a payload of %d bytes, expected %d bytes for each block`, len(payload), blockSize)
+			return m, nil, fmt.Errorf(`the message "blocks" has a payload of %d bytes, expected a multiple of %d bytes, the size of a block`, len(payload), blockSize)
 		}
 	case kindLog, kindFatal:
 		name := map[uint32]string{kindLog: "log", kindFatal: "fatal"}[m.kind]

@@ -108,7 +108,7 @@ func TestParseMessageRefuses(t *testing.T) {
 		`the message "done" has the request number 66, expected at most 65`:                                        packet(message{kind: kindDone, slot: 66}, nil),
 		`the message "done" has the flags 0x2, expected 0 or 1`:                                                    packet(message{kind: kindDone, flags: 2}, nil),
 		`the message "blocks" has the request number 0, expected 65`:                                               packet(message{kind: kindBlocks}, make([]byte, 16)),
-		`the message "blocks" has a payload of 15 bytes, expected 16 bytes for each block`:                         packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
+		`the message "blocks" has a payload of 15 bytes, expected a multiple of 16 bytes, the size of a block`:     packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
 		`the line in the message "log" has 4001 bytes, expected at most 4000`:                                      packet(message{kind: kindLog}, make([]byte, 4001)),
 		`the line in the message "fatal" has the level 3, expected at most 2`:                                      packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
 	} {
