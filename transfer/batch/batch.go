@@ -228,7 +228,7 @@ type Selection struct {
 }
 
 // Select returns the selected jobs in the order of the file. It takes the jobs with the given
-// names, or all jobs if no names are given. Of these jobs it keeps those that have all given
+// names, or all jobs if no names are given. Then it removes the jobs that lack one of the given
 // labels. It returns an error if a given name is not the name of a job, or if no job is left. If a
 // shard is given, Select then removes the jobs of other shards. The result may be empty after that,
 // which is not an error.

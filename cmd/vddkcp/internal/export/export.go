@@ -132,9 +132,8 @@ func Run(ctx context.Context, o Options) error {
 // created. The function kill aborts the calls to these disks that are in progress.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
-	// The context ending ends in three cases: a signal arrives, the server fails, or the
-	// parent process ends while ExitWithParent is set. Its end stops the command of --run.
-	// Without a command, it stops the server.
+	// The context ending ends when a signal arrives, when the server fails, or when the parent
+	// process ends while ExitWithParent is set. Its end stops the command of --run or the server.
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
