@@ -220,7 +220,7 @@ func TestBadMarkers(t *testing.T) {
 	}{
 		{"absurd size", im, func(l *layout) { l.put32(l.grains[9]+8, 1<<31) }, []string{"marker at offset %9", "2147483648 compressed bytes, want 1 to 132096"}},
 		{"past the end", im, func(l *layout) { l.put32(l.grains[20]+8, 100000) }, []string{"marker at offset %20", "is followed by 100000 compressed bytes, which would end at", "but the stream ends at offset"}},
-		{"over the end", im, func(l *layout) { l.put32(l.grains[20]+8, uint32(int64(len(l.file))-l.grains[20]-12)) }, []string{"marker at offset %20", "past the end of the stream"}},
+		{"over the end", im, func(l *layout) { l.put32(l.grains[20]+8, uint32(int64(len(l.file))-l.grains[20]-12)) }, []string{"marker at offset %20", "but the stream ends at offset"}},
 		{"past the capacity", im, func(l *layout) { l.put64(l.grains[20], 3072) }, []string{"marker at offset %20", "at sector 3072, but the extent has 3000"}},
 		{"far past the capacity", im, func(l *layout) { l.put64(l.grains[20], 1<<63) }, []string{"marker at offset %20", "at sector 9223372036854775808"}},
 		{"no multiple", im, func(l *layout) { l.put64(l.grains[9], 1153) }, []string{"marker at offset %9", "at sector 1153, want a multiple of the grain size of 128"}},
