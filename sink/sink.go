@@ -139,6 +139,23 @@ func (o Options) CheckIdentity(name, identity string) error {
 	return &OtherError{name, identity, o.Identity}
 }
 
+// CheckResume returns an error if a target cannot be resumed with these options. It is for
+// targets whose checkpoints record the same state at every offset. The parameter size is the
+// size of the disk in bytes, or UnknownSize, which allows every offset. The parameter state is
+// what a checkpoint of this target records. If Options.State differs from it, the error wraps
+// ErrUnfit.
+func (o Options) CheckResume(size int64, state []byte) error {
+	switch {
+	case o.Resume < 0 || size != UnknownSize && (size < 0 || o.Resume > size):
+		return fmt.Errorf("cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", o.Resume, size)
+	case o.State == nil && o.Resume > 0:
+		return fmt.Errorf("cannot resume at offset %d: the state of the checkpoint is missing (sink.Options.State is nil)", o.Resume)
+	case o.State != nil && string(o.State) != string(state):
+		return Unfit(fmt.Errorf("cannot resume: the checkpoint was made for another target: it records %q, want %q (format of the target, and size of the disk in bytes)", o.State, state))
+	}
+	return nil
+}
+
 // IdentityOf returns the identity of d, or "" if d is not Identified.
 func IdentityOf(d Disk) (string, error) {
 	i, ok := Ability[Identified](d)

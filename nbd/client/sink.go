@@ -48,14 +48,8 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 	if size < 0 {
 		return nil, fmt.Errorf("%s: cannot write a disk of unknown size to an NBD export: %w", uri, errors.ErrUnsupported)
 	}
-	if o.Resume < 0 || o.Resume > size {
-		return nil, fmt.Errorf("%s: cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", uri, o.Resume, size)
-	}
-	if o.State == nil && o.Resume > 0 {
-		return nil, fmt.Errorf("%s: cannot resume at offset %d: the state of the checkpoint is missing (sink.Options.State is nil)", uri, o.Resume)
-	}
-	if o.State != nil && string(o.State) != string(state(size)) {
-		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the checkpoint was made for another target: it records %q, want %q (format of the target, and size of the disk in bytes)", uri, o.State, state(size)))
+	if err := o.CheckResume(size, state(size)); err != nil {
+		return nil, fmt.Errorf("%s: %w", uri, err)
 	}
 	s, err := dial(ctx, uri, o.Client)
 	if err != nil {

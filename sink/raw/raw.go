@@ -79,16 +79,7 @@ func (o Options) checkRange(size int64) error {
 		}
 		return nil
 	}
-	if o.Resume < 0 || size != sink.UnknownSize && (size < 0 || o.Resume > size) {
-		return fmt.Errorf("cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", o.Resume, size)
-	}
-	if o.State == nil && o.Resume > 0 {
-		return fmt.Errorf("cannot resume at offset %d: the state of the checkpoint is missing (sink.Options.State is nil)", o.Resume)
-	}
-	if o.State != nil && string(o.State) != string(state(size)) {
-		return sink.Unfit(fmt.Errorf("cannot resume: the checkpoint was made for another target: it records %q, want %q (format of the target, and size of the disk in bytes)", o.State, state(size)))
-	}
-	return nil
+	return o.CheckResume(size, state(size))
 }
 
 // The function state returns what a checkpoint of a raw disk records. A raw disk
