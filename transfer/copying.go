@@ -236,10 +236,7 @@ func (c *copying) end(ctx context.Context, err error) error {
 	if kept != nil {
 		err = fmt.Errorf("%w (and no checkpoint can be stored, so a later run starts over: %w)", err, kept)
 	}
-	if suspended := c.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
-		err = fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
-	}
-	return &ResumableError{Err: err, Offset: c.keeper.last.Offset}
+	return suspend(c.dst, err, c.keeper.last.Offset)
 }
 
 // The method stopped reports whether the copy was asked to stop.

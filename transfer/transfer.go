@@ -17,7 +17,6 @@ package transfer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/vddkcp/vddkcp/sink"
@@ -79,8 +78,5 @@ func endUnbegun(dst sink.Disk, o Options, err error) error {
 	if o.Resume == nil || o.Keep == nil {
 		return abort(dst, err)
 	}
-	if suspended := dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
-		err = fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
-	}
-	return &ResumableError{Err: err, Offset: o.Resume.Offset}
+	return suspend(dst, err, o.Resume.Offset)
 }
