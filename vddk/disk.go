@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/internal/flush"
 	"github.com/vddkcp/vddkcp/internal/impatient"
 	"github.com/vddkcp/vddkcp/internal/life"
@@ -286,4 +287,13 @@ func (d *Disk) finish() {
 	d.life.end()
 	d.life.background.Wait()
 	d.access.tidy()
+}
+
+// libraryThumbprint checks the certificate of the server and returns its SHA-1 thumbprint. The
+// library checks that thumbprint when it connects.
+func libraryThumbprint(ctx context.Context, p *Params) (string, error) {
+	if !p.Remote() {
+		return "", nil
+	}
+	return certificate.CheckThumbprint(ctx, p.Server, p.Port, p.Thumbprint)
 }

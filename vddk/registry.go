@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/certificate"
 )
 
 // Registry is shared by all disks of one command. It knows which logins a server refused, so that
@@ -69,7 +71,7 @@ type accountKey struct {
 func (p *Params) account() accountKey {
 	k := accountKey{server: strings.ToLower(strings.TrimSuffix(p.Server, ".")), port: p.Port, user: p.User}
 	if k.port == 0 {
-		k.port = DefaultPort
+		k.port = certificate.DefaultPort
 	}
 	k.secret = sha256.Sum256(fmt.Appendf(nil, "%d %s %s", len(p.Cookie.Reveal()), p.Cookie.Reveal(), p.Password.Reveal()))
 	return k

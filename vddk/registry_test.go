@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/worker"
@@ -39,7 +40,7 @@ func TestOneRefusedLogin(t *testing.T) {
 			wg.Go(func() {
 				p := Params{File: fmt.Sprintf("[ds] %d.vmdk", i), Server: "ESXi", User: "root", Password: NewSecret("wrong")}
 				if i%2 == 1 {
-					p.Server, p.Port = "esxi.", DefaultPort // another form of the same server
+					p.Server, p.Port = "esxi.", certificate.DefaultPort // another form of the same server
 				}
 				_, err := host.open(t.Context(), p, Options{Connections: 4, Registry: registry, Retry: fastRetry(-1)})
 				if err == nil || !source.IsPermanent(err) || !strings.Contains(err.Error(), "error 3014") || !strings.Contains(err.Error(), p.File) ||

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 )
@@ -73,7 +74,7 @@ func (p *Params) Validate() error {
 		return wrongParams("", "VDDK opens a local VMDK by its absolute path only")
 	}
 	if p.Thumbprint != "" {
-		if _, err := ParseThumbprint(p.Thumbprint); err != nil {
+		if _, err := certificate.ParseThumbprint(p.Thumbprint); err != nil {
 			return wrongParams("", "--thumbprint: %w", err)
 		}
 	}

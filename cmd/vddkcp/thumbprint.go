@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
-	"github.com/vddkcp/vddkcp/vddk"
 )
 
 type thumbprintCommand struct {
@@ -40,7 +40,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
 	defer cancel()
-	got, err := vddk.FetchCertificate(ctx, host, port)
+	got, err := certificate.FetchCertificate(ctx, host, port)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -94,7 +94,7 @@ func splitHost(s string) (host string, port uint32, err error) {
 	if strings.ContainsAny(s, "/@ \t\n") {
 		return "", 0, fmt.Errorf("%q: want only the name or address of a server, as HOST or HOST:PORT", s)
 	}
-	host, port = s, vddk.DefaultPort
+	host, port = s, certificate.DefaultPort
 	number := ""
 	switch {
 	case strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]"):

@@ -1,4 +1,4 @@
-package vddk_test
+package certificate_test
 
 import (
 	"context"
@@ -22,7 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vddkcp/vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/certificate"
 )
 
 // authority signs certificates. A nil authority makes certificates that sign themselves.
@@ -141,22 +141,22 @@ func TestCheckThumbprint(t *testing.T) {
 		"colons in the wrong places": {port: port, want: sum1[:1] + ":" + sum1[1:], fails: "a colon after each two digits"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := vddk.CheckThumbprint(t.Context(), "127.0.0.1", c.port, c.want)
+			got, err := certificate.CheckThumbprint(t.Context(), "127.0.0.1", c.port, c.want)
 			if c.fails == "" {
 				if err != nil || got != c.sha1 {
 					t.Fatalf("%q, %v; want %q", got, err, c.sha1)
 				}
 				return
 			}
-			want, certificate := strings.CutPrefix(c.fails, "!")
+			want, mismatch := strings.CutPrefix(c.fails, "!")
 			if err == nil || got != "" || !strings.Contains(err.Error(), want) {
 				t.Fatalf("%q, %v; want an error with %q", got, err, want)
 			}
-			var wrong *vddk.CertificateError
-			if errors.As(err, &wrong) != certificate {
+			var wrong *certificate.CertificateError
+			if errors.As(err, &wrong) != mismatch {
 				t.Errorf("%T", err)
 			}
-			if certificate && wrong.Hint() == "" {
+			if mismatch && wrong.Hint() == "" {
 				t.Error("no hint")
 			}
 		})
@@ -167,7 +167,7 @@ func TestCheckThumbprint(t *testing.T) {
 func TestThumbprintOfOldServers(t *testing.T) {
 	port, sum1, sum256 := serve(t, nil, &x509.Certificate{}, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10})
 	// For a SHA-1 thumbprint, no connection would be needed.
-	if got, err := vddk.CheckThumbprint(t.Context(), "127.0.0.1", port, sum256); err != nil || got != colons(sum1) {
+	if got, err := certificate.CheckThumbprint(t.Context(), "127.0.0.1", port, sum256); err != nil || got != colons(sum1) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
@@ -177,13 +177,15 @@ func TestCertificateMustVerify(t *testing.T) {
 	if port := os.Getenv("VDDKCP_TEST_CHECK"); port != "" {
 		var n uint32
 		fmt.Sscan(port, &n)
-		sum, err := vddk.CheckThumbprint(t.Context(), os.Getenv("VDDKCP_TEST_SERVER"), n, "")
+		sum, err := certificate.CheckThumbprint(t.Context(), os.Getenv("VDDKCP_TEST_SERVER"), n, "")
 		fmt.Printf("got %s %v\n", sum, err)
 		return
 	}
 	known, unknown := newAuthority(t), newAuthority(t)
 	roots := filepath.Join(t.TempDir(), "roots.pem")
-	write(t, roots, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: known.certificate.Raw})))
+	if err := os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: known.certificate.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	localhost := func() *x509.Certificate {
 		return &x509.Certificate{Subject: pkix.Name{CommonName: "esxi"}, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	}
@@ -239,18 +241,18 @@ func TestFetchCertificateEndsWithItsContext(t *testing.T) {
 		cancel(errors.New("enough"))
 		<-ctx.Done()
 	})
-	if _, err := vddk.CheckThumbprint(ctx, "127.0.0.1", port, strings.Repeat("ab", 20)); err == nil || err.Error() != "enough" {
+	if _, err := certificate.CheckThumbprint(ctx, "127.0.0.1", port, strings.Repeat("ab", 20)); err == nil || err.Error() != "enough" {
 		t.Errorf("%v, want what ended the context, and no thumbprint", err)
 	}
 }
 
 func FuzzParseThumbprint(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
-		got, err := vddk.ParseThumbprint(s)
+		got, err := certificate.ParseThumbprint(s)
 		if err != nil {
 			return
 		}
-		again, err := vddk.ParseThumbprint(got)
+		again, err := certificate.ParseThumbprint(got)
 		if err != nil || again != got {
 			t.Errorf("%q: %q, then %q, %v", s, got, again, err)
 		}

@@ -1,4 +1,7 @@
-package vddk
+// Package certificate checks the certificates of vCenter servers and ESXi hosts, as docs/cli.md
+// describes for --thumbprint. [CheckThumbprint] fetches the certificate of a server and compares it
+// with a thumbprint.
+package certificate
 
 import (
 	"context"
@@ -15,9 +18,10 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/sha1"
+	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
-// DefaultPort is the port of a server if Params.Port is 0.
+// DefaultPort is the port of a server if no port is given.
 const DefaultPort = 443
 
 // certificateTimeout is the time limit of FetchCertificate.
@@ -173,7 +177,7 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 	if want != "" {
 		var err error
 		if want, err = ParseThumbprint(want); err != nil {
-			return "", &ParamsError{err: err}
+			return "", usage.Wrap(err)
 		}
 	}
 	got, err := FetchCertificate(ctx, server, port)
@@ -194,13 +198,4 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 		return "", &CertificateError{Server: server, Want: want, Got: *got}
 	}
 	return got.SHA1, nil
-}
-
-// libraryThumbprint checks the certificate of the server and returns its SHA-1 thumbprint. The
-// library checks that thumbprint when it connects.
-func libraryThumbprint(ctx context.Context, p *Params) (string, error) {
-	if !p.Remote() {
-		return "", nil
-	}
-	return CheckThumbprint(ctx, p.Server, p.Port, p.Thumbprint)
 }
