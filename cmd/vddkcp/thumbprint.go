@@ -40,7 +40,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
 	defer cancel()
-	got, err := certificate.FetchCertificate(ctx, host, port)
+	got, err := certificate.Fetch(ctx, host, port)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)

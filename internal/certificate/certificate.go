@@ -24,7 +24,7 @@ import (
 // DefaultPort is the port of a server if no port is given.
 const DefaultPort = 443
 
-// certificateTimeout is the time limit of FetchCertificate.
+// certificateTimeout is the time limit of Fetch.
 const certificateTimeout = 30 * time.Second
 
 // Certificate is the certificate that a server presents on a TLS connection.
@@ -36,11 +36,11 @@ type Certificate struct {
 	Trust error
 }
 
-// FetchCertificate connects to server, a host name or an address, and returns its certificate. A
+// Fetch connects to server, a host name or an address, and returns its certificate. A
 // port of 0 means DefaultPort. It accepts any certificate: the TLS handshake only proves that
 // the server has the private key of the certificate, and the caller decides whether to trust it.
-// FetchCertificate fails after 30 s, or when ctx ends.
-func FetchCertificate(ctx context.Context, server string, port uint32) (*Certificate, error) {
+// Fetch fails after 30 s, or when ctx ends.
+func Fetch(ctx context.Context, server string, port uint32) (*Certificate, error) {
 	if err := sha1.Allowed(); err != nil {
 		return nil, err
 	}
@@ -135,15 +135,15 @@ func ParseThumbprint(s string) (string, error) {
 // thumbprint.
 func isSHA1(thumbprint string) bool { return len(thumbprint) == 3*sha1.Size-1 }
 
-// CertificateError says that a server does not have the expected certificate. If no thumbprint
+// Error says that a server does not have the expected certificate. If no thumbprint
 // was given, it says that the system does not trust the certificate. A retry does not help.
-type CertificateError struct {
+type Error struct {
 	Server string      // with its port if that is not DefaultPort
 	Want   string      // expected thumbprint; "" if none was given
 	Got    Certificate // certificate of the server
 }
 
-func (e *CertificateError) Error() string {
+func (e *Error) Error() string {
 	if e.Want == "" {
 		return fmt.Sprintf("%s: the certificate does not verify: %v", e.Server, e.Got.Trust)
 	}
@@ -155,10 +155,10 @@ func (e *CertificateError) Error() string {
 }
 
 // ExitStatus is the exit status of the command; package transfer/report uses it.
-func (*CertificateError) ExitStatus() int { return exit.Usage }
+func (*Error) ExitStatus() int { return exit.Usage }
 
 // Hint tells the user what to do about the error.
-func (e *CertificateError) Hint() string {
+func (e *Error) Hint() string {
 	if e.Want == "" {
 		return fmt.Sprintf("run vddkcp thumbprint %s, and compare the thumbprint that it prints with the thumbprint that the host itself shows; if the two are equal, pass this thumbprint with --thumbprint", e.Server)
 	}
@@ -168,7 +168,7 @@ func (e *CertificateError) Hint() string {
 // CheckThumbprint fetches the certificate of a server and checks that it has the expected
 // thumbprint. This thumbprint, the parameter want, may have any form that ParseThumbprint accepts.
 // If it is "", CheckThumbprint checks whether the system's root certificates confirm the
-// certificate. If the check fails, the error is a *CertificateError. If the check succeeds, the
+// certificate. If the check fails, the error is a *Error. If the check succeeds, the
 // result is the SHA-1 thumbprint of the certificate in the form that the library needs.
 //
 // If the certificate cannot be fetched and the expected thumbprint is a SHA-1 thumbprint,
@@ -180,7 +180,7 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 			return "", usage.Wrap(err)
 		}
 	}
-	got, err := FetchCertificate(ctx, server, port)
+	got, err := Fetch(ctx, server, port)
 	switch {
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
@@ -195,7 +195,7 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 		if port != 0 && port != DefaultPort {
 			server = net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
 		}
-		return "", &CertificateError{Server: server, Want: want, Got: *got}
+		return "", &Error{Server: server, Want: want, Got: *got}
 	}
 	return got.SHA1, nil
 }

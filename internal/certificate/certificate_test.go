@@ -121,7 +121,7 @@ func TestCheckThumbprint(t *testing.T) {
 		port  uint32
 		want  string
 		sha1  string
-		fails string // part of the error; after a ! the error is a CertificateError
+		fails string // part of the error; after a ! the error is a Error
 	}{
 		"SHA-1":                      {port: port, want: sum1, sha1: colons(sum1)},
 		"SHA-1 with colons":          {port: port, want: colons(sum1), sha1: colons(sum1)},
@@ -152,7 +152,7 @@ func TestCheckThumbprint(t *testing.T) {
 			if err == nil || got != "" || !strings.Contains(err.Error(), want) {
 				t.Fatalf("%q, %v; want an error with %q", got, err, want)
 			}
-			var wrong *certificate.CertificateError
+			var wrong *certificate.Error
 			if errors.As(err, &wrong) != mismatch {
 				t.Errorf("%T", err)
 			}
@@ -235,7 +235,7 @@ func TestCertificateMustVerify(t *testing.T) {
 }
 
 // A server that accepts connections and sends nothing is an error after the timeout.
-func TestFetchCertificateEndsWithItsContext(t *testing.T) {
+func TestFetchEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	port := listen(t, func(net.Conn) {
 		cancel(errors.New("enough"))
