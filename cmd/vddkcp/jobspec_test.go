@@ -40,6 +40,28 @@ func manyJobs(n int, remote bool) []byte {
 	return b.Bytes()
 }
 
+// TestJobOfVM checks that the source vm:NAME#N of a job stays as it is and is not made an
+// absolute path.
+func TestJobOfVM(t *testing.T) {
+	parser, err := newJobParser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := parser.spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := `{"version":1,"defaults":{"server":"vc","user":"u"},"jobs":[{"source":"vm:web01#1","target":"a.raw"}]}`
+	dir := t.TempDir()
+	f, err := batch.Load(strings.NewReader(text), "jobs.json", dir, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j := f.Jobs[0]; j.Source != "vm:web01#1" || j.Target != dir+"/a.raw" {
+		t.Errorf("source %q, target %q", j.Source, j.Target)
+	}
+}
+
 // Loading is parsing and checking a job, its flags and its files.
 func BenchmarkLoadJobs(b *testing.B) {
 	const jobs = 20_000

@@ -97,6 +97,11 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 	if len(disks) > 1 {
 		return nil, usage.Errorf("more than one disk is given: %s", strings.Join(disks, ", "))
 	}
+	for _, disk := range disks {
+		if address.IsVM(disk) {
+			return nil, usage.New(fmt.Sprintf("%s: the name of a VM cannot stand among KEY=VALUE words, which name a disk by its path", disk), "write flags instead of the words, such as --server=HOST for server=HOST")
+		}
+	}
 	if len(bare) == 1 {
 		file, named = bare[0], true
 	}

@@ -46,6 +46,9 @@ func TestWords(t *testing.T) {
 		"server=h|/x|/y|o":       {kind: wordsForTwoDisks, fails: "more than one disk is given: /x, /y"},
 		"server=h|file=/x|/y|o":  {kind: wordsForTwoDisks, fails: "more than one disk is given: /y, /x"},
 		"server=h|/x|/y":         {fails: "more than one disk is given: /x, /y"},
+		"server=h|vm:web01#1|o":  {kind: wordsForTwoDisks, fails: "vm:web01#1: the name of a VM cannot stand among KEY=VALUE words"},
+		"server=h|file=vm:web01": {fails: "vm:web01: the name of a VM cannot stand among KEY=VALUE words"},
+		"server=h|vm:":           {fails: "vm:: the name of a VM"},
 		"password=hunter2|x.y=1": {fails: "x.y= is not a parameter"},
 	} {
 		t.Run(line, func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 )
 
 // Address is the parsed address of a disk. Its type is one of [Path], [Appliance], [Datastore],
-// [VDDK], [NBD], [Stream] and [Null].
+// [VDDK], [VM], [NBD], [Stream] and [Null].
 type Address interface {
 	// String returns the address as the user wrote it.
 	String() string
@@ -39,6 +39,14 @@ type Datastore struct{ Store, Path string }
 // address is vddk:PATH. The path may be empty, because nbdkit's command line can leave out the
 // file. The check of the VDDK parameters reports an empty path later.
 type VDDK struct{ Path string }
+
+// VM is a disk of a virtual machine on a vCenter server or an ESXi host. Its address is vm:NAME,
+// vm:NAME#NUMBER or vm:NAME#LABEL. Only sources can be disks of a VM.
+type VM struct {
+	Name string // name, inventory path, moref=ID or uuid=UUID of the VM; a "#" is not escaped
+	Disk string // number or label of the disk; "" if the address has none
+	text string
+}
 
 // NBD is an export of an NBD server.
 type NBD struct{ URI *nbd.URI }
@@ -66,6 +74,24 @@ func (a Appliance) String() string {
 	return a.text
 }
 
+// String returns the address as the user wrote it. If Parse did not make the VM, String returns
+// an address of the same disk.
+func (a VM) String() string {
+	if a.text != "" {
+		return a.text
+	}
+	if a.Disk == "" {
+		return vmPrefix + escapeHash(a.Name)
+	}
+	return vmPrefix + escapeHash(a.Name) + "#" + escapeHash(a.Disk)
+}
+
+// escapeHash escapes each # in the name of a VM. If the name itself has the text %23, the percent
+// sign is escaped, as vSphere does in names.
+func escapeHash(s string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(s, hash, "%2523"), "#", hash)
+}
+
 // IsWhole reports whether the address names the appliance as a whole. Such an address is
 // a PATH without #NUMBER or #NAME after it.
 func (a Appliance) IsWhole() bool { return a.String() == a.Path }
@@ -74,6 +100,7 @@ func (Path) isAddress()      {}
 func (Appliance) isAddress() {}
 func (Datastore) isAddress() {}
 func (VDDK) isAddress()      {}
+func (VM) isAddress()        {}
 func (NBD) isAddress()       {}
 func (Stream) isAddress()    {}
 func (Null) isAddress()      {}
@@ -92,6 +119,8 @@ const (
 	stream     = "-"
 	null       = "null:"
 	vddkPrefix = "vddk:"
+	vmPrefix   = "vm:"
+	hash       = "%23" // a # in the name of a VM
 )
 
 var (
@@ -165,7 +194,8 @@ func parseTarget(text string) (Address, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := VDDKFile(a); ok {
+	_, vddk := VDDKFile(a)
+	if _, vm := a.(VM); vddk || vm {
 		return nil, usage.Errorf("%s: vddkcp copies disks from VMware hosts, but does not write them there (for a file of that name write ./%[1]s)", text)
 	}
 	if a != nil {
@@ -187,7 +217,28 @@ func parseAny(text string) (Address, error) {
 		}
 		return NBD{uri}, nil
 	}
+	if IsVM(text) {
+		return parseVM(text)
+	}
 	return parseVDDK(text), nil
+}
+
+// IsVM reports whether an address is meant to name a disk of a VM, although it may be invalid.
+func IsVM(text string) bool { return strings.HasPrefix(text, vmPrefix) }
+
+// parseVM parses the address of a disk of a VM. The last # in the address is before the disk.
+func parseVM(text string) (Address, error) {
+	name, disk := text[len(vmPrefix):], ""
+	if i := strings.LastIndexByte(name, '#'); i >= 0 {
+		name, disk = name[:i], name[i+1:]
+		if disk == "" {
+			return nil, usage.New(text+": the number or label of the disk is missing after the #", "write a # in the name of a VM as %23")
+		}
+	}
+	if name == "" {
+		return nil, usage.New(text+": the name of the VM is missing", "write vm:NAME, or vm:NAME#NUMBER for one of several disks (for a file of that name write ./"+text+")")
+	}
+	return VM{strings.ReplaceAll(name, hash, "#"), strings.ReplaceAll(disk, hash, "#"), text}, nil
 }
 
 // parseVDDK parses the address of a disk that is opened with VDDK. It returns nil for any other
@@ -243,11 +294,11 @@ func VDDKFile(address Address) (file string, ok bool) {
 	return "", false
 }
 
-// IsRemote reports whether the disk at the given address is read through an NBD server or with
-// VDDK. VDDK can open local files, too; these also count as remote.
+// IsRemote reports whether the disk at the given address is read through an NBD server, with VDDK
+// or from a VM on a server. VDDK can open local files, too; these also count as remote.
 func IsRemote(address Address) bool {
 	switch address.(type) {
-	case NBD, Datastore, VDDK:
+	case NBD, Datastore, VDDK, VM:
 		return true
 	}
 	return false

@@ -29,6 +29,13 @@ func TestParse(t *testing.T) {
 			}
 		}
 	}
+	vm := func(name, disk string) any {
+		return func(t *testing.T, a address.Address) {
+			if got, ok := a.(address.VM); !ok || got.Name != name || got.Disk != disk || !address.IsRemote(a) {
+				t.Errorf("%T %+v, want the disk %q of the VM %q", a, a, disk, name)
+			}
+		}
+	}
 	const readOnly = "does not write them"
 	for _, c := range []struct {
 		text         string
@@ -77,6 +84,25 @@ func TestParse(t *testing.T) {
 		{"[ds]vm.vmdk", `needs a space after the ]`, `needs a space after the ]`},
 		{"./[ds] x", address.Path("./[ds] x"), address.Path("./[ds] x")},
 		{"/vddk:x", address.Path("/vddk:x"), address.Path("/vddk:x")},
+
+		{"vm:web01", vm("web01", ""), readOnly},
+		{"vm:web01#2", vm("web01", "2"), readOnly},
+		{"vm:a b#Hard disk 1", vm("a b", "Hard disk 1"), readOnly},
+		{"vm:/DC0/vm/a%2fb/web#1", vm("/DC0/vm/a%2fb/web", "1"), readOnly},
+		{"vm:moref=vm-16#1", vm("moref=vm-16", "1"), readOnly},
+		{"vm:uuid=420a#1", vm("uuid=420a", "1"), readOnly},
+		{"vm:a#b#1", vm("a#b", "1"), readOnly},
+		{"vm:a%23b", vm("a#b", ""), readOnly},
+		{"vm:%23#%23", vm("#", "#"), readOnly},
+		{"vm:a%2523b", vm("a%2523b", ""), readOnly},
+		{"vm:x.ova#1", vm("x.ova", "1"), readOnly},
+		{"vm:[ds] x", vm("[ds] x", ""), readOnly},
+		{"vm:", "the name of the VM is missing", "the name of the VM is missing"},
+		{"vm:#1", "the name of the VM is missing", "the name of the VM is missing"},
+		{"vm:web01#", "the number or label of the disk is missing", "the number or label of the disk is missing"},
+		{"./vm:x", address.Path("./vm:x"), address.Path("./vm:x")},
+		{"VM:x", address.Path("VM:x"), address.Path("VM:x")},
+		{"vm", address.Path("vm"), address.Path("vm")},
 
 		{"nbd://host", uri(nbd.URI{Host: "host"}), uri(nbd.URI{Host: "host"})},
 		{"NBDS://[::1]:1/a%2fb", uri(nbd.URI{Host: "::1", Export: "a/b"}), uri(nbd.URI{Host: "::1", Export: "a/b"})},
@@ -153,6 +179,17 @@ func TestApplianceString(t *testing.T) {
 	}
 }
 
+func TestVMString(t *testing.T) {
+	for want, a := range map[string]address.VM{
+		"vm:web01": {Name: "web01"}, "vm:web01#2": {Name: "web01", Disk: "2"},
+		"vm:a%23b%23#%23": {Name: "a#b#", Disk: "#"}, "vm:a%2523b": {Name: "a%23b"}, "vm:50%": {Name: "50%"},
+	} {
+		if a.String() != want {
+			t.Errorf("%+v: %q, want %q", a, a.String(), want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, role := range []address.Role{address.Disk, address.Source, address.Target} {
@@ -170,7 +207,7 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%q as %d is shown as %q", text, role, a)
 			}
 			switch a.(type) {
-			case address.Appliance, address.Datastore, address.VDDK:
+			case address.Appliance, address.Datastore, address.VDDK, address.VM:
 				if role == address.Target {
 					t.Fatalf("%q is a target: %T", text, a)
 				}
