@@ -12,41 +12,27 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/internal/grace"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // vddkFlags are the VDDK flags of every command that opens a source. They have the
 // names of the parameters of nbdkit-vddk-plugin, see docs/cli.md.
 type vddkFlags struct {
-	Server        string      `help:"Name or address of the ESXi host or vCenter server that has SRC." placeholder:"HOST" group:"VDDK:"`
-	User          string      `help:"User name for the server." placeholder:"NAME" group:"VDDK:"`
-	Password      secretFlag  `help:"Password for the server: \"-\" asks for it on the terminal, +FILE reads the first line of a file, -FD reads the first line from a file descriptor, and any other VALUE is the password itself, which other users can see in the list of processes. Default: the environment variable VDDKCP_PASSWORD." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
-	Cookie        secretFlag  `help:"Session cookie to use instead of user name and password, in the same forms as --password. Default: the environment variable VDDKCP_COOKIE." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
-	VM            string      `name:"vm" help:"Managed object ID of the VM that has SRC, as moref=ID." placeholder:"moref=ID" group:"VDDK:"`
-	Snapshot      string      `help:"Managed object ID of the snapshot to read." placeholder:"ID" group:"VDDK:"`
-	Thumbprint    string      `help:"SHA-1 or SHA-256 thumbprint of the server's certificate. Without this flag, a trusted authority must have signed the certificate." placeholder:"HEX" group:"VDDK:"`
-	Port          portFlag    `help:"Port of the server (default 443)." placeholder:"PORT" group:"VDDK:"`
-	NFCHostPort   portFlag    `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
-	Transports    string      `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
-	Compression   string      `help:"Compression of the data on the network, for the transport mode nbdssl: none, zlib, fastlz or skipz." enum:",none,zlib,fastlz,skipz" default:"" placeholder:"NAME" group:"VDDK:"`
-	Config        string      `help:"Configuration file for the VDDK library." placeholder:"FILE" type:"path" group:"VDDK:"`
-	LibDir        string      `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
-	Unbuffered    bool        `help:"Open the disk with the library's flag for unbuffered access." group:"VDDK:"`
-	NFCBuffers    nfcBuffers  `name:"nfc-buffers" help:"Size and number of the buffers that each connection reserves on the host (default 1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
-	PrepareAccess bool        `help:"Prevent vCenter from migrating the VM during the copy." group:"VDDK:"`
-	Debug         vddkDebug   `short:"D" help:"Turn a kind of debug messages on (=1) or off (=0): vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable). The debug flags of nbdkit-vddk-plugin have the same names." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
-	secrets       vddkSecrets `kong:"-"`
-}
+	serverFlags
+	VM            string     `name:"vm" help:"Managed object ID of the VM that has SRC, as moref=ID." placeholder:"moref=ID" group:"VDDK:"`
+	Snapshot      string     `help:"Managed object ID of the snapshot to read." placeholder:"ID" group:"VDDK:"`
+	NFCHostPort   portFlag   `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
+	Transports    string     `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
+	Compression   string     `help:"Compression of the data on the network, for the transport mode nbdssl: none, zlib, fastlz or skipz." enum:",none,zlib,fastlz,skipz" default:"" placeholder:"NAME" group:"VDDK:"`
+	Config        string     `help:"Configuration file for the VDDK library." placeholder:"FILE" type:"path" group:"VDDK:"`
+	LibDir        string     `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
+	Unbuffered    bool       `help:"Open the disk with the library's flag for unbuffered access." group:"VDDK:"`
+	NFCBuffers    nfcBuffers `name:"nfc-buffers" help:"Size and number of the buffers that each connection reserves on the host (default 1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
+	PrepareAccess bool       `help:"Prevent vCenter from migrating the VM during the copy." group:"VDDK:"`
+	Debug         vddkDebug  `short:"D" help:"Turn a kind of debug messages on (=1) or off (=0): vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable). The debug flags of nbdkit-vddk-plugin have the same names." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
 
-// vddkSecrets hold the secrets, which are read once for all disks.
-type vddkSecrets struct {
-	environment      *secretEnvironment
-	password, cookie vddk.Secret
-	read             bool
-	pause            func() (resume func()) // hides the progress display until resume is called; nil without a display
+	warned bool // the user was warned of unknown transport modes
 }
 
 // retryFlags say how long failed reads over a network are repeated.
@@ -141,13 +127,6 @@ func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 	return nil
 }
 
-// AfterApply is called by kong after parsing. It keeps the secrets from the
-// environment. They are used if no flag gives a secret.
-func (f *vddkFlags) AfterApply(environment *secretEnvironment) error {
-	f.secrets.environment = environment
-	return nil
-}
-
 // The method params returns the parameters with which VDDK opens a disk. The parameter file
 // is the name of the disk for VDDK. All other parameters are checked before this method
 // asks for secrets and reads them.
@@ -158,72 +137,25 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 		Config: f.Config, LibDir: f.LibDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
 		NFCBuffers: vddk.NFCBuffers(f.NFCBuffers), PrepareAccess: f.PrepareAccess,
 	}
-	if f.secrets.read {
-		p.Password, p.Cookie = f.secrets.password, f.secrets.cookie
-		return p, p.Validate()
-	}
-	environment := f.secrets.environment
-	if environment == nil {
-		environment = new(secretEnvironment)
-	}
-	// The secrets of flags are read only after this first call of Validate, because
-	// reading them may ask the user. Until then, an empty secret stands for each of
-	// them. Validate only needs to know which secrets will be given.
-	stand := func(flag secretFlag, other vddk.Secret) vddk.Secret {
-		if flag.form != notGiven {
-			return vddk.NewSecret("")
-		}
-		return other
-	}
-	p.Password, p.Cookie = stand(f.Password, environment.password), stand(f.Cookie, environment.cookie)
+	// The first call of Validate only needs to know which secrets will be given.
+	p.Password, p.Cookie = f.expected()
 	if err := p.Validate(); err != nil {
 		return vddk.Params{}, err
 	}
 	if p.Remote() {
-		if err := f.readSecrets(ctx, &p, warn); err != nil {
+		var err error
+		if p.Password, p.Cookie, err = f.readSecrets(ctx, warn); err != nil {
 			return vddk.Params{}, err
 		}
 		if err := p.Validate(); err != nil {
 			return vddk.Params{}, err
 		}
 	}
-	for _, name := range vddk.UnknownTransports(p.Transports) {
-		warn(fmt.Sprintf("--transports: unknown transport mode %s", printable.Name(name)))
+	if !f.warned {
+		f.warned = true
+		for _, name := range vddk.UnknownTransports(p.Transports) {
+			warn(fmt.Sprintf("--transports: unknown transport mode %s", printable.Name(name)))
+		}
 	}
-	f.secrets.password, f.secrets.cookie, f.secrets.read = p.Password, p.Cookie, true
 	return p, nil
-}
-
-// withoutBrackets returns the address in "[::1]" without its brackets.
-func withoutBrackets(server string) string {
-	if address, ok := strings.CutPrefix(server, "["); ok {
-		return strings.TrimSuffix(address, "]")
-	}
-	return server
-}
-
-func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(string)) error {
-	for _, s := range []struct {
-		name string
-		flag secretFlag
-		into *vddk.Secret
-	}{
-		{"password", f.Password, &p.Password}, {"cookie", f.Cookie, &p.Cookie},
-	} {
-		if s.flag.form == notGiven {
-			continue
-		}
-		if s.flag.form == inPlain {
-			warn(fmt.Sprintf("other users of this host can see a --%s on the command line: use -, +FILE or VDDKCP_%s instead", s.name, strings.ToUpper(s.name)))
-		}
-		secret, err := s.flag.read(ctx, f.secrets.pause, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
-		if grace.Original(ctx).Err() != nil {
-			return err
-		}
-		if err != nil {
-			return usage.Wrap(fmt.Errorf("--%s: %w", s.name, err))
-		}
-		*s.into = secret
-	}
-	return nil
 }
