@@ -1,5 +1,11 @@
 package inventory
 
+import (
+	"fmt"
+
+	"github.com/vddkcp/vddkcp/internal/printable"
+)
+
 // Disk is a virtual disk of a VM or of a snapshot. Sizes are in bytes.
 type Disk struct {
 	N             int     `json:"n"`   // number of the disk in the VM's list of devices, from 1; for users only
@@ -14,13 +20,32 @@ type Disk struct {
 	File          string  `json:"file"`    // as "[DATASTORE] DIR/DISK.vmdk"
 	Datastore     string  `json:"datastore"`
 	DatastoreType string  `json:"datastore_type"`
-	Sharing       string  `json:"sharing"` // "" if only this VM uses the disk; else such as "multi-writer" and "physical-bus"
+	Sharing       Sharing `json:"sharing"`
 	Encrypted     bool    `json:"encrypted"`
 	ChangeID      string  `json:"change_id"`
 	Verdict       Verdict `json:"verdict"`
-	Reason        string  `json:"reason"` // why Verdict is not Running; "" if it is
+	Reason        string  `json:"reason"` // why Verdict is not Running, or what limits the copy of a running VM; may be ""
 	LUN           string  `json:"-"`      // of a raw device mapping
 }
+
+// Title returns the number and the label of the disk for messages, such as "disk 2 (Hard disk 2)".
+func (d *Disk) Title() string {
+	if d.Label == "" {
+		return fmt.Sprintf("disk %d", d.N)
+	}
+	return fmt.Sprintf("disk %d (%s)", d.N, printable.Name(d.Label))
+}
+
+// Sharing is the way in which several VMs use a disk at the same time.
+type Sharing string
+
+// The values of Sharing.
+const (
+	NotShared   Sharing = ""
+	MultiWriter Sharing = "multi-writer"
+	VirtualBus  Sharing = "virtual-bus"  // VMs of one host share the disk's SCSI controller
+	PhysicalBus Sharing = "physical-bus" // VMs of several hosts share the disk's SCSI controller
+)
 
 // Backing is the kind of a disk's files.
 type Backing string

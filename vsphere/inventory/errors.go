@@ -3,6 +3,10 @@ package inventory
 import (
 	"errors"
 	"fmt"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // ErrSnapshotGone means that a snapshot is not in the tree of its VM any more: somebody has removed
@@ -29,4 +33,30 @@ func (e *LeftError) Unwrap() error { return e.Err }
 // Hint tells the user what to do about the error.
 func (e *LeftError) Hint() string {
 	return "remove the snapshot with: vddkcp cleanup --remove, or in the vSphere client"
+}
+
+// BusyError means that a VM already has a snapshot that another run of vddkcp has made. That run is
+// still copying the VM, or it has ended without removing its snapshot.
+type BusyError struct {
+	VM   string // name
+	Name string // of the snapshot
+	Mark *Mark
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("the VM %q already has the snapshot %q, which vddkcp made on the machine %q at %s",
+		e.VM, e.Name, e.Mark.Host, e.Mark.Started.UTC().Format(time.RFC3339))
+}
+
+// ExitStatus returns the exit status of a copy that ends because of the snapshot. The same command
+// can succeed later.
+func (e *BusyError) ExitStatus() int { return exit.Resumable }
+
+// Transient returns false: a snapshot that an ended run has left disappears only if somebody removes
+// it.
+func (e *BusyError) Transient() bool { return false }
+
+// Hint tells the user what to do about the snapshot.
+func (e *BusyError) Hint() string {
+	return "wait until that copy has ended; if it has ended already, remove the snapshot with: vddkcp cleanup --remove " + printable.Word(e.VM)
 }

@@ -56,6 +56,9 @@ type Mark struct {
 	Round   int       `json:"round"`  // 1, or greater for a run that makes several snapshots
 	Host    string    `json:"host"`   // name of the machine on which vddkcp runs
 	Started time.Time `json:"started"`
+	// Unconsolidated says that the disks of the VM needed to be consolidated even before the
+	// snapshot was made. Then vddkcp does not consolidate them after it has removed the snapshot.
+	Unconsolidated bool `json:"unconsolidated,omitempty"`
 }
 
 // The expression ourName matches the names of vddkcp's snapshots. A later snapshot of the same run
@@ -68,6 +71,10 @@ func NewName() string {
 	rand.Read(b[:])
 	return "vddkcp-" + hex.EncodeToString(b[:])
 }
+
+// OurName reports whether a snapshot of the given name can be vddkcp's own: NewName has returned the
+// name, or the name with the number of a round at its end.
+func OurName(name string) bool { return ourName.MatchString(name) }
 
 // String returns the description of the snapshot.
 func (m Mark) String() string {

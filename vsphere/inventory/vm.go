@@ -43,15 +43,18 @@ type VM struct {
 
 // Details are the properties of a VM that users do not see in lists.
 type Details struct {
-	Verdict       Verdict // of the VM as a whole, for example of one without a configuration
-	Reason        string  // why Verdict is not Running
-	BIOSUUID      string
-	HostMoref     string
-	Connection    string  // state of the connection to the VM's host, such as "connected"
-	ChangeVersion string  // changes with the configuration of the VM
-	Question      string  // that the VM waits for an answer to; "": none
-	Folder        string  // path of the folder of the VM, relative to the VMs of the datacenter; "" for its top
-	Stores        []Store // the datastores on which the VM has files
+	Verdict        Verdict // of the VM as a whole, for example of one without a configuration
+	Reason         string  // why Verdict is not Running
+	NoConfig       bool    // the server does not have or does not show the configuration of the VM
+	FaultTolerance string  // such as "notConfigured" and "running"
+	BIOSUUID       string
+	HostMoref      string
+	HostVersion    string  // of ESXi, such as "8.0.2"; "": unknown
+	Connection     string  // state of the connection to the VM's host, such as "connected"
+	ChangeVersion  string  // changes with the configuration of the VM
+	Question       string  // that the VM waits for an answer to; "": none
+	Folder         string  // path of the folder of the VM, encoded as in Path, relative to the VMs of the datacenter; "" for its top
+	Stores         []Store // the datastores on which the VM has its configuration and its disks
 }
 
 // Tracking says whether the changed blocks of a VM's disks are tracked.
@@ -69,9 +72,10 @@ type NIC struct {
 
 // Store is a datastore.
 type Store struct {
-	Name string
-	Type string // such as "VMFS", "NFS", "vsan" and "VVOL"
-	Free int64  // bytes
+	Name  string
+	Moref string
+	Type  string // such as "VMFS", "NFS", "vsan" and "VVOL"
+	Free  int64  // bytes; -1: unknown, since the datastore is not accessible
 }
 
 // Node is a snapshot in the tree of a VM's snapshots.
