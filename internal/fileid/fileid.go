@@ -34,6 +34,16 @@ func MarkOf(path string) string {
 	return mark(&st)
 }
 
+// MarkAt returns the same identity as MarkOf. The file is the one with the given name in the folder
+// that is open as the file descriptor dir. MarkAt does not follow symbolic links.
+func MarkAt(dir int, name string) string {
+	st, err := stat(dir, name, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return ""
+	}
+	return mark(&st)
+}
+
 func stat(dir int, path string, flags int) (st unix.Statx_t, err error) {
 	if err := unix.Statx(dir, path, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
 		return st, err

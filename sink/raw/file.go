@@ -298,15 +298,20 @@ func (d *file) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 		if err := d.w.sync(); err != nil {
 			return err
 		}
-		if d.named.Load() {
-			return nil
-		}
-		if err := d.syncDir(); err != nil {
-			return err
-		}
-		d.named.Store(true)
-		return nil
+		return d.syncPartial()
 	})
+}
+
+// syncPartial makes the name of the .partial file durable, unless it is durable already.
+func (d *file) syncPartial() error {
+	if d.named.Load() {
+		return nil
+	}
+	if err := d.syncDir(); err != nil {
+		return err
+	}
+	d.named.Store(true)
+	return nil
 }
 
 func (d *file) SetSize(n int64) error {
@@ -439,8 +444,10 @@ func (d *file) syncDir() error {
 	return nil
 }
 
+// Suspend also makes the name of the .partial file durable, because a complete file may keep this
+// name until a later run calls PublishHeld.
 func (d *file) Suspend() error {
-	return d.End(func() error { return errors.Join(d.w.close(), d.place.close()) })
+	return d.End(func() error { return errors.Join(d.syncPartial(), d.w.close(), d.place.close()) })
 }
 
 func (d *file) Abort() error {
