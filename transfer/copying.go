@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/digest"
@@ -167,12 +168,14 @@ func (c *copying) unchanged(ctx context.Context) error {
 }
 
 // The method finish makes the target durable, and verifies it if Options.Verify is set. Then it
-// publishes the target, which gives it its final name, and fills in the result.
+// publishes the target, which gives it its final name, or suspends it if Options.Hold is set. It
+// also fills in the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
-	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
+	if c.keeper != nil && c.o.Keep != nil && (c.o.Verify || c.o.Hold) {
 		// A checkpoint is taken before the target is read back, because reading it back takes long.
-		// If a signal interrupts the reading, a later run continues at this checkpoint.
+		// If a signal interrupts the reading, a later run continues at this checkpoint. With Hold, a
+		// later run continues there if this process is killed before Whole has returned.
 		if err := c.keeper.takeFinal(ctx); err != nil {
 			return err
 		}
@@ -206,8 +209,17 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	if c.o.Hold {
+		if err := c.dst.Suspend(); err != nil {
+			return fmt.Errorf("cannot close the complete target: %w", err)
+		}
+	}
 	if c.o.Whole != nil {
 		c.o.Whole()
+	}
+	if c.o.Hold {
+		killpoint.At("held")
+		return nil
 	}
 	return c.dst.Publish(context.WithoutCancel(ctx))
 }
@@ -219,10 +231,16 @@ func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
 	}
-	if c.keeper == nil || c.o.Keep == nil || leavesNothing(err) {
+	if c.keeper == nil || c.o.Keep == nil || leavesNothing(err) && !c.holds(err) {
 		return abort(c.dst, err) // abort does not remove a file that has its final name already
 	}
 	existed := c.keeper.exists
+	if c.holds(err) {
+		if suspended := c.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
+			return fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
+		}
+		return err
+	}
 	if !existed && !c.stopped(ctx) && !isTemporary(err, c.src) {
 		return abort(c.dst, err)
 	}
@@ -237,6 +255,12 @@ func (c *copying) end(ctx context.Context, err error) error {
 		err = fmt.Errorf("%w (and no checkpoint can be stored, so a later run starts over: %w)", err, kept)
 	}
 	return suspend(c.dst, err, c.keeper.last.Offset)
+}
+
+// The method holds reports whether the target is kept after the error err although the source has
+// changed.
+func (c *copying) holds(err error) bool {
+	return c.o.Hold && c.keeper.exists && errors.Is(err, ErrSourceChanged)
 }
 
 // The method stopped reports whether the copy was asked to stop.

@@ -84,16 +84,18 @@ type failure struct {
 	err        error
 	checkpoint string // which checkpoints exist: "none", "of this run", "of an earlier run"
 	counted    bool   // the source is source.Counted
+	hold       bool   // Options.Hold
 }
 
 func (c *failure) String() string {
-	return fmt.Sprintf("%s/%s/checkpoint %s/counted %v", c.where, c.name, c.checkpoint, c.counted)
+	return fmt.Sprintf("%s/%s/checkpoint %s/counted %v/hold %v", c.where, c.name, c.checkpoint, c.counted, c.hold)
 }
 
 // TestFailuresKeepWork checks that a copy that fails keeps its work by one rule,
 // whichever call fails. If a checkpoint exists, every error keeps the work, except a
 // source that changed and a target that has its final name already. Without a
-// checkpoint, only errors that a later run may not meet keep it.
+// checkpoint, only errors that a later run may not meet keep it. With Options.Hold and a
+// checkpoint, a source that changed keeps the target too.
 func TestFailuresKeepWork(t *testing.T) {
 	places := map[string]bool{ // whether an error there is one of the source
 		"read": true, "buffer": true, "extents": true, "identity": true,
@@ -115,9 +117,11 @@ func TestFailuresKeepWork(t *testing.T) {
 		for _, e := range errs {
 			for _, checkpoint := range []string{"none", "of this run", "of an earlier run"} {
 				for _, counted := range []bool{false, true} {
-					c := &failure{where, ofSource, e.name, e.err, checkpoint, counted}
-					if c.run(t) {
-						failed++
+					for _, hold := range []bool{false, true} {
+						c := &failure{where, ofSource, e.name, e.err, checkpoint, counted, hold}
+						if c.run(t) {
+							failed++
+						}
 					}
 				}
 			}
@@ -148,7 +152,7 @@ func (c *failure) run(t *testing.T) (failed bool) {
 		t.Fatal(err)
 	}
 	var s shelf
-	o := transfer.Options{RequestSize: request, Requests: 1, Interval: time.Hour}
+	o := transfer.Options{RequestSize: request, Requests: 1, Interval: time.Hour, Hold: c.hold}
 	so := sink.Options{}
 	if c.checkpoint == "of an earlier run" {
 		so, o.Resume = earlier(t, m, memory, p, &s, request)
@@ -168,7 +172,8 @@ func (c *failure) run(t *testing.T) (failed bool) {
 	ended(t, m)
 	if err == nil {
 		// Whether a checkpoint is due after the fault is armed depends on the goroutines.
-		if c.where != "sync" && c.where != "checkpoint" && c.where != "journal" {
+		// A copy with Options.Hold does not call Publish.
+		if c.where != "sync" && c.where != "checkpoint" && c.where != "journal" && !(c.where == "publish" && c.hold) {
 			t.Errorf("%s: no error", c)
 		}
 		return false
@@ -235,6 +240,12 @@ func (c *failure) check(t *testing.T, err error, s *shelf, m *sinktest.Memory) {
 	}
 	// Abort does not remove the work of an earlier run, and a lost target is suspended.
 	left := len(m.Leftovers()) > 0
+	if c.hold && existed && errors.Is(err, transfer.ErrSourceChanged) {
+		if kept || !left {
+			t.Errorf("%s: resumable %v, left %v: %v", c, kept, m.Leftovers(), err)
+		}
+		return
+	}
 	if kept != want || left != (kept || c.checkpoint == "of an earlier run" || c.where == "reopening") {
 		t.Errorf("%s: resumable %v, want %v; left %v: %v", c, kept, want, m.Leftovers(), err)
 	}

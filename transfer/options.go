@@ -75,6 +75,11 @@ type Options struct {
 	// Whole is called when the target is complete and durable, before it gets its
 	// final name. It may be nil.
 	Whole func()
+	// Hold makes the copy end with Suspend instead of Publish: the target is complete and durable,
+	// but a file does not get its final name. Whole is called after Suspend. With Hold and Keep, a
+	// failed copy with a checkpoint keeps the target and its checkpoints even if the source has
+	// changed. Such an error is not a *ResumableError.
+	Hold bool
 	// Interval is the time between two checkpoints; 0 means 5 s. A checkpoint is
 	// also taken after each GiB of data.
 	Interval time.Duration

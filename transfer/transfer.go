@@ -34,10 +34,11 @@ type Result struct {
 }
 
 // Copy fills dst with the content of src, makes it durable and publishes it. The plan must be
-// made for src, by NewPlan or NewPlanWithin.
+// made for src, by NewPlan or NewPlanWithin. With Options.Hold, Copy suspends dst instead of
+// publishing it.
 //
 // After an error Copy aborts dst, which removes the target. The target is kept only if the error
-// is a *MismatchError or a *ResumableError.
+// is a *MismatchError or a *ResumableError, or an ErrSourceChanged as Options.Hold describes.
 //
 // Copy returns a *ResumableError only if Options.Keep is set. After the first checkpoint, every
 // error is then a *ResumableError, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced

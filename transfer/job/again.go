@@ -21,7 +21,7 @@ func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
 	if err := j.Parse(); err != nil {
 		return nil, err
 	}
-	return j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat)
+	return j.openSource(ctx)
 }
 
 // DescribeBacking returns a text that identifies the backing disk of the target. The text

@@ -41,11 +41,18 @@ import (
 // default, which docs/cli.md describes.
 type Spec struct {
 	// Source is the address of the disk that is read: a path, PATH.ova#DISK, an
-	// NBD URI, a disk on a VMware host, or "-" for Stdin.
+	// NBD URI, a disk on a VMware host, or "-" for Stdin. If OpenDisk is set, Source may be any
+	// text. It then only names the disk in the report and in messages.
 	Source string
 	// Target is the address of the disk that is written: a path, an NBD URI, "-" for standard
 	// output, or "null:", which discards the data.
 	Target string
+
+	// OpenDisk opens the disk that is read. If it is nil, the disk is the one at the address Source.
+	// The argument is the field Opener, whose options are set for this copy already, so that
+	// OpenDisk can open the disk with Opener.OpenAddress. Such a disk counts as one on a server. The
+	// copy closes the disk.
+	OpenDisk func(context.Context, *sourceopen.Opener) (source.Disk, error)
 
 	SourceFormat string   // "raw", "vmdk" or "qcow2"; "": found by probing
 	SingleLink   bool     // read Source without its parents
@@ -78,6 +85,11 @@ type Spec struct {
 	Limit       *transfer.Limiter // limits the bytes read per second; nil: no limit
 	Cache       string            // "keep" or "drop" copied data in the page cache; "": drop it if the copy is large
 
+	// Hold keeps the target file under its .partial name when the target is complete and durable.
+	// The caller records this durably in Whole, and calls Publish later. With Hold a failed copy
+	// also keeps the target if the source has changed (see transfer.Options.Hold). Targets that are
+	// not files need no Publish.
+	Hold    bool
 	Resume  bool             // continue an earlier copy to Target, if there is one
 	Journal string           // path of the journal; "": next to Target, or in the user's state folder
 	Digest  digest.Algorithm // digest of the content, for the report; "": none
@@ -92,7 +104,8 @@ type Spec struct {
 	// If Opened returns an error, the copy ends with that error. Opened may be nil.
 	Opened func() error
 	// Whole is called when the target is complete and durable, before it gets its final name. The
-	// argument mark identifies the file of the target (see fileid.MarkOf). Whole may be nil.
+	// argument mark identifies the file of the target (see fileid.MarkOf). It is "" if the target is
+	// not a file. The journal is removed only after Whole has returned. Whole may be nil.
 	Whole func(mark string)
 
 	at addresses // set by Parse
@@ -292,7 +305,7 @@ func (j *job) transfer(ctx, writing context.Context) error {
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: j.RequestSize, Requests: j.Depth, Reflink: j.Reflink, Digest: j.Digest, Verify: j.Verify,
-		Counters: j.Counters, Backing: j.overlay.disk, Limit: j.Limit, Sparse: j.Sparse, KeepZeros: j.KeepZeros,
+		Counters: j.Counters, Backing: j.overlay.disk, Limit: j.Limit, Sparse: j.Sparse, KeepZeros: j.KeepZeros, Hold: j.Hold,
 	}
 	if j.Whole != nil {
 		o.Whole = func() { j.Whole(fileid.MarkOf(j.place.Partial)) }

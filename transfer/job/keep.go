@@ -18,6 +18,7 @@ import (
 type keeper struct {
 	j       *job
 	journal *journal.Journal
+	stored  bool // the journal has a checkpoint of this copy
 }
 
 // The method keep opens the journal of a copy whose target is open. It sets o, the options of
@@ -38,8 +39,15 @@ func (j *job) keep(o *transfer.Options) (*keeper, error) {
 		j.Log.Info("continuing an earlier copy", "from", last.Offset, "done", bytesize.Format(last.Offset), "proof", j.copied.Proof)
 	}
 	j.begun = true
-	o.Keep = func(c transfer.Checkpoint) error { return jr.Write(journal.Entry{Copy: j.copied, Checkpoint: c}) }
-	return &keeper{j, jr}, nil
+	k := &keeper{j, jr, len(j.entries) > 0}
+	o.Keep = func(c transfer.Checkpoint) error {
+		if err := jr.Write(journal.Entry{Copy: j.copied, Checkpoint: c}); err != nil {
+			return err
+		}
+		k.stored = true
+		return nil
+	}
+	return k, nil
 }
 
 // openJournal opens the journal, and removes from it the checkpoints at which this copy cannot
@@ -102,6 +110,11 @@ func (k *keeper) end(err error) error {
 			j.Log.Warn("the journal cannot be closed", "error", closed)
 		}
 		return err
+	case errors.Is(err, transfer.ErrSourceChanged) && j.Hold && k.stored:
+		if closed := k.journal.Close(); closed != nil {
+			j.Log.Warn("the journal cannot be closed", "error", closed)
+		}
+		return err // transfer.Copy has kept the target
 	case errors.Is(err, transfer.ErrSourceChanged):
 		j.dropPartial(j.Log)
 	}

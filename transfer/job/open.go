@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// The type addresses holds the parsed addresses of a copy. The field backing is nil if the target
-// has no backing disk.
+// The type addresses holds the parsed addresses of a copy. The field source is nil if Spec.OpenDisk
+// opens the source. The field backing is nil if the target has no backing disk.
 type addresses struct{ source, target, backing address.Address }
 
 // Parse parses the addresses of the copy. Run and Plan call it. A caller that needs the error of
@@ -27,8 +27,10 @@ func (s *Spec) Parse() (err error) {
 		return nil
 	}
 	var at addresses
-	if at.source, err = address.Parse(s.Source, address.Source); err != nil {
-		return err
+	if s.OpenDisk == nil {
+		if at.source, err = address.Parse(s.Source, address.Source); err != nil {
+			return err
+		}
 	}
 	if at.target, err = address.Parse(s.Target, address.Target); err != nil {
 		return err
@@ -80,7 +82,7 @@ func (j *job) prepareOpeners() {
 
 // The method open opens the source and the backing disk. The method close closes both.
 func (j *job) open(ctx context.Context) (err error) {
-	if j.source, err = j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat); err != nil {
+	if j.source, err = j.openSource(ctx); err != nil {
 		return err
 	}
 	j.report.VirtualSize = j.source.Size()
@@ -95,6 +97,16 @@ func (j *job) open(ctx context.Context) (err error) {
 	}
 	return err
 }
+
+func (j *job) openSource(ctx context.Context) (source.Disk, error) {
+	if j.OpenDisk != nil {
+		return j.OpenDisk(ctx, j.Opener)
+	}
+	return j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat)
+}
+
+// The method remote reports whether the source is on a server.
+func (j *job) remote() bool { return j.OpenDisk != nil || address.IsRemote(j.at.source) }
 
 func (j *job) close() {
 	j.overlay.close()
@@ -198,12 +210,21 @@ func (j *job) describeSource() {
 	j.warnOf(j.source)
 	if d, ok := source.Ability[source.Described](j.source); ok {
 		info := d.Info()
-		if what := sourceopen.FormatByName(j.at.source); info.Format == "raw" && j.SourceFormat == "" && what != "" {
+		if what := j.formatByName(); info.Format == "raw" && j.SourceFormat == "" && what != "" {
 			j.warn(fmt.Sprintf("%s has the name of %s but is none: it is copied as a raw disk (confirm with --source-format raw)", j.Source, what))
 		}
 		j.Log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", j.source.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
 	j.Log.Debug("plan", "data", j.plan.Data, "zero", j.plan.Zero, "extents", j.plan.Extents)
+}
+
+// formatByName returns the format that the name of the source file suggests, or "" if the name
+// suggests none or the source is on a server.
+func (j *job) formatByName() string {
+	if j.remote() {
+		return ""
+	}
+	return sourceopen.FormatByName(j.at.source)
 }
 
 // verifyManifest compares a disk of an appliance with the checksum in the appliance's manifest,

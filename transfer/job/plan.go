@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/sink"
@@ -69,7 +68,7 @@ func (j *job) planSource(ctx context.Context) (err error) {
 // while it reads. A server takes some time for each query, and the copy must not wait for all of
 // them.
 func (j *job) patience() time.Duration {
-	if address.IsRemote(j.at.source) && !j.dry {
+	if j.remote() && !j.dry {
 		return 100 * time.Millisecond
 	}
 	return math.MaxInt64

@@ -55,7 +55,8 @@ func (j *job) copyStream(ctx context.Context) error {
 			return err
 		}
 	}
-	target, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, size, j.targetOptions(j.warn))
+	j.place = sinkopen.PlaceOf(j.at.target)
+	target, err := j.place.Plan(ctx, size, j.targetOptions(j.warn))
 	if err != nil {
 		return err
 	}
