@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,9 +102,12 @@ func (e *UsedError) Hint() string {
 // OpenStore locks the state file at path, and reads it if it exists. The error is a
 // *[UsedError] if another run has locked it. Close releases the lock.
 func OpenStore(path string) (*Store, error) {
-	lock, err := lockFile(path)
+	lock, err := durable.Lock(path + ".lock")
+	if locked := (*durable.LockedError)(nil); errors.As(err, &locked) {
+		return nil, &UsedError{path, locked.By}
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
 	s := &Store{path: path, lock: lock, texts: map[string][]byte{}, changed: make(chan struct{}, 1)}
 	if err := s.open(); err != nil {
@@ -131,7 +132,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
-	if err = beginsWith(changes, "\n{"); err == nil {
+	if err = durable.BeginsWith(changes, "\n{"); err == nil {
 		err = changes.Truncate(0)
 	}
 	if err != nil {
@@ -154,53 +155,6 @@ func (s *Store) load() error {
 }
 
 func (s *Store) changesPath() string { return s.path + ".changes" }
-
-// lockFile locks a file next to the state file. It cannot lock the state file itself, because
-// that file is replaced whenever it is written.
-func lockFile(path string) (*os.File, error) {
-	name := path + ".lock"
-	for {
-		f, err := durable.Open(name, os.O_RDWR|os.O_CREATE, durable.Private)
-		if err != nil {
-			return nil, fmt.Errorf("state file %s: %w", path, err)
-		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			defer f.Close()
-			if !errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, fmt.Errorf("lock %s: %w", name, err)
-			}
-			owner, _ := io.ReadAll(io.LimitReader(f, 200)) // empty if the other process is just writing it
-			by := strings.TrimSpace(string(owner))
-			if by == "" {
-				by = "another run"
-			}
-			return nil, &UsedError{path, by}
-		}
-		// The process that held the lock may have removed the file before this process got the
-		// lock. Then this process has locked a removed file, and must try again.
-		ours, err := f.Stat()
-		if err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		if there, err := os.Stat(name); err != nil || !os.SameFile(ours, there) {
-			f.Close()
-			continue
-		}
-		if err := beginsWith(f, "process "); err != nil {
-			return nil, errors.Join(fmt.Errorf("lock: %w", err), f.Close())
-		}
-		host, _ := os.Hostname() // only shown to people
-		owner := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339))
-		err = f.Truncate(0)
-		if err == nil {
-			_, err = f.WriteAt([]byte(owner), 0)
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
-		}
-		return f, nil
-	}
-}
 
 // The method read reads the state file.
 func (s *Store) read() error {
@@ -434,20 +388,6 @@ func (s *Store) Close() error {
 	// before its removal and lock it afterwards. That process notices that the file was removed
 	// (see lockFile).
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
-}
-
-// beginsWith returns an error if a file is not empty and does not begin with prefix. Such a
-// file belongs to another program and must not be overwritten.
-func beginsWith(f *os.File, prefix string) error {
-	head := make([]byte, len(prefix))
-	n, err := f.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	if n > 0 && !strings.HasPrefix(prefix, string(head[:n])) {
-		return fmt.Errorf("%s begins with %q, expected %q: %w; move this file away, or remove it if you do not need it", f.Name(), head[:n], prefix, durable.ErrForeign)
-	}
-	return nil
 }
 
 // fileSize returns the size of a regular file in bytes, or -1 for anything else.
