@@ -11,6 +11,7 @@ const (
 	Usage      = 2  // the command line, the job file or a parameter is wrong
 	Difference = 3  // two disks, or a disk and its digest, differ
 	SomeJobs   = 4  // some jobs of a batch are done, others failed
+	Left       = 5  // the copy is complete, but something that vddkcp made is still on the server
 	Resumable  = 75 // the copy failed, and --resume can continue it
 	// If a signal stopped the command, the exit status is Signal plus the number of the signal.
 	Signal = 128

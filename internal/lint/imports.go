@@ -23,7 +23,7 @@ var imports = []struct{ pkg, allowed string }{
 	{"transfer/diskjob", "transfer transfer/batch transfer/job transfer/progress transfer/report"},
 	{"transfer/job", "source source/open source/raw sink sink/open sink/raw transfer transfer/digest transfer/journal transfer/progress transfer/report"},
 	{"transfer/journal", "transfer"},
-	{"transfer/machine", "source sink sink/open transfer transfer/job transfer/journal transfer/progress transfer/report vsphere/inventory"},
+	{"transfer/machine", "source source/open transfer transfer/job transfer/journal transfer/progress transfer/report vsphere/inventory"},
 	{"transfer/progress", ""},
 	{"transfer/report", "transfer/progress"},
 	{"transfer", "source sink transfer/digest transfer/progress transfer/report"},

@@ -10,6 +10,7 @@ import (
 	"context"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
@@ -35,6 +36,6 @@ type Machine interface {
 // Opener opens the disks of a VM for reading.
 type Opener interface {
 	// Open opens a disk of a snapshot. The parameter s is nil for a disk of a VM that is
-	// powered off and has no snapshot of vddkcp.
-	Open(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk) (source.Disk, error)
+	// powered off and is in no snapshot. The parameter o has the options of the copy.
+	Open(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, o *open.Opener) (source.Disk, error)
 }

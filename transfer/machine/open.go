@@ -1,0 +1,160 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+)
+
+// Open makes a snapshot of the VM and opens a disk of it for reading. The fields Only and Skip of spec
+// must choose one disk. The snapshot is removed when the disk is closed. If that fails, the error of
+// Close is an *inventory.LeftError.
+//
+// No state file is written: if the process is killed, vddkcp cleanup finds the snapshot.
+func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Disk, error) {
+	r := newRun(spec)
+	spec.Targets = func(_ *inventory.VM, disks []inventory.Disk) ([]string, error) {
+		return make([]string, len(disks)), nil
+	}
+	r.Targets = spec.Targets
+	r.Phase(PhaseFind, -1)
+	if err := r.find(ctx); err != nil {
+		return nil, err
+	}
+	r.state = newState(r.Server, r.vm, r.disks, r.targets)
+	if len(r.disks) != 1 {
+		return nil, fmt.Errorf("vm %s: %d disks are chosen, expected one", r.Spec.Name, len(r.disks))
+	}
+	if err := r.checkVM(); err != nil {
+		return nil, err
+	}
+	if err := r.acquire(ctx); err != nil {
+		return nil, r.end(err)
+	}
+	d, err := r.openDisk(ctx, &r.disks[0], opener)
+	if err != nil {
+		r.release(ctx, false)
+		return nil, r.end(err)
+	}
+	return &snapshotDisk{Disk: d, run: r}, nil
+}
+
+// snapshotDisk is a disk of a snapshot that is removed when the disk is closed.
+type snapshotDisk struct {
+	source.Disk
+	run  *run
+	once sync.Once
+	err  error
+}
+
+// Unwrap implements source.Wrapper.
+func (d *snapshotDisk) Unwrap() source.Disk { return d.Disk }
+
+// Close closes the disk and removes the snapshot.
+func (d *snapshotDisk) Close() error {
+	d.once.Do(func() {
+		d.err = d.Disk.Close()
+		d.run.release(context.Background(), false)
+		if d.run.left != nil {
+			d.err = errors.Join(d.err, d.run.left)
+		}
+	})
+	return d.err
+}
+
+// The method openDisk opens a disk of the snapshot, or a disk of the VM if there is no snapshot.
+func (r *run) openDisk(ctx context.Context, d *inventory.Disk, o *sourceopen.Opener) (source.Disk, error) {
+	frozen := d
+	var s *inventory.Snapshot
+	if r.snapshot != nil {
+		if in := r.snapshot.Disk(d); in != nil {
+			frozen, s = in, r.snapshot
+		}
+	}
+	opened, err := r.Opener.Open(ctx, s, frozen, o)
+	if err != nil {
+		return nil, err
+	}
+	if size := opened.Size(); size != frozen.Size {
+		return nil, errors.Join(fmt.Errorf("%s was opened as a disk of %d bytes, but the server says that it has %d bytes", frozen.File, size, frozen.Size), opened.Close())
+	}
+	id := &identifiedDisk{Disk: opened, proof: "none"}
+	id.id = fmt.Sprintf("vsphere:%s:%s:%s:%d:%d", r.Server, r.vm.InstanceUUID, frozen.UUID, frozen.Key, frozen.Size)
+	if s != nil {
+		id.id, id.proof = id.id+":"+s.Name, "snapshot"
+	}
+	return id, nil
+}
+
+// identifiedDisk gives a disk an identity that does not depend on the names of its files, because the
+// files of a VM can be moved while it is copied.
+type identifiedDisk struct {
+	source.Disk
+	id, proof string
+}
+
+// Unwrap implements source.Wrapper.
+func (d *identifiedDisk) Unwrap() source.Disk { return d.Disk }
+
+// Identity implements source.Identified.
+func (d *identifiedDisk) Identity(context.Context) (id, proof string, err error) {
+	return d.id, d.proof, nil
+}
+
+// Planned is the result of Plan.
+type Planned struct {
+	Report  *Report
+	VM      *inventory.VM
+	Disks   []inventory.Disk // that would be copied
+	Targets []string         // the address of the target of each disk
+	State   string           // path of the state file
+}
+
+// Plan checks whether Run would begin to copy. It changes nothing on the server, and writes nothing.
+// After an error, the result has what Plan has found out before the error. It is never nil.
+func Plan(ctx context.Context, spec Spec) (*Planned, error) {
+	r := newRun(spec)
+	p := &Planned{Report: r.report}
+	err := r.plan(ctx, p)
+	if end := r.report.EndWith(err); end.Done() {
+		r.report.Status = report.StatusSkipped
+	}
+	p.VM, p.Disks, p.Targets = r.vm, r.disks, r.targets
+	return p, err
+}
+
+func (r *run) plan(ctx context.Context, p *Planned) (err error) {
+	if err := r.find(ctx); err != nil {
+		return err
+	}
+	if p.State, err = r.State(r.vm, r.targets); err != nil {
+		return err
+	}
+	r.state = newState(r.Server, r.vm, r.disks, r.targets)
+	earlier, err := loadState(p.State)
+	if err != nil {
+		return err
+	}
+	r.store = &store{path: p.State}
+	if err := r.useEarlier(ctx, earlier); err != nil {
+		return err
+	}
+	if r.state.Step.reached(stepCopied) {
+		return nil
+	}
+	if err := r.checkVM(); err != nil {
+		return err
+	}
+	if r.needsSnapshot() {
+		if err := r.ours(r.vm, r.state.Snapshot); err != nil && r.old == "" {
+			return err
+		}
+	}
+	return r.checkTargets(ctx)
+}

@@ -1,0 +1,64 @@
+package machine
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+)
+
+// Report is the report of the copy of a machine. The section "JSON" of docs/cli.md describes its
+// fields.
+type Report struct {
+	Version int           `json:"version"`
+	VM      string        `json:"vm"`
+	Status  report.Status `json:"status"`
+	Exit    int           `json:"exit"`
+	report.Times
+	Via       string          `json:"via"`
+	ViaReason string          `json:"via_reason"`
+	Quiesced  bool            `json:"quiesced"`
+	Rounds    []Round         `json:"rounds"`
+	Power     inventory.Power `json:"power"`
+	Left      []string        `json:"left"`  // names of snapshots of vddkcp that are still on the server
+	Files     []string        `json:"files"` // targets that are complete
+	Warnings  []string        `json:"warnings"`
+	Error     string          `json:"error"`
+	Hint      string          `json:"hint"`
+}
+
+// Round is one pass over the disks of a machine.
+type Round struct {
+	N        int              `json:"n"`
+	Kind     string           `json:"kind"` // "full"
+	Snapshot string           `json:"snapshot"`
+	Seconds  float64          `json:"seconds"`
+	Disks    []*report.Report `json:"disks"`
+}
+
+// EndWith completes the report of a run that returned err, which is nil after a success.
+func (r *Report) EndWith(err error) report.Outcome {
+	o := report.Of(err)
+	if err != nil {
+		r.Error, r.Hint = err.Error(), o.Hint
+	}
+	t := report.Report{Times: r.Times}
+	t.End(o.Status, o.Exit)
+	r.Times, r.Status, r.Exit = t.Times, o.Status, o.Exit
+	return o
+}
+
+// Write writes the report to path, as report.Report.Write does.
+func (r *Report) Write(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = durable.Write(path, append(printable.Bytes(text), '\n'), durable.Private)
+	}
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,286 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/hinted"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/transfer/job"
+	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+)
+
+// Run copies the disks of a machine. The report is never nil. After an error no file has its final
+// name, except after an error whose outcome is Done: the copy is complete then, but a snapshot of
+// vddkcp is still on the server.
+//
+// When ctx ends, Run stops the copies as job.Run does, removes the snapshot, however long that takes,
+// and returns the cause of ctx.
+func Run(ctx context.Context, spec Spec) (*Report, error) {
+	r := newRun(spec)
+	err := r.end(r.run(ctx))
+	r.report.EndWith(err)
+	return r.report, err
+}
+
+// run is the state of one call of Run, Plan or Open.
+type run struct {
+	Spec
+	report   *Report
+	vm       *inventory.VM
+	disks    []inventory.Disk // that are copied, as the VM has them
+	targets  []string         // the address of the target of each disk
+	state    *state
+	store    *store              // nil: the state is not stored
+	snapshot *inventory.Snapshot // nil: no snapshot is needed, or it is not made yet
+	old      string              // name of a snapshot that an earlier run left and that this run does not continue
+	before   *inventory.VM       // the VM as it was when the snapshot was there and no disk was copied yet
+	left     *inventory.LeftError
+	saving   sync.Mutex // guards state and store while disks are copied
+}
+
+func newRun(spec Spec) *run {
+	return &run{Spec: spec.withDefaults(), report: &Report{
+		Version: 1, VM: spec.Name, Times: report.Times{Started: time.Now()}, Via: "vddk",
+		Rounds: []Round{}, Left: []string{}, Files: []string{}, Warnings: []string{},
+	}}
+}
+
+// The method run goes through all steps of a copy.
+func (r *run) run(ctx context.Context) error {
+	r.Phase(PhaseFind, -1)
+	if err := r.find(ctx); err != nil {
+		return err
+	}
+	if err := r.open(ctx); err != nil {
+		return err
+	}
+	defer r.store.close()
+	if !r.state.Step.reached(stepCopied) {
+		if err := r.copyAll(ctx); err != nil {
+			return err
+		}
+	} else if r.removeByName(ctx, r.state.Snapshot) {
+		r.state.Snapshot = ""
+	}
+	if r.state.Step == stepDone {
+		return r.alreadyDone()
+	}
+	return r.publish(ctx)
+}
+
+// The method find gets the description of the VM, and chooses the disks and their targets.
+func (r *run) find(ctx context.Context) (err error) {
+	if r.vm, err = r.Machine.Describe(ctx); err != nil {
+		return err
+	}
+	r.report.VM, r.report.Power = r.vm.Name, r.vm.Power
+	if r.disks, err = inventory.SelectDisks(r.vm, r.Only, r.Skip); err != nil {
+		return err
+	}
+	r.targets, err = r.Targets(r.vm, r.disks)
+	return err
+}
+
+// The method open locks the state file and reads what an earlier run left. It decides where this run
+// begins.
+func (r *run) open(ctx context.Context) error {
+	r.state = newState(r.Server, r.vm, r.disks, r.targets)
+	path, err := r.State(r.vm, r.targets)
+	if err != nil {
+		return err
+	}
+	var earlier *state
+	if r.store, earlier, err = openStore(path); err != nil {
+		return err
+	}
+	if err = r.useEarlier(ctx, earlier); err != nil {
+		r.store.close()
+	}
+	return err
+}
+
+// The method useEarlier decides what happens with the state of an earlier run, which is nil if there
+// is none.
+func (r *run) useEarlier(ctx context.Context, earlier *state) error {
+	if earlier == nil {
+		return nil
+	}
+	differs := r.state.differs(earlier)
+	switch {
+	case differs == "" && r.Resume && !r.Force:
+		r.state = earlier
+		return r.findSnapshot(ctx)
+	case differs != "" && !r.Force && (r.Resume || earlier.Step != stepDone):
+		return usage.New(fmt.Sprintf("the state file %s is of another copy: %s", r.store.path, differs),
+			"give this copy another folder or a state file of its own with --state, or use --force to start over; the snapshot of the other copy, if there is one, is listed by vddkcp cleanup")
+	case earlier.VM.Server == r.Server && earlier.VM.InstanceUUID == r.vm.InstanceUUID && earlier.Step != stepDone:
+		r.old = earlier.Snapshot
+	}
+	return nil
+}
+
+// The method findSnapshot looks for the snapshot of the earlier run that this run continues. If the
+// snapshot is gone, this run starts over.
+func (r *run) findSnapshot(ctx context.Context) error {
+	if r.state.Snapshot == "" && r.state.Step == stepCopy {
+		r.startOver("its disks were copied without a snapshot, so nothing shows that they are unchanged")
+		return nil
+	}
+	if r.state.Snapshot == "" || r.state.Step.reached(stepCopied) {
+		return nil
+	}
+	_, err := r.Machine.Find(ctx, r.state.Snapshot)
+	if errors.Is(err, inventory.ErrSnapshotGone) {
+		r.startOver(fmt.Sprintf("the snapshot %s is gone", r.state.Snapshot))
+		return nil
+	}
+	return err
+}
+
+// The method startOver makes this run copy everything again, although it was to continue an earlier
+// run.
+func (r *run) startOver(why string) {
+	if r.state.Step == stepCopy {
+		r.warn("the earlier copy cannot be continued, and the disks are copied from the beginning: " + why)
+	}
+	r.state.restart()
+}
+
+// The method alreadyDone ends a run that continues a run that is done.
+func (r *run) alreadyDone() error {
+	for _, d := range r.state.Disks {
+		if !job.Published(d.Target, d.Mark) {
+			return usage.New(fmt.Sprintf("the state file %s says that the copy is done, but its target %s is not there any more", r.store.path, printable.Name(d.Target)),
+				"use --force to copy the VM again")
+		}
+		r.report.Files = append(r.report.Files, d.Target)
+	}
+	r.Log.Info("the copy is done already", "state", r.store.path)
+	return r.save(stepDone)
+}
+
+// The method save stores the state, with the given step.
+func (r *run) save(s step) error {
+	r.state.Step = s
+	if err := r.store.save(r.state); err != nil {
+		return err
+	}
+	killpoint.At("machine-" + string(s))
+	return nil
+}
+
+// The method publish gives the files of all disks their names.
+func (r *run) publish(ctx context.Context) error {
+	if err := r.save(stepPublish); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return hinted.Error(context.Cause(ctx), "all disks are copied; run again with --resume, which gives the files their names")
+	}
+	r.Phase(PhasePublish, -1)
+	if err := r.checkPublish(); err != nil {
+		return err
+	}
+	for i, d := range r.state.Disks {
+		err := job.Publish(context.WithoutCancel(ctx), r.jobOf(&r.disks[i], i), d.Mark)
+		if err != nil {
+			return r.ofDisk(&r.disks[i], &resumableError{fmt.Errorf("the disk is copied, but the file cannot get its name: %w", err)})
+		}
+		r.report.Files = append(r.report.Files, d.Target)
+		killpoint.At("machine-published")
+	}
+	if r.Single && r.left == nil {
+		return r.store.remove()
+	}
+	return r.save(stepDone)
+}
+
+// The method checkPublish checks all targets before the first file gets its name, because the files of
+// a VM are of no use if only some of them have their names.
+func (r *run) checkPublish() error {
+	for i := range r.state.Disks {
+		d := &r.state.Disks[i]
+		if err := d.checkHeld(); err != nil {
+			return r.ofDisk(&r.disks[i], err)
+		}
+		if d.Mark == "" || r.Force || job.Published(d.Target, d.Mark) {
+			continue
+		}
+		if _, err := os.Lstat(d.Target); err == nil {
+			return r.ofDisk(&r.disks[i], &resumableError{hinted.Error(
+				fmt.Errorf("the disk is copied, but another process has created a file at its target %s", printable.Name(d.Target)),
+				"move that file away, and run again with --resume")})
+		}
+	}
+	return nil
+}
+
+// resumableError is an error after which --resume continues.
+type resumableError struct{ error }
+
+func (e *resumableError) Unwrap() error { return e.error }
+
+// ExitStatus is the exit status of the command; package transfer/report uses it.
+func (*resumableError) ExitStatus() int { return exit.Resumable }
+
+// The method end returns the error of the run for the user. If the copy is complete but a snapshot
+// was left on the server, the error says so.
+func (r *run) end(err error) error {
+	if r.left == nil {
+		return err
+	}
+	r.report.Left = append(r.report.Left, r.left.Snapshot)
+	if err == nil {
+		return &leftBehindError{r.left}
+	}
+	r.warn(r.left.Error())
+	return err
+}
+
+// leftBehindError says that a copy is complete, but that a snapshot of vddkcp is still on the server.
+type leftBehindError struct{ *inventory.LeftError }
+
+func (e *leftBehindError) Error() string { return "the copy is complete, but " + e.LeftError.Error() }
+
+// ExitStatus is the exit status of the command; package transfer/report uses it.
+func (*leftBehindError) ExitStatus() int { return exit.Left }
+
+// Done tells package transfer/report that the copy is complete.
+func (*leftBehindError) Done() bool { return true }
+
+// The method source returns the address of a disk, for messages and reports.
+func (r *run) source(d *inventory.Disk) string {
+	return address.VM{Name: r.Spec.Name, Disk: strconv.Itoa(d.N)}.String()
+}
+
+// The method ofDisk adds the name of a disk to its error.
+func (r *run) ofDisk(d *inventory.Disk, err error) error {
+	if r.Single || len(r.disks) == 1 && len(r.vm.Disks) == 1 {
+		return err
+	}
+	return fmt.Errorf("disk %d (%s): %w", d.N, printable.Name(d.Label), err)
+}
+
+func (r *run) warn(message string) {
+	r.Log.Warn(message)
+	r.report.Warnings = append(r.report.Warnings, message)
+}
+
+// The method needsSnapshot reports whether a disk that is copied must be read from a snapshot. The
+// disks of templates cannot, and independent disks are in no snapshot: they are read while the VM
+// is powered off.
+func (r *run) needsSnapshot() bool {
+	return !r.vm.Template && slices.ContainsFunc(r.disks, func(d inventory.Disk) bool { return d.Verdict == inventory.Running })
+}
