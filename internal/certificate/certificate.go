@@ -36,6 +36,15 @@ type Certificate struct {
 	Trust error
 }
 
+// Thumbprint returns the thumbprint of the certificate that can be compared with the thumbprint
+// like, and the name of its hash: the SHA-1 if like is a SHA-1, and the SHA-256 otherwise.
+func (c *Certificate) Thumbprint(like string) (hash, thumbprint string) {
+	if isSHA1(like) {
+		return "SHA-1", c.SHA1
+	}
+	return "SHA-256", c.SHA256
+}
+
 // Fetch connects to server, a host name or an address, and returns its certificate. A
 // port of 0 means DefaultPort. It accepts any certificate: the TLS handshake only proves that
 // the server has the private key of the certificate, and the caller decides whether to trust it.
@@ -49,18 +58,14 @@ func Fetch(ctx context.Context, server string, port uint32) (*Certificate, error
 	if port == 0 {
 		port = DefaultPort
 	}
-	name, _, _ := strings.Cut(server, "%") // the zone of an IPv6 address is not part of the name
 	address := net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, addTimeout(ctx, err)
 	}
 	defer conn.Close()
-	// Old ESXi hosts need old versions of TLS. These are accepted here, because only the
-	// certificate is read and no data is sent.
-	t := tls.Client(conn, &tls.Config{
-		ServerName: name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, CipherSuites: anyCipherSuite(),
-	})
+	config := baseConfig(server)
+	t := tls.Client(conn, config)
 	if err := t.HandshakeContext(ctx); err != nil {
 		var record tls.RecordHeaderError
 		if errors.As(err, &record) {
@@ -68,20 +73,85 @@ func Fetch(ctx context.Context, server string, port uint32) (*Certificate, error
 		}
 		return nil, fmt.Errorf("TLS: %w", addTimeout(ctx, err))
 	}
-	chain := t.ConnectionState().PeerCertificates
-	c := &Certificate{Leaf: chain[0]}
-	sum1, err := sha1.Sum(chain[0].Raw)
-	if err != nil {
-		return nil, err
+	return read(t.ConnectionState().PeerCertificates, config.ServerName)
+}
+
+// read returns the certificate of the server with the given name. The parameter chain is what the
+// server has sent in the TLS handshake. If SHA-1 is not allowed, the field SHA1 is "".
+func read(chain []*x509.Certificate, name string) (*Certificate, error) {
+	if len(chain) == 0 {
+		return nil, errors.New("TLS: the server has sent no certificate")
 	}
-	sum256 := sha256.Sum256(chain[0].Raw)
-	c.SHA1, c.SHA256 = colons(hex.EncodeToString(sum1[:])), colons(hex.EncodeToString(sum256[:]))
+	c := &Certificate{Leaf: chain[0]}
+	if sum, err := sha1.Sum(chain[0].Raw); err == nil {
+		c.SHA1 = colons(hex.EncodeToString(sum[:]))
+	}
+	sum := sha256.Sum256(chain[0].Raw)
+	c.SHA256 = colons(hex.EncodeToString(sum[:]))
 	intermediates := x509.NewCertPool()
 	for _, i := range chain[1:] {
 		intermediates.AddCert(i)
 	}
 	_, c.Trust = chain[0].Verify(x509.VerifyOptions{DNSName: name, Intermediates: intermediates})
 	return c, nil
+}
+
+// Config returns the configuration for TLS connections to a server. On every connection, it checks
+// that the certificate has the expected thumbprint, or that the system's root certificates confirm
+// the certificate if the thumbprint is "". The handshake fails with an *Error if the check fails.
+// A thumbprint that ParseThumbprint does not accept is a *usage.Error.
+//
+// The function accepted, which may be nil, is called for every certificate that passed the check.
+func Config(server string, port uint32, want string, accepted func(*Certificate)) (*tls.Config, error) {
+	if want != "" {
+		var err error
+		if want, err = ParseThumbprint(want); err != nil {
+			return nil, usage.Wrap(err)
+		}
+		if isSHA1(want) {
+			if err := sha1.Allowed(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	c := baseConfig(server)
+	name := c.ServerName
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		got, err := read(state.PeerCertificates, name)
+		if err != nil {
+			return err
+		}
+		if err := got.check(server, port, want); err != nil {
+			return err
+		}
+		if accepted != nil {
+			accepted(got)
+		}
+		return nil
+	}
+	return c, nil
+}
+
+// baseConfig returns a configuration that accepts every certificate. Old ESXi hosts need old
+// versions of TLS and old cipher suites.
+func baseConfig(server string) *tls.Config {
+	name, _, _ := strings.Cut(server, "%") // the zone of an IPv6 address is not part of the name
+	return &tls.Config{
+		ServerName: name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, CipherSuites: anyCipherSuite(),
+	}
+}
+
+// The method check returns an *Error if the certificate does not have the thumbprint want, which is
+// in the form that ParseThumbprint returns. If want is "", it returns an *Error if the certificate
+// does not verify.
+func (c *Certificate) check(server string, port uint32, want string) error {
+	if want == "" && c.Trust == nil || want != "" && (want == c.SHA1 || want == c.SHA256) {
+		return nil
+	}
+	if port != 0 && port != DefaultPort {
+		server = net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
+	}
+	return &Error{Server: server, Want: want, Got: *c}
 }
 
 // anyCipherSuite returns the IDs of all cipher suites, including the insecure ones.
@@ -147,10 +217,7 @@ func (e *Error) Error() string {
 	if e.Want == "" {
 		return fmt.Sprintf("%s: the certificate does not verify: %v", e.Server, e.Got.Trust)
 	}
-	kind, got := "SHA-256", e.Got.SHA256
-	if isSHA1(e.Want) {
-		kind, got = "SHA-1", e.Got.SHA1
-	}
+	kind, got := e.Got.Thumbprint(e.Want)
 	return fmt.Sprintf("%s: the certificate has the %s thumbprint %s, expected %s", e.Server, kind, got, e.Want)
 }
 
@@ -190,12 +257,9 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 		return want, nil
 	case err != nil:
 		return "", fmt.Errorf("cannot fetch the certificate of %s: %w", server, err)
-	case want == "" && got.Trust != nil,
-		want != "" && want != got.SHA1 && want != got.SHA256:
-		if port != 0 && port != DefaultPort {
-			server = net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
-		}
-		return "", &Error{Server: server, Want: want, Got: *got}
+	}
+	if err := got.check(server, port, want); err != nil {
+		return "", err
 	}
 	return got.SHA1, nil
 }
