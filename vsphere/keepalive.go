@@ -1,0 +1,26 @@
+package vsphere
+
+import (
+	"context"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/methods"
+)
+
+// stayAlive calls the server from time to time until ctx ends, because a server ends sessions that
+// are idle, vCenter after 30 minutes. It never gives up: a call that fails is only logged, since
+// the server may be back at the next one, and calls of other callers report the failure.
+func (s *Session) stayAlive(ctx context.Context) {
+	ticker := time.NewTicker(s.KeepAlive)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := methods.GetCurrentTime(ctx, s.client); err != nil && ctx.Err() == nil {
+			s.Log.Warn("vsphere: cannot keep the session open", "server", s.address(), "error", err)
+		}
+	}
+}

@@ -1,0 +1,134 @@
+package vsphere
+
+import (
+	"context"
+	"reflect"
+	"strings"
+
+	"github.com/vmware/govmomi/vim25/soap"
+)
+
+// method describes a method of the vSphere API.
+type method struct {
+	name       string // such as "RemoveSnapshot_Task"
+	words      string // what the method is for, after "the request to"
+	repeatable bool   // makes the same difference once and twice
+	public     bool   // needs no session, and must not wait for one
+	continues  bool   // needs what an earlier call of the same session has left on the server
+}
+
+// The elements of repeatable are the methods that can be called again if the answer was lost. Most
+// of them only read. RemoveSnapshot_Task and PowerOffVM_Task fail without doing anything when they
+// find the work done; ConsolidateVMDisks_Task then has nothing to do. A view or a filter that is
+// made twice ends with the session.
+var repeatable = map[string]string{
+	"RetrieveServiceContent": "describe itself",
+	"CurrentTime":            "tell the time",
+	"Logout":                 "log out",
+	"SessionIsActive":        "check the session",
+
+	"RetrieveProperties":           "read the inventory",
+	"RetrievePropertiesEx":         "read the inventory",
+	"ContinueRetrievePropertiesEx": "read the inventory",
+	"CancelRetrievePropertiesEx":   "read the inventory",
+	"CreateContainerView":          "list the inventory",
+	"DestroyView":                  "list the inventory",
+	"FindByUuid":                   "search the inventory",
+	"FindAllByUuid":                "search the inventory",
+	"FindByInventoryPath":          "search the inventory",
+	"FindByDatastorePath":          "search the inventory",
+	"FindByDnsName":                "search the inventory",
+	"FindAllByDnsName":             "search the inventory",
+	"FindByIp":                     "search the inventory",
+	"FindAllByIp":                  "search the inventory",
+	"FindChild":                    "search the inventory",
+
+	"HasPrivilegeOnEntities":       "check privileges",
+	"HasPrivilegeOnEntity":         "check privileges",
+	"HasUserPrivilegeOnEntities":   "check privileges",
+	"FetchUserPrivilegeOnEntities": "check privileges",
+	"RetrieveEntityPermissions":    "check privileges",
+	"RetrieveRolePermissions":      "check privileges",
+	"RetrieveAllPermissions":       "check privileges",
+	"QueryOptions":                 "read its settings",
+	"QueryChangedDiskAreas":        "list changed blocks",
+
+	"RemoveSnapshot_Task":     "remove a snapshot",
+	"ConsolidateVMDisks_Task": "consolidate disks",
+	"PowerOffVM_Task":         "power off a VM",
+	"CancelTask":              "cancel a task",
+}
+
+// Words for methods that must not be called twice.
+var once = map[string]string{
+	"Login":               "log in",
+	"CreateSnapshot_Task": "make a snapshot",
+	"ReconfigVM_Task":     "change the settings of a VM",
+	"ShutdownGuest":       "shut down a guest",
+	"PowerOnVM_Task":      "power on a VM",
+}
+
+// methodOf returns the method of a request.
+func methodOf(req soap.HasFault) method {
+	name := strings.TrimSuffix(reflect.TypeOf(req).Elem().Name(), "Body")
+	m := method{name: name, public: name == "RetrieveServiceContent", continues: name == "ContinueRetrievePropertiesEx"}
+	if m.words, m.repeatable = repeatable[name]; m.repeatable {
+		return m
+	}
+	if m.words = once[name]; m.words == "" {
+		m.words = "call " + name
+	}
+	return m
+}
+
+// group is the calls of one run of a function that Session.together has called.
+type group struct {
+	login   *login
+	restart error // why the function must run again; nil if it need not
+}
+
+type groupKey struct{}
+
+// groupOf returns the group of the calls that are made with ctx. It is nil if there is none.
+func groupOf(ctx context.Context) *group {
+	g, _ := ctx.Value(groupKey{}).(*group)
+	return g
+}
+
+// together calls f, which makes several calls that belong together, because the server keeps
+// something between them that ends with the session: a view of the inventory, or the token for the
+// next page of an answer. All calls with the context of f use the same session of the server. If
+// the session ends meanwhile, or a page is lost, together logs in again and calls f once more, so f
+// must begin with an empty result each time. The calls of f must be ones that can be repeated, and
+// f must make them one after the other.
+func (s *Session) together(ctx context.Context, f func(ctx context.Context) error) error {
+	attempts := s.Retry.Start(s.progress)
+	var ended *login
+	for logins := 0; ; {
+		c, err := s.logins.get(ctx, ended)
+		if err == nil {
+			g := &group{login: c}
+			if err = f(context.WithValue(ctx, groupKey{}, g)); err == nil || g.restart == nil {
+				return err
+			}
+			if err = g.restart; !isTransient(err) && logins < maxLogins { // the session has ended
+				logins++
+				ended = c
+				continue
+			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !isTransient(err) {
+			return err
+		}
+		wait, gaveUp := attempts.Failed(err)
+		if gaveUp != nil {
+			return gaveUp
+		}
+		if !s.Retry.Pause(ctx, err, wait, s.logins.ctx.Done()) && ctx.Err() == nil {
+			return errClosed
+		}
+	}
+}
