@@ -121,10 +121,3 @@ func (o *Options) address() string {
 func (o *Options) hostPort() string {
 	return net.JoinHostPort(o.Server, strconv.FormatUint(uint64(o.Port), 10))
 }
-
-// VM is a virtual machine on a server. It implements machine.Machine. Its methods are safe for
-// concurrent use.
-type VM struct {
-	session *Session
-	moref   string
-}
