@@ -57,7 +57,11 @@ func TestScripts(t *testing.T) {
 			"server":   cmdServer,
 			"standin":  cmdStandIn,
 			"terminal": cmdTerminal,
+			"testtool": cmdTestTool,
+			"vc":       cmdVC,
+			"vcenter":  cmdVcenter,
 		},
+		Setup: setupVcenter,
 	})
 }
 

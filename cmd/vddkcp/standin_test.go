@@ -20,13 +20,18 @@ func cmdStandIn(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	dir := ts.MkAbs(args[0])
 	ts.Check(compile("../../vddk/testlib/build", append(args[1:], dir)...))
+	ts.Check(installWorker(vddkcpDir(ts)))
+}
+
+// vddkcpDir returns the folder in PATH that has vddkcp.
+func vddkcpDir(ts *testscript.TestScript) string {
 	for _, path := range filepath.SplitList(ts.Getenv("PATH")) {
 		if _, err := os.Stat(filepath.Join(path, "vddkcp")); err == nil {
-			ts.Check(installWorker(path))
-			return
+			return path
 		}
 	}
 	ts.Fatalf("no vddkcp in PATH")
+	return ""
 }
 
 var installing sync.Mutex
