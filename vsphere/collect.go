@@ -216,36 +216,31 @@ func (t *tables) add(content types.ObjectContent) {
 	}
 }
 
-// complete asks for all objects that the given VMs refer to and that the tables do not have.
-func (t *tables) complete(ctx context.Context, s *Session, vms []*mo.VirtualMachine) error {
-	missing := make(map[types.ManagedObjectReference]bool)
-	for _, vm := range vms {
-		if ref := vm.Runtime.Host; ref != nil {
-			_, known := t.hosts[*ref]
-			missing[*ref] = !known
-		}
-		for _, ref := range vm.Datastore {
-			_, known := t.stores[ref]
-			missing[ref] = !known
-		}
-		for _, ref := range vm.Network {
-			_, known := t.networks[ref.Value]
-			missing[ref] = !known
+// complete asks for those of the given objects that the tables do not have.
+func (t *tables) complete(ctx context.Context, s *Session, refs []types.ManagedObjectReference) error {
+	var missing []types.ManagedObjectReference
+	for _, ref := range refs {
+		if !t.asked[ref] {
+			t.asked[ref] = true
+			missing = append(missing, ref)
 		}
 	}
-	var refs []types.ManagedObjectReference
-	for ref, isMissing := range missing {
-		if isMissing {
-			refs = append(refs, ref)
-		}
-	}
-	if len(refs) == 0 {
+	if len(missing) == 0 {
 		return nil
 	}
-	content, err := s.retrieve(ctx, objectSpecs(refs...), otherProperties)
+	content, err := s.retrieve(ctx, objectSpecs(missing...), otherProperties)
 	if err != nil {
 		return err
 	}
 	t.addAll(content, s.client.ServiceContent.RootFolder)
 	return nil
+}
+
+// othersOf returns the objects other than folders that the description of a VM refers to.
+func othersOf(vm *mo.VirtualMachine) []types.ManagedObjectReference {
+	refs := slices.Concat(vm.Datastore, vm.Network)
+	if vm.Runtime.Host != nil {
+		refs = append(refs, *vm.Runtime.Host)
+	}
+	return refs
 }

@@ -26,7 +26,8 @@ type tables struct {
 	folders  map[types.ManagedObjectReference]folder
 	hosts    map[types.ManagedObjectReference]host
 	stores   map[types.ManagedObjectReference]inventory.Store
-	networks map[string]string // names, by moref and, of opaque networks, by ID
+	networks map[string]string                     // names, by moref and, of opaque networks, by ID
+	asked    map[types.ManagedObjectReference]bool // objects that the server was asked for
 }
 
 // folder is an object of the inventory that can contain VMs: a folder, a datacenter or a vApp.
@@ -47,6 +48,7 @@ func newTables() *tables {
 		hosts:    make(map[types.ManagedObjectReference]host),
 		stores:   make(map[types.ManagedObjectReference]inventory.Store),
 		networks: make(map[string]string),
+		asked:    make(map[types.ManagedObjectReference]bool),
 	}
 }
 
@@ -194,26 +196,21 @@ func describeStores(vm *inventory.VM, m *mo.VirtualMachine, known *tables) []inv
 // describeSnapshots returns the snapshots of a VM, parents before children.
 func describeSnapshots(info *types.VirtualMachineSnapshotInfo) []inventory.Node {
 	nodes := []inventory.Node{}
-	if info == nil {
-		return nodes
+	if info != nil {
+		eachSnapshot(info.RootSnapshotList, "", func(n inventory.Node, _ *types.VirtualMachineSnapshotTree) { nodes = append(nodes, n) })
 	}
-	var add func(list []types.VirtualMachineSnapshotTree, parent string)
-	add = func(list []types.VirtualMachineSnapshotTree, parent string) {
-		for i := range list {
-			s := &list[i]
-			name := decodeName(s.Name)
-			mark := inventory.ParseMark(name, s.Description)
-			nodes = append(nodes, inventory.Node{
-				Name:    name,
-				Moref:   s.Snapshot.Value,
-				Parent:  parent,
-				Created: s.CreateTime,
-				Ours:    mark != nil,
-				Mark:    mark,
-			})
-			add(s.ChildSnapshotList, s.Snapshot.Value)
-		}
-	}
-	add(info.RootSnapshotList, "")
 	return nodes
+}
+
+// eachSnapshot calls f for each snapshot in a tree, parents before children. The parameter parent is
+// the managed object reference of the snapshot above the tree.
+func eachSnapshot(tree []types.VirtualMachineSnapshotTree, parent string, f func(n inventory.Node, tree *types.VirtualMachineSnapshotTree)) {
+	for i := range tree {
+		s := &tree[i]
+		n := inventory.Node{Name: decodeName(s.Name), Moref: s.Snapshot.Value, Parent: parent, Created: s.CreateTime}
+		n.Mark = inventory.ParseMark(n.Name, s.Description)
+		n.Ours = n.Mark != nil
+		f(n, s)
+		eachSnapshot(s.ChildSnapshotList, n.Moref, f)
+	}
 }

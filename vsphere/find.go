@@ -38,17 +38,9 @@ import (
 // A pattern with special characters may name no VM. Any other text that names no VM is a usage
 // error. Reasons of shared disks have the names of the other VMs only if the result has all VMs.
 func (s *Session) List(ctx context.Context, pattern string) ([]*inventory.VM, error) {
-	found, err := s.locate(ctx, pattern, true)
+	found, err := s.locateAll(ctx, pattern)
 	if err != nil {
 		return nil, err
-	}
-	if len(found.chosen) == 0 {
-		if !hasGlob(pattern) && pattern != "" {
-			return nil, found.none()
-		}
-		if _, err := path.Match(pattern, ""); err != nil {
-			return nil, usage.Errorf("the pattern %q is malformed", pattern)
-		}
 	}
 	vms, err := s.describePages(ctx, found)
 	if err != nil {
@@ -63,11 +55,37 @@ func (s *Session) List(ctx context.Context, pattern string) ([]*inventory.VM, er
 	return vms, nil
 }
 
-// describePages asks for the properties of the chosen VMs in pages, and describes the VMs. The result
-// is in no order, and has no VM that was removed meanwhile.
+// locateAll searches for the VMs that a pattern names, as List describes.
+func (s *Session) locateAll(ctx context.Context, pattern string) (*located, error) {
+	found, err := s.locate(ctx, pattern, true)
+	if err != nil || len(found.chosen) > 0 || pattern == "" {
+		return found, err
+	}
+	if !hasGlob(pattern) {
+		return nil, found.none()
+	}
+	if _, err := path.Match(pattern, ""); err != nil {
+		return nil, usage.Errorf("the pattern %q is malformed", pattern)
+	}
+	return found, nil
+}
+
+// describePages describes the chosen VMs. The result is in no order, and has no VM that was removed
+// meanwhile.
 func (s *Session) describePages(ctx context.Context, found *located) ([]*inventory.VM, error) {
-	var mu sync.Mutex // for vms and found.known
 	var vms []*inventory.VM
+	err := s.eachPage(ctx, found, vmProperties, func(ctx context.Context, content []types.ObjectContent) error {
+		described, err := s.describeAll(ctx, content, found.known)
+		vms = append(vms, described...)
+		return err
+	})
+	return vms, err
+}
+
+// eachPage asks for properties of the chosen VMs in pages. It calls f with each page, one after the
+// other.
+func (s *Session) eachPage(ctx context.Context, found *located, properties []string, f func(ctx context.Context, content []types.ObjectContent) error) error {
+	var mu sync.Mutex // while f runs
 	pages, ctx := errgroup.WithContext(ctx)
 	pages.SetLimit(parallelPages)
 	for page := range slices.Chunk(found.chosen, pageSize) {
@@ -76,19 +94,16 @@ func (s *Session) describePages(ctx context.Context, found *located) ([]*invento
 			for _, i := range page {
 				refs = append(refs, found.refs[i])
 			}
-			content, err := s.retrieve(ctx, objectSpecs(refs...), []types.PropertySpec{{Type: "VirtualMachine", PathSet: vmProperties}})
+			content, err := s.retrieve(ctx, objectSpecs(refs...), []types.PropertySpec{{Type: "VirtualMachine", PathSet: properties}})
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			described, err := s.describeAll(ctx, content, found.known)
-			vms = append(vms, described...)
-			return err
+			return f(ctx, content)
 		})
 	}
-	err := pages.Wait()
-	return vms, err
+	return pages.Wait()
 }
 
 // Find returns the VM that the given text names. The text is a name, a path, a "moref=" or a "uuid=",
@@ -191,6 +206,7 @@ func (s *Session) findUUID(ctx context.Context, uuid string) ([]types.ManagedObj
 // to and that known does not have.
 func (s *Session) describeAll(ctx context.Context, content []types.ObjectContent, known *tables) ([]*inventory.VM, error) {
 	var loaded []*mo.VirtualMachine
+	var others []types.ManagedObjectReference
 	for _, object := range content {
 		if object.Obj.Type != "VirtualMachine" {
 			continue
@@ -200,8 +216,9 @@ func (s *Session) describeAll(ctx context.Context, content []types.ObjectContent
 			return nil, err
 		}
 		loaded = append(loaded, vm)
+		others = append(others, othersOf(vm)...)
 	}
-	if err := known.complete(ctx, s, loaded); err != nil {
+	if err := known.complete(ctx, s, others); err != nil {
 		return nil, err
 	}
 	var vms []*inventory.VM

@@ -37,6 +37,7 @@ type Options struct {
 
 	Timeout     time.Duration // of one call; 0: 2 minutes
 	TaskTimeout time.Duration // how long to wait for a task; 0: 6 hours
+	Poll        time.Duration // the time between two looks at a task, and five times less often later; 0: 1 s
 	KeepAlive   time.Duration // how often the server is called to keep the session open; 0: 5 minutes
 	Retry       retry.Policy  // for calls that a lost connection has interrupted
 	UserAgent   string        // such as "vddkcp/1.2.3"; "": "vddkcp"
@@ -51,6 +52,7 @@ type Options struct {
 const (
 	defaultTimeout     = 2 * time.Minute
 	defaultTaskTimeout = 6 * time.Hour
+	defaultPoll        = time.Second
 	defaultKeepAlive   = 5 * time.Minute
 )
 
@@ -61,6 +63,7 @@ func (o Options) withDefaults() (Options, error) {
 	o.Port = cmp.Or(o.Port, certificate.DefaultPort)
 	o.Timeout = cmp.Or(o.Timeout, defaultTimeout)
 	o.TaskTimeout = cmp.Or(o.TaskTimeout, defaultTaskTimeout)
+	o.Poll = cmp.Or(o.Poll, defaultPoll)
 	o.KeepAlive = cmp.Or(o.KeepAlive, defaultKeepAlive)
 	o.UserAgent = cmp.Or(o.UserAgent, "vddkcp")
 	if o.Log == nil {

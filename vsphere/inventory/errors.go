@@ -21,10 +21,14 @@ var ErrVMGone = errors.New("the VM is gone: somebody has removed it from the inv
 type LeftError struct {
 	VM       string // name
 	Snapshot string // name
+	Files    bool   // the snapshot was removed, and only its files are left
 	Err      error  // why it could not be removed
 }
 
 func (e *LeftError) Error() string {
+	if e.Files {
+		return fmt.Sprintf("the snapshot %q of the VM %q was removed, but files of it are left, because the disks could not be consolidated: %v", e.Snapshot, e.VM, e.Err)
+	}
 	return fmt.Sprintf("the snapshot %q of the VM %q was not removed: %v", e.Snapshot, e.VM, e.Err)
 }
 
@@ -32,6 +36,9 @@ func (e *LeftError) Unwrap() error { return e.Err }
 
 // Hint tells the user what to do about the error.
 func (e *LeftError) Hint() string {
+	if e.Files {
+		return "consolidate the disks of the VM in the vSphere client"
+	}
 	return "remove the snapshot with: vddkcp cleanup --remove, or in the vSphere client"
 }
 

@@ -1,0 +1,392 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/internal/secret"
+	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
+)
+
+// connect returns a session on a simulated server. It looks at tasks every millisecond.
+func connect(t *testing.T, server *vspheretest.Server, change func(o *Options)) *Session {
+	t.Helper()
+	o := Options{
+		Server: server.Host, Port: uint32(server.Port), User: server.User, Password: secret.New(server.Password), Thumbprint: server.Thumbprint(),
+		Poll: time.Millisecond, Retry: retry.Policy{Retries: 5, Backoff: func(int) time.Duration { return time.Millisecond }},
+	}
+	if change != nil {
+		change(&o)
+	}
+	s, err := Connect(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// findVM returns a VM of a new session.
+func findVM(t *testing.T, server *vspheretest.Server, name string) *VM {
+	t.Helper()
+	vm, err := connect(t, server, nil).Find(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+// newRequest returns a request for a snapshot with a new name.
+func newRequest() inventory.Request {
+	name := inventory.NewName()
+	mark := inventory.Mark{ID: strings.TrimPrefix(name, "vddkcp-"), Round: 1, Host: "proxy", Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	return inventory.Request{Name: name, Mark: mark}
+}
+
+// web01 is a VM with two snapshots of its user.
+var web01 = vspheretest.VM{Name: "web01", Snapshots: []string{"base", "before update"}, Disks: []vspheretest.Disk{
+	{}, {Mode: "independent_persistent"}, {Datastore: "ds 2 [x]"},
+}}
+
+func TestSnapshot(t *testing.T) {
+	vm := web01
+	vm.ChangeTracking = true
+	server := vspheretest.New(t, vm)
+	v := findVM(t, server, "web01")
+	before, err := v.Describe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRequest()
+	r.Name += "/2"
+	r.Mark.Round = 2
+	if _, err := v.Find(t.Context(), r.Name); !errors.Is(err, inventory.ErrSnapshotGone) {
+		t.Errorf("Find before the snapshot is made: %v", err)
+	}
+	made, err := v.Snapshot(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := server.Snapshots("web01")
+	if len(tree) != 3 || tree[2].Name != r.Name || tree[2].Ref.Value != made.Moref || made.Name != r.Name || made.Quiesced {
+		t.Errorf("snapshot %+v, tree %+v", made, tree)
+	}
+	if m := inventory.ParseMark(tree[2].Name, tree[2].Description); m == nil || m.Round != 2 || m.Unconsolidated {
+		t.Errorf("description %s", tree[2].Description)
+	}
+	if len(made.Disks) != 2 {
+		t.Fatalf("disks %+v", made.Disks)
+	}
+	after, err := v.Describe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{0, 2} {
+		disk := made.Disk(&after.Disks[n])
+		if disk == nil || disk.File != before.Disks[n].File || disk.File == after.Disks[n].File || disk.Size != before.Disks[n].Size ||
+			disk.Datastore != before.Disks[n].Datastore || disk.ChangeID == "" || disk.Verdict != inventory.Running {
+			t.Errorf("disk of the snapshot %+v; the VM's disk was %+v and is %+v", disk, before.Disks[n], after.Disks[n])
+		}
+	}
+	if made.Disk(&after.Disks[1]) != nil {
+		t.Error("an independent disk is in the snapshot")
+	}
+	for name, f := range map[string]func() (*inventory.Snapshot, error){
+		"Find":     func() (*inventory.Snapshot, error) { return v.Find(t.Context(), r.Name) },
+		"Snapshot": func() (*inventory.Snapshot, error) { return findVM(t, server, "web01").Snapshot(t.Context(), r) },
+	} {
+		if again, err := f(); err != nil || fmt.Sprint(again) != fmt.Sprint(made) {
+			t.Errorf("%s = %+v, %v; want %+v", name, again, err, made)
+		}
+	}
+	if err := v.Remove(t.Context(), r.Name, nil); err != nil {
+		t.Error(err)
+	}
+	if err := v.Remove(t.Context(), r.Name, nil); err != nil {
+		t.Errorf("Remove without a snapshot: %v", err)
+	}
+	if got := server.SnapshotNames("web01"); !slices.Equal(got, []string{"base", "before update"}) {
+		t.Errorf("snapshots at the end: %q", got)
+	}
+	if n := server.Calls()["CreateSnapshot_Task"]; n != 1 {
+		t.Errorf("%d calls of CreateSnapshot_Task", n)
+	}
+	if _, err := v.Snapshot(t.Context(), inventory.Request{Name: "my snapshot"}); err == nil {
+		t.Error("Snapshot makes a snapshot that is not vddkcp's own")
+	}
+}
+
+func TestSnapshotOfBusyVM(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	first, second := newRequest(), newRequest()
+	if _, err := findVM(t, server, "web01").Snapshot(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	_, err := findVM(t, server, "web01").Snapshot(t.Context(), second)
+	if busy := (*inventory.BusyError)(nil); !errors.As(err, &busy) || busy.VM != "web01" || busy.Name != first.Name || busy.Mark.Host != "proxy" ||
+		report.Of(err).Exit != 75 {
+		t.Errorf("error %v", err)
+	}
+	if got := server.SnapshotNames("web01"); len(got) != 3 {
+		t.Errorf("snapshots %q", got)
+	}
+}
+
+func TestQuiesce(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		quiesce  inventory.Quiesce
+		fault    types.BaseMethodFault
+		quiesced bool
+		err      string // "": the snapshot is made
+		calls    int
+	}{
+		{name: "yes", quiesce: inventory.MustQuiesce, quiesced: true, calls: 1},
+		{name: "try", quiesce: inventory.TryQuiesce, quiesced: true, calls: 1},
+		{name: "yes, application", quiesce: inventory.MustQuiesce, fault: &types.ApplicationQuiesceFault{}, err: "quiescing the guest failed", calls: 1},
+		{name: "try, application", quiesce: inventory.TryQuiesce, fault: &types.ApplicationQuiesceFault{}, calls: 2},
+		{name: "try, file systems", quiesce: inventory.TryQuiesce, fault: &types.FilesystemQuiesceFault{}, calls: 2},
+		{name: "try, no tools", quiesce: inventory.TryQuiesce, fault: &types.ToolsUnavailable{}, calls: 2},
+		{name: "try, late", quiesce: inventory.TryQuiesce, fault: &types.Timedout{}, calls: 2},
+		{name: "try, other fault", quiesce: inventory.TryQuiesce, fault: &types.GenericVmConfigFault{}, calls: 2},
+		{name: "try, no space", quiesce: inventory.TryQuiesce, fault: &types.NoDiskSpace{Datastore: "ds1"}, err: "no space is left", calls: 1},
+		{name: "no", fault: &types.ApplicationQuiesceFault{}, calls: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := vspheretest.New(t, vspheretest.VM{Name: "web01"})
+			server.QuiesceFails("web01", test.fault)
+			r := newRequest()
+			r.Quiesce = test.quiesce
+			s, err := findVM(t, server, "web01").Snapshot(t.Context(), r)
+			names := server.SnapshotNames("web01")
+			if test.err == "" {
+				if err != nil || s.Quiesced != test.quiesced || !slices.Equal(names, []string{r.Name}) {
+					t.Errorf("snapshot %+v, error %v, tree %q", s, err, names)
+				}
+			} else if err == nil || !strings.Contains(err.Error(), test.err) || len(names) != 0 || report.Of(err).Exit != 1 {
+				t.Errorf("error %v, tree %q; want %s", err, names, test.err)
+			}
+			if n := server.Calls()["CreateSnapshot_Task"]; n != test.calls {
+				t.Errorf("%d calls of CreateSnapshot_Task, want %d", n, test.calls)
+			}
+		})
+	}
+}
+
+// Whatever happens to the call and its task, one snapshot is made or none, and Remove removes it.
+func TestSnapshotFaults(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		fault vspheretest.Fault
+		err   string // "": the snapshot is made
+		exit  int
+		calls int
+	}{
+		{name: "answer lost", fault: vspheretest.Fault{Cut: vspheretest.After, Times: 1}, calls: 1},
+		{name: "request lost", fault: vspheretest.Fault{Cut: vspheretest.Before, Times: 1}, calls: 2},
+		{name: "request lost again and again", fault: vspheretest.Fault{Cut: vspheretest.Before}, err: "it is unknown whether", exit: 75, calls: 3},
+		{name: "answer truncated", fault: vspheretest.Fault{Truncate: true, Times: 1}, calls: 1},
+		{name: "server too busy", fault: vspheretest.Fault{Status: 503, Times: 1}, calls: 2},
+		{name: "session ended", fault: vspheretest.Fault{Soap: &types.NotAuthenticated{}, Times: 1}, calls: 2},
+		{name: "other task", fault: vspheretest.Fault{Soap: &types.TaskInProgress{}, Times: 2}, calls: 3},
+		{name: "host lost", fault: vspheretest.Fault{Task: &types.HostCommunication{}, Times: 1}, calls: 2},
+		{name: "host lost for ever", fault: vspheretest.Fault{Task: &types.HostNotConnected{}}, err: "not connected to vCenter", exit: 75, calls: 6},
+		{name: "no permission", fault: vspheretest.Fault{Soap: &types.NoPermission{PrivilegeId: "VirtualMachine.State.CreateSnapshot"}},
+			err: "lacks the privilege VirtualMachine.State.CreateSnapshot", exit: 1, calls: 1},
+		{name: "free license", fault: vspheretest.Fault{Soap: &types.RestrictedVersion{}}, err: "license", exit: 1, calls: 1},
+		{name: "no space", fault: vspheretest.Fault{Task: &types.NoDiskSpace{Datastore: "ds1"}}, err: `no space is left on the datastore "ds1"`, exit: 1, calls: 1},
+		{name: "too many", fault: vspheretest.Fault{Task: &types.TooManySnapshotLevels{}}, err: "too many snapshots", exit: 1, calls: 1},
+		{name: "unknown", fault: vspheretest.Fault{Task: &types.SystemError{Reason: "x"}}, err: "SystemError", exit: 1, calls: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := vspheretest.New(t, web01)
+			v := findVM(t, server, "web01")
+			server.On("CreateSnapshot_Task", test.fault)
+			r := newRequest()
+			s, err := v.Snapshot(t.Context(), r)
+			want := []string{"base", "before update"}
+			if test.err == "" {
+				want = append(want, r.Name)
+			}
+			server.Settle()
+			if got := server.SnapshotNames("web01"); !slices.Equal(got, want) {
+				t.Errorf("snapshots %q, want %q", got, want)
+			}
+			if (err == nil) != (test.err == "") || err == nil && s.Name != r.Name {
+				t.Errorf("snapshot %+v, error %v", s, err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), test.err) || report.Of(err).Exit != test.exit) {
+				t.Errorf("error %v, exit %d; want %s, %d", err, report.Of(err).Exit, test.err, test.exit)
+			}
+			if n := server.Calls()["CreateSnapshot_Task"]; n != test.calls {
+				t.Errorf("%d calls of CreateSnapshot_Task, want %d", n, test.calls)
+			}
+			server.ClearFaults()
+			if err := v.Remove(t.Context(), r.Name, nil); err != nil {
+				t.Error(err)
+			}
+			if got := server.SnapshotNames("web01"); !slices.Equal(got, want[:2]) {
+				t.Errorf("snapshots at the end %q", got)
+			}
+		})
+	}
+}
+
+// onceCalled makes the server call f at the first request for properties after a call of the given
+// method.
+func onceCalled(server *vspheretest.Server, method string, f func()) {
+	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: func() {
+		if server.Calls()[method] > 0 {
+			f()
+		}
+	}})
+}
+
+func TestSnapshotWaitsForOtherTask(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	v := findVM(t, server, "web01")
+	end := server.StartTask("web01", "backup")
+	onceCalled(server, "CreateSnapshot_Task", end)
+	r := newRequest()
+	if _, err := v.Snapshot(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+	if n := server.Calls()["CreateSnapshot_Task"]; n < 2 {
+		t.Errorf("%d calls of CreateSnapshot_Task", n)
+	}
+}
+
+// The server carries out the request some time after the connection was lost.
+func TestSnapshotMadeLate(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	s := connect(t, server, func(o *Options) { o.Poll = 20 * time.Millisecond })
+	v, err := s.Find(t.Context(), "web01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRequest()
+	server.On("CreateSnapshot_Task", vspheretest.Fault{Cut: vspheretest.Before, Times: 1})
+	var looks int
+	onceCalled(server, "CreateSnapshot_Task", func() {
+		if looks++; looks == 3 {
+			server.AddSnapshot("web01", r.Name, r.Mark.String())
+		}
+	})
+	if made, err := v.Snapshot(t.Context(), r); err != nil || made.Name != r.Name {
+		t.Errorf("snapshot %+v, error %v", made, err)
+	}
+	if got := server.SnapshotNames("web01"); len(got) != 3 || server.Calls()["CreateSnapshot_Task"] != 1 {
+		t.Errorf("snapshots %q, calls %v", got, server.Calls())
+	}
+}
+
+// The same, after Snapshot was interrupted.
+func TestRemoveOfSnapshotMadeLate(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	s := connect(t, server, func(o *Options) { o.Poll = 20 * time.Millisecond })
+	v, err := s.Find(t.Context(), "web01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRequest()
+	ctx, cancel := context.WithCancel(t.Context())
+	server.On("CreateSnapshot_Task", vspheretest.Fault{Cut: vspheretest.Before, Do: cancel})
+	if made, err := v.Snapshot(ctx, r); err == nil {
+		t.Errorf("snapshot %+v", made)
+	}
+	var looks int
+	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: func() {
+		if looks++; looks == 3 {
+			server.AddSnapshot("web01", r.Name, r.Mark.String())
+		}
+	}})
+	if err := v.Remove(t.Context(), r.Name, nil); err != nil {
+		t.Error(err)
+	}
+	if got := server.SnapshotNames("web01"); len(got) != 2 || looks <= 3 {
+		t.Errorf("snapshots %q", got)
+	}
+}
+
+// The context ends while the server makes the snapshot. Remove finds the snapshot, even if it is
+// only made after Snapshot has returned.
+func TestSnapshotInterrupted(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		fault vspheretest.Fault
+	}{
+		{"task", vspheretest.Fault{HangTask: true}},
+		{"call", vspheretest.Fault{Hang: true}},
+		{"answer", vspheretest.Fault{Late: true}},
+	} {
+		for _, early := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, early %v", test.name, early), func(t *testing.T) {
+				server := vspheretest.New(t, web01)
+				v := findVM(t, server, "web01")
+				rule := server.On("CreateSnapshot_Task", test.fault)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				stopped := errors.New("stopped by a signal")
+				go func() {
+					<-rule.Arrived()
+					cancel(stopped)
+					if early {
+						rule.Release()
+					}
+				}()
+				r := newRequest()
+				if s, err := v.Snapshot(ctx, r); !errors.Is(err, stopped) {
+					t.Errorf("snapshot %+v, error %v", s, err)
+				}
+				server.On("RetrievePropertiesEx", vspheretest.Fault{Do: rule.Release})
+				if err := v.Remove(t.Context(), r.Name, nil); err != nil {
+					t.Error(err)
+				}
+				server.Settle()
+				if got := server.SnapshotNames("web01"); len(got) != 2 {
+					t.Errorf("snapshots at the end %q", got)
+				}
+			})
+		}
+	}
+}
+
+func TestSnapshotTimeout(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	s := connect(t, server, func(o *Options) { o.TaskTimeout = 100 * time.Millisecond })
+	v, err := s.Find(t.Context(), "web01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
+	defer rule.Release()
+	_, err = v.Snapshot(t.Context(), newRequest())
+	want := `cannot make a snapshot of the VM "web01": the task to make a snapshot still runs on the server: the time limit for tasks of the server, 100ms, has passed`
+	if o := report.Of(err); err == nil || err.Error() != want || o.Exit != 75 || !strings.Contains(o.Hint, "--task-timeout") {
+		t.Errorf("error %v, outcome %+v", err, o)
+	}
+}
+
+func TestSnapshotOfVMThatIsGone(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	v := findVM(t, server, "web01")
+	server.Destroy("web01")
+	if _, err := v.Snapshot(t.Context(), newRequest()); !errors.Is(err, inventory.ErrVMGone) {
+		t.Error(err)
+	}
+	if _, err := v.Find(t.Context(), inventory.NewName()); !errors.Is(err, inventory.ErrVMGone) {
+		t.Error(err)
+	}
+	if err := v.Remove(t.Context(), inventory.NewName(), nil); err != nil {
+		t.Error(err)
+	}
+}
