@@ -38,6 +38,8 @@ type cli struct {
 	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one disk with a digest."`
 	Ls         lsCommand         `cmd:"" name:"ls" help:"List the VMs of a vCenter server or ESXi host, and which of their disks can be copied."`
 	Jobs       jobsCommand       `cmd:"" help:"Print a job file that copies the disks of VMs."`
+	Check      checkCommand      `cmd:"" help:"Check whether a VM can be copied: connections, certificate, privileges, library."`
+	Cleanup    cleanupCommand    `cmd:"" help:"List and remove snapshots that earlier runs of vddkcp have left."`
 	VDDK       vddkCommand       `cmd:"" name:"vddk" help:"Print which VDDK library would be used, and which functions it has."`
 	Thumbprint thumbprintCommand `cmd:"" help:"Print the thumbprints of a server's certificate, and whether it is trusted."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
@@ -111,7 +113,7 @@ func run(args []string) int {
 // SRC and copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"vm", "warm", "check", "cleanup", "vddk-worker",
+		"vm", "warm", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
 		return usage.New(fmt.Sprintf("this version of vddkcp has no command %q", args[0]), "for a file of that name write ./"+args[0])

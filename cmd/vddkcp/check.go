@@ -1,0 +1,195 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/hinted"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/vsphere"
+)
+
+type checkCommand struct {
+	VM          string   `arg:"" optional:"" name:"VM" help:"The VM to check: a name, a path in the inventory, moref=ID or uuid=UUID. Without VM, only the server and the VDDK library are checked."`
+	Role        bool     `help:"Print a role with the least privileges that vddkcp needs. No server is contacted."`
+	Read        bool     `help:"Also read a sector of each disk of VM. For this, a running VM gets a snapshot, which is removed at once."`
+	JSON        bool     `name:"json" help:"Print JSON."`
+	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
+	LibDir      string   `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
+	serverFlags
+}
+
+func (c *checkCommand) Run(ctx context.Context, logs *logFlags) error {
+	if c.Role {
+		return c.printRole(ctx)
+	}
+	if c.Read && c.VM == "" {
+		return usage.Errorf("check: --read needs the name of a VM")
+	}
+	return c.withLog(logs, func(log *slog.Logger) error {
+		options, err := c.options(ctx, log)
+		if err != nil {
+			return fmt.Errorf("check: %w", err)
+		}
+		if err := c.check(ctx, options, log); err != nil {
+			return fmt.Errorf("check: %w", err)
+		}
+		return nil
+	})
+}
+
+func (c *checkCommand) printRole(ctx context.Context) (err error) {
+	if c.VM != "" || c.Read {
+		return usage.Errorf("check: --role prints a role for all VMs: leave out the name of the VM and --read")
+	}
+	if c.JSON {
+		err = printJSON(standardOutput(ctx), leastRole())
+	} else {
+		err = leastRole().printText(standardOutput(ctx))
+	}
+	if err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	return nil
+}
+
+// The method check runs all checks and prints their results. Text is printed result by result,
+// because some checks take long.
+func (c *checkCommand) check(ctx context.Context, options vsphere.Options, log *slog.Logger) error {
+	checks := &serverChecks{options: options, vmName: c.VM, read: c.Read, libDir: c.LibDir, nfcPort: cmp.Or(uint32(c.NFCHostPort), defaultNFCPort), log: log}
+	defer checks.close()
+	out := standardOutput(ctx)
+	var failed error
+	results, err := runChecks(ctx, checks.steps(), func(r checkResult) {
+		if !c.JSON {
+			failed = cmp.Or(failed, printCheck(out, r))
+		}
+	})
+	if c.JSON {
+		failed = printJSON(out, results)
+	}
+	return cmp.Or(err, failed, checkStatus(results))
+}
+
+// checkResult is the result of one check, as vddkcp check prints it. If OK is true and Hint is not
+// empty, a copy can work, but the user should know the detail.
+type checkResult struct {
+	Check  string `json:"check"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+	Hint   string `json:"hint"`
+
+	notRun bool // because a check failed that this one needs
+}
+
+// checkStep is a step of vddkcp check. Its function run returns one or more results. A result
+// without a name gets the name of the step. When the limit is over, the context of run ends.
+type checkStep struct {
+	name  string
+	needs []string // names of steps before this one; unless all their results are OK, run is not called
+	limit time.Duration
+	run   func(ctx context.Context) []checkResult
+}
+
+// runChecks runs the steps in their order, and calls the function show with each result. If ctx
+// ends, it returns the cause, and the results until then.
+func runChecks(ctx context.Context, steps []checkStep, show func(checkResult)) ([]checkResult, error) {
+	results := []checkResult{}
+	failed := map[string]bool{}
+	for _, step := range steps {
+		var found []checkResult
+		if i := slices.IndexFunc(step.needs, func(name string) bool { return failed[name] }); i >= 0 {
+			found = []checkResult{{Detail: fmt.Sprintf("not checked, because the check %q has failed", step.needs[i]), notRun: true}}
+		} else {
+			found = step.runWithLimit(ctx)
+			if err := context.Cause(ctx); err != nil {
+				return results, err
+			}
+		}
+		for _, r := range found {
+			if r.Check == "" {
+				r.Check = step.name
+			}
+			failed[step.name] = failed[step.name] || !r.OK
+			results = append(results, r)
+			show(r)
+		}
+	}
+	return results, nil
+}
+
+func (s *checkStep) runWithLimit(ctx context.Context) []checkResult {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.limit, fmt.Errorf("no answer within %s", shortDuration(s.limit)))
+	defer cancel()
+	return s.run(ctx)
+}
+
+// These functions return the result of a step that has one result.
+
+func checkOK(format string, args ...any) []checkResult {
+	return []checkResult{{OK: true, Detail: fmt.Sprintf(format, args...)}}
+}
+
+func checkWarning(hint, format string, args ...any) []checkResult {
+	return []checkResult{{OK: true, Detail: fmt.Sprintf(format, args...), Hint: hint}}
+}
+
+func checkFailed(hint, format string, args ...any) []checkResult {
+	return []checkResult{{Detail: fmt.Sprintf(format, args...), Hint: hint}}
+}
+
+// checkError returns the result of a step that failed with an error. If the time limit of the step
+// is over, the result says so instead.
+func checkError(ctx context.Context, err error) []checkResult {
+	if cause := context.Cause(ctx); cause != nil {
+		return checkFailed("", "%v", cause)
+	}
+	return checkFailed(hinted.Of(err), "%v", err)
+}
+
+// printCheck prints a result for people.
+func printCheck(out io.Writer, r checkResult) error {
+	word := "FAILED"
+	switch {
+	case r.notRun:
+		word = "-"
+	case r.OK && r.Hint != "":
+		word = "WARNING"
+	case r.OK:
+		word = "ok"
+	}
+	text := fmt.Sprintf("%-15s  %-7s  %s\n", printable.Name(r.Check), word, printable.Line(r.Detail))
+	if r.Hint != "" {
+		text += strings.Repeat(" ", 26) + "hint: " + printable.Line(r.Hint) + "\n"
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
+// checksFailedError says that something will not work. The results themselves were printed.
+type checksFailedError struct{ failed, all int }
+
+func (e *checksFailedError) Error() string {
+	return fmt.Sprintf("%d of %d checks did not succeed", e.failed, e.all)
+}
+
+// checkStatus returns a *checksFailedError if a result is not OK.
+func checkStatus(results []checkResult) error {
+	e := &checksFailedError{all: len(results)}
+	for _, r := range results {
+		if !r.OK {
+			e.failed++
+		}
+	}
+	if e.failed > 0 {
+		return e
+	}
+	return nil
+}
