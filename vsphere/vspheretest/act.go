@@ -146,9 +146,9 @@ func (s *Server) QuiesceFails(vm string, fault types.BaseMethodFault) {
 }
 
 // StartTask starts a task of a VM that no other task may run beside, such as somebody's backup. It
-// ends when the function that StartTask returns is called.
-func (s *Server) StartTask(vm, name string) (end func()) {
-	r := &Rule{s: s, released: make(chan struct{})}
+// ends when its rule, which StartTask returns, is released.
+func (s *Server) StartTask(vm, name string) *Rule {
+	r := s.On(name, Fault{}) // no method has this name: the rule is for Command alone
 	s.with(vm, func(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) {
 		ref := s.startTask(ctx, vm.Self, name, func(ctx *simulator.Context) (types.AnyType, types.BaseMethodFault) {
 			r.await(s.closed)
@@ -161,7 +161,7 @@ func (s *Server) StartTask(vm, name string) (end func()) {
 		s.busy[vm.Self] = ref
 		s.mu.Unlock()
 	})
-	return r.Release
+	return r
 }
 
 // update changes properties of a VM.
@@ -271,7 +271,7 @@ func (s *Server) FillDatastore(name string, free int64) {
 
 // track switches change tracking of a VM on or off.
 func (s *Server) track(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine, on bool) {
-	ctx.Update(vm, []types.PropertyChange{{Name: "config.changeTrackingEnabled", Val: types.NewBool(on)}})
+	vm.Config.ChangeTrackingEnabled = types.NewBool(on)
 	for key, n := range m.current {
 		if !on {
 			n.tracked = ""
@@ -323,6 +323,6 @@ func (s *Server) Write(vm string, n int, p []byte, off int64) {
 		_, err = f.WriteAt(p, off)
 		s.must(err)
 		s.must(f.Close())
-		d.written = append(d.written, span{off, off + int64(len(p))})
+		d.written = append(d.written, span{off, off + int64(len(p)), d.round})
 	})
 }

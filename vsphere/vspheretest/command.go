@@ -45,6 +45,7 @@ var commands = map[string]command{
 	"keep-files":       {"VM", 1, 1, func(s *Server, a []string) string { s.KeepFiles(a[0]); return "" }},
 	"consolidation":    {"VM", 1, 1, func(s *Server, a []string) string { s.NeedConsolidation(a[0]); return "" }},
 	"quiesce-fails":    {"VM [FAULT]", 1, 2, func(s *Server, a []string) string { s.QuiesceFails(a[0], faultOf(at(a, 1))); return "" }},
+	"task":             {"VM NAME", 2, 2, func(s *Server, a []string) string { s.StartTask(a[0], a[1]); return "" }},
 	"poweroff":         {"VM", 1, 1, func(s *Server, a []string) string { s.PowerOff(a[0]); return "" }},
 	"poweron":          {"VM", 1, 1, func(s *Server, a []string) string { s.PowerOn(a[0]); return "" }},
 	"suspend":          {"VM", 1, 1, func(s *Server, a []string) string { s.Suspend(a[0]); return "" }},

@@ -36,8 +36,11 @@ type node struct {
 	written     []span // by the VM into this file
 }
 
-// span is an area of a disk.
-type span struct{ from, to int64 }
+// span is an area of a disk that the VM wrote in a round of the change tracking.
+type span struct {
+	from, to int64
+	round    int
+}
 
 // changeID returns the ID that stands for the content of n as it will be when a snapshot is made.
 func (n *node) changeID() string {
@@ -305,6 +308,30 @@ func inSnapshots(d *types.VirtualDisk) bool {
 		return false
 	}
 	return !strings.HasPrefix(mode, "independent")
+}
+
+// sharesDisks reports whether a disk that is part of snapshots is shared with other VMs.
+func sharesDisks(devices []types.BaseVirtualDevice) bool {
+	shared := map[int32]bool{} // controllers with a shared bus
+	for _, d := range devices {
+		if c, ok := d.(types.BaseVirtualSCSIController); ok {
+			c := c.GetVirtualSCSIController()
+			shared[c.Key] = c.SharedBus != types.VirtualSCSISharingNoSharing
+		}
+	}
+	for _, d := range disksOf(devices) {
+		sharing := ""
+		switch b := d.Backing.(type) {
+		case *types.VirtualDiskFlatVer2BackingInfo:
+			sharing = b.Sharing
+		case *types.VirtualDiskRawDiskMappingVer1BackingInfo:
+			sharing = b.Sharing
+		}
+		if inSnapshots(d) && (shared[d.ControllerKey] || sharing == string(types.VirtualDiskSharingSharingMultiWriter)) {
+			return true
+		}
+	}
+	return false
 }
 
 func hasChangeID(b types.BaseVirtualDeviceBackingInfo) bool {

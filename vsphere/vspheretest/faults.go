@@ -68,9 +68,9 @@ type Rule struct {
 	// The following fields are guarded by the mutex of the server.
 	seen, hits int
 	removed    bool
-	arrived    chan struct{} // closed at the first hit
+	arrived    chan struct{}
 	released   chan struct{}
-	once       sync.Once // closes released
+	once       struct{ arrive, release sync.Once } // close the channels
 }
 
 // On makes a fault happen to calls of a method, such as "CreateSnapshot_Task"; "": of every method.
@@ -83,11 +83,14 @@ func (s *Server) On(method string, f Fault) *Rule {
 	return r
 }
 
-// Arrived returns a channel that is closed when the fault happens for the first time.
+// Arrived returns a channel that is closed when the fault has happened for the first time. If the
+// fault lets the call be executed, the call was executed then; its task may still run.
 func (r *Rule) Arrived() <-chan struct{} { return r.arrived }
 
+func (r *Rule) happened() { r.once.arrive.Do(func() { close(r.arrived) }) }
+
 // Release lets the calls, answers and tasks go on that the rule makes wait. None waits any more.
-func (r *Rule) Release() { r.once.Do(func() { close(r.released) }) }
+func (r *Rule) Release() { r.once.release.Do(func() { close(r.released) }) }
 
 // Hits returns how often the fault has happened.
 func (r *Rule) Hits() int {
@@ -183,9 +186,7 @@ func (s *Server) arrive(c Call, vm types.ManagedObjectReference) *Rule {
 		if r.seen++; r.seen <= r.Skip || r.Times > 0 && r.hits == r.Times {
 			continue
 		}
-		if r.hits++; r.hits == 1 {
-			close(r.arrived)
-		}
+		r.hits++
 		return r
 	}
 	return nil
@@ -242,7 +243,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(s.options.Log, "%s %s %s\n", c.Method, c.This, s.nameOf(vm))
 	}
 	if rule == nil {
-		rule = &Rule{}
+		rule = &Rule{arrived: make(chan struct{})}
 	} else if !s.before(w, r, rule) {
 		return
 	}
@@ -263,6 +264,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.mu.Unlock()
 	}
 	s.loggedIn(answer)
+	rule.happened()
 	if rule.Late {
 		rule.await(s.closed, r.Context().Done())
 	}
@@ -287,6 +289,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 func (s *Server) before(w http.ResponseWriter, r *http.Request, rule *Rule) bool {
 	if rule.Do != nil {
 		rule.Do()
+	}
+	if rule.Hang || rule.Cut == Before || rule.Status != 0 || rule.Soap != nil {
+		rule.happened()
 	}
 	if rule.Hang && !rule.await(s.closed, r.Context().Done()) {
 		panic(http.ErrAbortHandler)

@@ -10,20 +10,21 @@ import (
 	"github.com/vmware/govmomi/vim25/soap"
 )
 
-// loggedIn tells the stand-in library of the cookie of a new session. Only with StrictLogin.
+// loggedIn makes the stand-in library accept the cookie of a new session.
 func (s *Server) loggedIn(answer *httptest.ResponseRecorder) {
-	if !s.options.StrictLogin || s.options.LibDir == "" {
-		return
-	}
 	for _, c := range (&http.Response{Header: answer.Header()}).Cookies() {
 		if c.Name == soap.SessionCookieName {
-			s.allowLogin(c.Value)
+			s.allowCookie(c.Value)
 		}
 	}
 }
 
-// allowLogin makes the stand-in library accept a cookie, and the user and password of the server.
-func (s *Server) allowLogin(cookie string) {
+// allowCookie makes the stand-in library accept a cookie, and the user and password of the server,
+// and no other login. It does so only with StrictLogin.
+func (s *Server) allowCookie(cookie string) {
+	if !s.options.StrictLogin || s.options.LibDir == "" {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	path := filepath.Join(s.options.LibDir, "vddktest.conf")

@@ -104,7 +104,7 @@ func Start(o Options) (*Server, error) {
 	s.pendingRules = map[pendingKey]*Rule{}
 	s.model = simulator.VPX()
 	s.model.Datacenter, s.model.Datastore, s.model.Machine = 0, 0, 0
-	if err := s.model.Create(); err != nil {
+	if err := s.create(); err != nil {
 		return nil, err
 	}
 	if err := s.start(); err != nil {
@@ -114,10 +114,24 @@ func Start(o Options) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) start() error {
-	if err := s.build(); err != nil {
+// The mutex creating is held while an inventory is made: the simulator then changes variables that
+// all simulators of a process share.
+var creating sync.Mutex
+
+func (s *Server) create() error {
+	creating.Lock()
+	defer creating.Unlock()
+	if err := s.model.Create(); err != nil {
 		return err
 	}
+	if err := s.build(); err != nil {
+		s.model.Remove()
+		return err
+	}
+	return nil
+}
+
+func (s *Server) start() error {
 	s.RenewCertificate()
 	l, err := net.Listen("tcp", s.Host+":0")
 	if err != nil {
@@ -362,6 +376,7 @@ func (s *Server) EndSessions() {
 			This: s.model.Map().SessionManager().Reference(), SessionId: []string{key},
 		}) // fails if the session has ended meanwhile
 	}
+	s.allowCookie("ended")
 }
 
 // now is the time for objects of the inventory.

@@ -207,6 +207,9 @@ func (s *Server) refusal(ctx *simulator.Context, vm *simulator.VirtualMachine, m
 			return &types.TooManySnapshotLevels{}
 		}
 	}
+	if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff && sharesDisks(vm.Config.Hardware.Device) {
+		return &types.SnapshotIncompatibleDeviceInVm{Fault: types.LocalizedMethodFault{Fault: &types.NotSupported{}}}
+	}
 	for _, ref := range vm.Datastore {
 		if ds := ctx.Map.Get(ref).(*simulator.Datastore); ds.Summary.FreeSpace < 1<<20 {
 			return &types.NoDiskSpace{Datastore: ds.Name}
