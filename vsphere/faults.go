@@ -23,7 +23,7 @@ const maxServerText = 500
 type faultError struct {
 	operation string
 	meaning   meaning
-	name      string // type of the fault
+	name      string // type of the fault; "" if the server gives none
 	said      string // the server's own text, safe to show; may be ""
 	err       error
 }
@@ -33,10 +33,15 @@ func (e *faultError) Error() string {
 	if what == "" {
 		what = e.name
 	}
-	if e.said == "" || e.said == what {
+	switch {
+	case what == "" && e.said == "":
+		return e.operation + ": the server gives no reason"
+	case what == "":
+		return e.operation + ": " + e.said
+	case e.said == "":
 		return e.operation + ": " + what
 	}
-	return fmt.Sprintf("%s: %s (the server says %q)", e.operation, what, e.said)
+	return fmt.Sprintf(`%s: %s (the server says: "%s")`, e.operation, what, e.said)
 }
 
 func (e *faultError) Unwrap() error { return e.err }
@@ -66,10 +71,13 @@ func explain(operation string, err error) error {
 		return nil
 	}
 	f := faultOf(err)
-	if f == nil || errors.As(err, new(*faultError)) {
+	if f == nil && !soap.IsSoapFault(err) || errors.As(err, new(*faultError)) {
 		return fmt.Errorf("%s: %w", operation, err)
 	}
-	e := &faultError{operation: operation, meaning: meaningOf(f), name: faultName(f), said: serverText(err, f), err: err}
+	e := &faultError{operation: operation, said: serverText(err, f), err: err}
+	if f != nil {
+		e.meaning, e.name = meaningOf(f), faultName(f)
+	}
 	if e.meaning.permanent {
 		return retry.Permanent(e)
 	}
@@ -91,6 +99,13 @@ func taskFault(f *types.LocalizedMethodFault) error {
 		return errors.New("the server gives no reason")
 	}
 	return &taskError{f}
+}
+
+// hostUnreachable reports whether err says that vCenter could not reach the host of a VM. It is the
+// only fault after which a call is repeated, as after a lost connection.
+func hostUnreachable(err error) bool {
+	_, ok := faultOf(err).(types.BaseHostCommunication)
+	return ok
 }
 
 type taskError struct{ localized *types.LocalizedMethodFault }
@@ -128,24 +143,24 @@ func serverText(err error, f types.BaseMethodFault) string {
 		add(soap.ToSoapFault(err).String)
 	}
 	for range 5 { // how deep faults are followed that have other faults as their causes
-		base := f.GetMethodFault()
-		if base == nil {
+		if f == nil || f.GetMethodFault() == nil {
 			break
 		}
+		base := f.GetMethodFault()
 		for i := range base.FaultMessage {
 			add(base.FaultMessage[i].Message)
 		}
-		if base.FaultCause == nil || base.FaultCause.Fault == nil {
+		if base.FaultCause == nil {
 			break
 		}
 		add(base.FaultCause.LocalizedMessage)
 		f = base.FaultCause.Fault
 	}
-	return bounded(strings.Join(parts, "; "))
+	return printable.Line(shortened(strings.Join(parts, "; ")))
 }
 
-// bounded returns at most maxServerText bytes of text as one line that is safe to show.
-func bounded(text string) string {
+// shortened returns at most about maxServerText bytes of a text of the server.
+func shortened(text string) string {
 	text = strings.ToValidUTF8(text, "?")
 	if len(text) > maxServerText {
 		n := maxServerText
@@ -154,7 +169,7 @@ func bounded(text string) string {
 		}
 		text = text[:n] + "..."
 	}
-	return printable.Line(text)
+	return text
 }
 
 // meaning explains a fault.
@@ -194,13 +209,13 @@ func meaningOf(f types.BaseMethodFault) meaning {
 	case *types.MethodDisabled:
 		say := "this operation is disabled for the VM"
 		if f.Source != "" {
-			say += fmt.Sprintf(" by %q", bounded(f.Source))
+			say += fmt.Sprintf(" by %q", shortened(f.Source))
 		}
 		return meaning{say: say, hint: hintAnother}
 	case *types.TaskInProgress:
 		return meaning{say: "another task is in progress: " + objectName(f.Task), transient: true}
 	case *types.InvalidPowerState:
-		return meaning{say: fmt.Sprintf("the power state of the VM is %s, which does not allow this", bounded(string(f.ExistingState)))}
+		return meaning{say: fmt.Sprintf("the power state of the VM is %s, which does not allow this", printable.Line(shortened(string(f.ExistingState))))}
 	case *types.ToolsUnavailable:
 		return meaning{say: "VMware Tools do not run in the guest"}
 	case *types.FileLocked:
@@ -253,7 +268,7 @@ func missingPrivileges(f *types.NoPermission) string {
 		if object != nil {
 			text += " on " + objectName(*object)
 		}
-		return bounded(text)
+		return text
 	}
 	var list []string
 	for _, m := range f.MissingPrivileges {
@@ -265,24 +280,24 @@ func missingPrivileges(f *types.NoPermission) string {
 	if len(list) == 0 {
 		return "the user lacks a privilege"
 	}
-	return "the user lacks the privilege " + bounded(strings.Join(list, "; "))
+	return "the user lacks the privilege " + printable.Line(shortened(strings.Join(list, "; ")))
 }
 
 // objectName returns a managed object as messages show it, such as "VirtualMachine vm-16".
 func objectName(o types.ManagedObjectReference) string {
-	return bounded(o.Type + " " + o.Value)
+	return printable.Line(shortened(o.Type + " " + o.Value))
 }
 
 func in(datastore string) string {
 	if datastore == "" {
 		return ""
 	}
-	return fmt.Sprintf(" %q", bounded(datastore))
+	return fmt.Sprintf(" %q", shortened(datastore))
 }
 
 func fileName(file string) string {
 	if file == "" {
 		return ""
 	}
-	return fmt.Sprintf(": %q", bounded(file))
+	return fmt.Sprintf(": %q", shortened(file))
 }

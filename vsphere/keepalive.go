@@ -13,13 +13,23 @@ import (
 func (s *Session) stayAlive(ctx context.Context) {
 	ticker := time.NewTicker(s.KeepAlive)
 	defer ticker.Stop()
+	failure := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if _, err := methods.GetCurrentTime(ctx, s.client); err != nil && ctx.Err() == nil {
+		_, err := methods.GetCurrentTime(ctx, s.client)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			failure = ""
+		case err.Error() == failure: // one warning is enough while nothing changes
+			s.Log.Debug("vsphere: cannot keep the session open", "server", s.address(), "error", err)
+		default:
+			failure = err.Error()
 			s.Log.Warn("vsphere: cannot keep the session open", "server", s.address(), "error", err)
 		}
 	}

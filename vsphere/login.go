@@ -252,9 +252,9 @@ func (e *LoginError) Error() string {
 	case e.Err == nil:
 		return fmt.Sprintf("%s: the cookie names no open session: the session has ended, or the cookie is wrong", e.Server)
 	case e.Again:
-		return fmt.Sprintf("no login was attempted, because %s refused the login of %q before: %v", e.Server, e.User, e.Err)
+		return fmt.Sprintf("no login was attempted, because the server has refused it before: %v", e.Err)
 	}
-	return fmt.Sprintf("cannot log in as %q: %v", e.User, e.Err)
+	return e.Err.Error()
 }
 
 func (e *LoginError) Unwrap() error { return e.Err }

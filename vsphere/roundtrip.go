@@ -117,6 +117,8 @@ func (r roundTripper) failed(ctx context.Context, m method, attempts *retry.Atte
 	case g != nil && (r.endedGroup(ctx, g, m, err) || m.continues && isTransient(err)):
 		g.restart = err
 		return 0, err
+	case !m.repeatable && hostUnreachable(err):
+		return 0, &UncertainError{Server: r.address(), request: m.words, Err: err}
 	case !isTransient(err) || !r.connected.Load():
 		return 0, err
 	}
@@ -156,7 +158,11 @@ func (s *Session) call(ctx context.Context, c *login, m method, req, res soap.Ha
 	if err != nil {
 		err = s.describe(limited, m, sent.Load(), err)
 	}
-	s.Log.Debug("vsphere: request", "method", m.name, "time", time.Since(begun).Round(time.Millisecond), "error", err)
+	args := []any{"method", m.name, "time", time.Since(begun).Round(time.Millisecond)}
+	if err != nil {
+		args = append(args, "error", err)
+	}
+	s.Log.Debug("vsphere: request", args...)
 	return err
 }
 
@@ -166,13 +172,20 @@ var errNoAnswer = errors.New("no answer in time")
 // connection to the server was there, so that the server may have got the request.
 func (s *Session) describe(ctx context.Context, m method, sent bool, err error) error {
 	if soap.IsSoapFault(err) || soap.IsVimFault(err) {
-		return explain(fmt.Sprintf("%s refused the request to %s", s.address(), m.words), err)
+		operation := fmt.Sprintf("%s refused the request to %s", s.address(), m.words)
+		if m.name == "Login" {
+			operation = fmt.Sprintf("%s refused the login of %q", s.address(), s.User)
+		}
+		return explain(operation, err)
 	}
 	if outer := (*url.Error)(nil); errors.As(err, &outer) {
 		err = outer.Err // without the URL of the request
 	}
 	if errors.As(err, new(*certificate.Error)) {
 		return err
+	}
+	if status := (*statusError)(nil); errors.As(err, &status) && !status.passing() {
+		sent = false // the server has refused the request
 	}
 	lost := &lostError{server: s.address(), method: m.name, request: m.words, sent: sent, err: err, known: s.connected.Load()}
 	if context.Cause(ctx) == errNoAnswer {
@@ -211,12 +224,14 @@ func missingLogin(res soap.HasFault) error {
 
 func sessionEnded(err error) bool { return fault.Is(err, &types.NotAuthenticated{}) }
 
+// isTransient reports whether a call is repeated after the error err. Faults such as TaskInProgress
+// are temporary, too, but the callers know better what to wait for.
 func isTransient(err error) bool {
 	if retry.IsMarked(err) {
 		return false
 	}
-	t := (interface{ Transient() bool })(nil)
-	return errors.As(err, &t) && t.Transient()
+	lost := (*lostError)(nil)
+	return errors.As(err, &lost) && lost.Transient() || hostUnreachable(err)
 }
 
 // lostError is a call without an answer, or with one that says that the server cannot be reached.
@@ -264,7 +279,7 @@ func (e *lostError) Unwrap() error { return e.err }
 // Hint tells the user what to do about the error.
 func (e *lostError) Hint() string {
 	switch {
-	case e.sent && (isMalformed(e.err) || errors.As(e.err, new(*statusError))):
+	case isMalformed(e.err) || errors.As(e.err, new(*statusError)):
 		return "check that --server and --port are those of a vCenter server or an ESXi host"
 	case e.sent:
 		return ""
@@ -288,9 +303,10 @@ func (e *lostError) Transient() bool {
 	return e.known || !e.speaksNoTLS() && !(errors.As(e.err, &unknown) && unknown.IsNotFound)
 }
 
-// ExitStatus is the exit status of the command; package transfer/report uses it.
+// ExitStatus is the exit status of the command; package transfer/report uses it. If the server
+// could not be reached at all, there is nothing to resume.
 func (e *lostError) ExitStatus() int {
-	if e.Transient() {
+	if e.known && e.Transient() {
 		return exit.Resumable
 	}
 	return exit.Failed

@@ -50,7 +50,8 @@ var errClosed = errors.New("the session is closed")
 // A refused login is a *LoginError. A certificate that is not accepted is a *certificate.Error.
 // Connect makes only one attempt: if the server cannot be reached, it returns that error at once,
 // because the name of the server may be wrong. If Connect fails, no session is left on the server,
-// with the exception that package logins describes for a lost answer.
+// with one exception: the answer to the login was lost. If ctx ends during the login, Connect waits
+// up to 10 s for that answer.
 func Connect(ctx context.Context, o Options) (*Session, error) {
 	o, err := o.withDefaults()
 	if err != nil {

@@ -20,7 +20,8 @@ const (
 	handshakeTimeout = 30 * time.Second // for TLS
 	idleConnections  = 8                // connections that are kept open
 	idleTimeout      = 90 * time.Second
-	maxDrain         = 64 << 10 // bytes
+	maxDrain         = 64 << 10    // bytes
+	drainTimeout     = time.Second // for reading the end of an answer
 )
 
 // transport makes the HTTP requests of all logins of a Session, and checks the certificate of the
@@ -113,6 +114,8 @@ func rewindable(r *http.Request) error {
 type drained struct{ io.ReadCloser }
 
 func (d drained) Close() error {
+	late := time.AfterFunc(drainTimeout, func() { d.ReadCloser.Close() })
+	defer late.Stop()
 	io.CopyN(io.Discard, d.ReadCloser, maxDrain)
 	return d.ReadCloser.Close()
 }
