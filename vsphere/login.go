@@ -113,7 +113,7 @@ func (l *logins) run(a *attempt, ended *login) {
 	if a.err != nil || ended == nil || !ended.ours {
 		return
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, closeTimeout)
+	ctx, cancel := context.WithTimeout(l.ctx, l.session.closeTimeout)
 	defer cancel()
 	if l.session.logout(ctx, ended) != nil {
 		l.mu.Lock()
@@ -214,7 +214,7 @@ func (s *Session) logout(ctx context.Context, c *login) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("%s did not answer within %v", s.address(), closeTimeout)
+		err = fmt.Errorf("%s did not answer within %v", s.address(), s.closeTimeout)
 	}
 	return fmt.Errorf("cannot log out; the server ends the session when it has been idle for some time: %w", err)
 }

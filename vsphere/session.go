@@ -38,10 +38,12 @@ type Session struct {
 	keepAlive sync.WaitGroup
 	closing   sync.Once
 	closeErr  error
+
+	closeTimeout time.Duration // how long Close may take, and each attempt to log out
 }
 
-// closeTimeout is how long Close may take.
-const closeTimeout = 10 * time.Second
+// defaultCloseTimeout is how long Close may take.
+const defaultCloseTimeout = 10 * time.Second
 
 var errClosed = errors.New("the session is closed")
 
@@ -57,7 +59,7 @@ func Connect(ctx context.Context, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{Options: o, progress: retry.NewProgress()}
+	s := &Session{Options: o, progress: retry.NewProgress(), closeTimeout: defaultCloseTimeout}
 	if s.certs, err = newCertificates(&s.Options); err != nil {
 		return nil, err
 	}
@@ -101,7 +103,7 @@ func (s *Session) Close() error {
 	s.closing.Do(func() {
 		s.stop()
 		s.keepAlive.Wait()
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), s.closeTimeout)
 		defer cancel()
 		s.closeErr = s.logins.close(ctx)
 		s.transport.CloseIdleConnections()
