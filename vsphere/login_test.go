@@ -29,7 +29,7 @@ func at(n int, f func() error) []error {
 func TestSessionEnded(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	old, err := session.Cookie(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestSessionEnded(t *testing.T) {
 func TestSessionSeemsEnded(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	s.On("RetrievePropertiesEx", vspheretest.Fault{Soap: new(types.NotAuthenticated), Times: 1})
 	s.On("RetrieveProperties", vspheretest.Fault{Soap: new(types.NotAuthenticated), Times: 1})
 	logout := s.On("Logout", vspheretest.Fault{Status: 503, Times: 1}) // the first attempt fails
@@ -78,7 +78,7 @@ func TestSessionSeemsEnded(t *testing.T) {
 func TestEverySessionEnds(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	s.On("CurrentTime", vspheretest.Fault{Soap: new(types.NotAuthenticated)})
 	if _, err := methods.GetCurrentTime(t.Context(), session.client); !sessionEnded(err) {
 		t.Error(err)
@@ -123,7 +123,7 @@ func TestRefusedLoginLater(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-			session := connect(t, s)
+			session := openSession(t, s)
 			s.EndSessions()
 			rule := s.On("Login", vspheretest.Fault{Soap: f})
 			vm := s.Find("web01")
@@ -160,7 +160,7 @@ func TestLoginLost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-			session := connect(t, s)
+			session := openSession(t, s)
 			s.EndSessions()
 			s.On("Login", f)
 			if err := session.names(t.Context(), s.Find("web01")); err != nil {
@@ -177,7 +177,7 @@ func TestCookie(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
 	vm := s.Find("web01")
-	owner := connect(t, s)
+	owner := openSession(t, s)
 	cookie, err := owner.Cookie(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func TestLostCalls(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-			session := connect(t, s)
+			session := openSession(t, s)
 			vm := s.Find("web01")
 			twice := c.fault
 			twice.Times = 2
@@ -76,7 +76,7 @@ func TestLostCalls(t *testing.T) {
 func TestGivesUp(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	s.On("CurrentTime", vspheretest.Fault{Status: 503})
 	_, err := methods.GetCurrentTime(t.Context(), session.client)
 	if err == nil || !strings.Contains(err.Error(), "gave up after 5 retries") || !strings.Contains(err.Error(), "503") ||
@@ -92,7 +92,7 @@ func TestGivesUp(t *testing.T) {
 func TestDeniedSnapshot(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	vm := s.Find("web01")
 	s.EndSessions()
 	err := session.snapshot(t.Context(), vm)
@@ -113,7 +113,7 @@ func TestServerAway(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
 	var lost atomic.Value
-	session := connect(t, s, func(o *Options) {
+	session := openSession(t, s, func(o *Options) {
 		o.Retry.OnRetry = func(err error, _ time.Duration) {
 			lost.Store(err)
 			s.Resume()
@@ -135,7 +135,7 @@ func TestServerAway(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	vm := s.Find("web01")
 	s.On("CreateSnapshot_Task", vspheretest.Fault{Hang: true})
 	session.Timeout = 100 * time.Millisecond
@@ -154,7 +154,7 @@ func TestTimeout(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	session := connect(t, s)
+	session := openSession(t, s)
 	vm := s.Find("web01")
 	stop := errors.New("enough")
 	for method, call := range map[string]func(ctx context.Context) error{
@@ -185,7 +185,7 @@ func TestCertificateChanges(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
 	old := s.Thumbprint()
-	session := connect(t, s)
+	session := openSession(t, s)
 	s.RenewCertificate()
 	_, err := methods.GetCurrentTime(t.Context(), session.client)
 	var changed *ChangedError
@@ -323,7 +323,7 @@ func TestProxy(t *testing.T) {
 		u.User = url.UserPassword("user", "proxypassword")
 		o.proxy = http.ProxyURL(u)
 	}
-	session := connect(t, s, through)
+	session := openSession(t, s, through)
 	if err := session.Close(); err != nil || tunnels.Load() == 0 {
 		t.Errorf("%v, %d tunnels", err, tunnels.Load())
 	}
@@ -382,7 +382,7 @@ func TestIPv6(t *testing.T) {
 			go join(client, server)
 		}
 	}()
-	session := connect(t, s, func(o *Options) { o.Server, o.Port = "::1", uint32(l.Addr().(*net.TCPAddr).Port) })
+	session := openSession(t, s, func(o *Options) { o.Server, o.Port = "::1", uint32(l.Addr().(*net.TCPAddr).Port) })
 	if err := session.Close(); err != nil {
 		t.Error(err)
 	}

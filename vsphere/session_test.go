@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/fault"
-	"github.com/vmware/govmomi/property"
+	pc "github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
@@ -32,8 +32,8 @@ func optionsFor(s *vspheretest.Server) Options {
 	}
 }
 
-// connect connects to a server. The session is closed at the end of the test.
-func connect(t *testing.T, s *vspheretest.Server, change ...func(*Options)) *Session {
+// openSession connects to a server. The session is closed at the end of the test.
+func openSession(t *testing.T, s *vspheretest.Server, change ...func(*Options)) *Session {
 	t.Helper()
 	o := optionsFor(s)
 	for _, f := range change {
@@ -50,7 +50,7 @@ func connect(t *testing.T, s *vspheretest.Server, change ...func(*Options)) *Ses
 // names reads the names of the server's VMs.
 func (s *Session) names(ctx context.Context, vms ...types.ManagedObjectReference) error {
 	var list []mo.VirtualMachine
-	err := property.DefaultCollector(s.client).Retrieve(ctx, vms, []string{"name"}, &list)
+	err := pc.DefaultCollector(s.client).Retrieve(ctx, vms, []string{"name"}, &list)
 	if err == nil && len(list) != len(vms) {
 		return errors.New("some VMs are missing")
 	}
@@ -87,7 +87,7 @@ func TestConnect(t *testing.T) {
 		"SHA-1":   strings.ToLower(strings.ReplaceAll(s.ThumbprintSHA1(), ":", "")),
 	} {
 		t.Run(name, func(t *testing.T) {
-			session := connect(t, s, func(o *Options) { o.Thumbprint = thumbprint })
+			session := openSession(t, s, func(o *Options) { o.Thumbprint = thumbprint })
 			open := s.Sessions()
 			if len(open) != 1 || open[0].Agent != "vddkcp/test" || open[0].User != s.User {
 				t.Fatalf("sessions %v", open)
@@ -118,7 +118,7 @@ func TestConnect(t *testing.T) {
 func TestManagedBy(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.Configure(func(o *vspheretest.Options) { o.ESXi, o.ManagedBy = true, "192.0.2.1" }))
-	session := connect(t, s)
+	session := openSession(t, s)
 	if by, err := session.ManagedBy(t.Context()); by != "192.0.2.1" || err != nil || session.About().VCenter {
 		t.Errorf("managed by %q, %v", by, err)
 	}
@@ -173,7 +173,7 @@ func TestOptions(t *testing.T) {
 func TestCloseIsBounded(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t)
-	session := connect(t, s)
+	session := openSession(t, s)
 	session.closeTimeout = 50 * time.Millisecond
 	logout := s.On("Logout", vspheretest.Fault{Hang: true})
 	err := session.Close()
@@ -229,7 +229,7 @@ func TestKeepAlive(t *testing.T) {
 	later := s.On("CurrentTime", vspheretest.Fault{Skip: 5})
 	s.On("CurrentTime", vspheretest.Fault{Soap: new(types.InvalidState), Times: 3}) // the first calls
 	var log lockedBuffer
-	session := connect(t, s, func(o *Options) {
+	session := openSession(t, s, func(o *Options) {
 		o.KeepAlive = time.Millisecond
 		o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	})
@@ -271,7 +271,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	debug := func(o *Options) {
 		o.Log = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	session := connect(t, s, debug)
+	session := openSession(t, s, debug)
 	session.Log.Debug("all of it", "options", session.Options, "session", session.About())
 	first, err := session.Cookie(t.Context())
 	errs = append(errs, err)
@@ -334,13 +334,13 @@ func TestTogether(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := vspheretest.New(t, vspheretest.VM{Name: "a"}, vspheretest.VM{Name: "b"}, vspheretest.VM{Name: "c"}, vspheretest.VM{Name: "d"})
-			session := connect(t, s)
+			session := openSession(t, s)
 			runs := 0
 			var found []string
 			err := session.together(t.Context(), func(ctx context.Context) error {
 				found = nil
 				runs++
-				return session.eachPage(ctx, func(page int, name string) {
+				return session.nameOnEachPage(ctx, func(page int, name string) {
 					found = append(found, name)
 					if runs == 1 {
 						disturb(s, page)
@@ -362,8 +362,8 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// eachPage reads the names of all VMs through a view, one VM on each page.
-func (s *Session) eachPage(ctx context.Context, f func(page int, name string)) error {
+// nameOnEachPage reads the names of all VMs through a view, one VM on each page.
+func (s *Session) nameOnEachPage(ctx context.Context, f func(page int, name string)) error {
 	view, err := methods.CreateContainerView(ctx, s.client, &types.CreateContainerView{
 		This: *s.client.ServiceContent.ViewManager, Container: s.client.ServiceContent.RootFolder, Type: []string{"VirtualMachine"}, Recursive: true,
 	})
@@ -404,7 +404,7 @@ func (s *Session) eachPage(ctx context.Context, f func(page int, name string)) e
 // A function that fails by itself is not called again.
 func TestTogetherFails(t *testing.T) {
 	t.Parallel()
-	session := connect(t, vspheretest.New(t))
+	session := openSession(t, vspheretest.New(t))
 	runs := 0
 	own := errors.New("own error")
 	err := session.together(t.Context(), func(ctx context.Context) error {
