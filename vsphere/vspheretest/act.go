@@ -146,8 +146,8 @@ func (s *Server) QuiesceFails(vm string, fault types.BaseMethodFault) {
 }
 
 // StartTask starts a task of a VM that no other task may run beside, such as somebody's backup. It
-// ends when its rule, which StartTask returns, is released.
-func (s *Server) StartTask(vm, name string) *Rule {
+// ends when the function that StartTask returns is called.
+func (s *Server) StartTask(vm, name string) (end func()) {
 	r := s.On(name, Fault{}) // no method has this name: the rule is for Command alone
 	s.with(vm, func(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) {
 		ref := s.startTask(ctx, vm.Self, name, func(ctx *simulator.Context) (types.AnyType, types.BaseMethodFault) {
@@ -161,7 +161,7 @@ func (s *Server) StartTask(vm, name string) *Rule {
 		s.busy[vm.Self] = ref
 		s.mu.Unlock()
 	})
-	return r
+	return r.Release
 }
 
 // update changes properties of a VM.

@@ -110,7 +110,7 @@ func TestRefusedSnapshots(t *testing.T) {
 			t.Errorf("%s: error %v, want %T", what, err, f)
 		}
 	}
-	other := s.StartTask("web01", "backup")
+	end := s.StartTask("web01", "backup")
 	err := createSnapshot(t, c, ref, "x", false)
 	want("during another task", err, &types.TaskInProgress{})
 	_, vm := machine(t, c, s, "web01")
@@ -120,7 +120,7 @@ func TestRefusedSnapshots(t *testing.T) {
 		}
 		return false
 	})
-	other.Release()
+	end()
 	s.Settle()
 	want("after another task", createSnapshot(t, c, ref, "x", false), nil)
 
