@@ -34,6 +34,7 @@ var imports = []struct{ pkg, allowed string }{
 	{"sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
 	{"vddk", "source vddk/worker"},
 	{"vsphere/inventory", ""},
+	{"vsphere/vspheretest/serve", "vsphere/vspheretest"},
 	{"vsphere/vspheretest", "vddk/testlib"},
 	{"vsphere", "vsphere/inventory"},
 	{"internal/address", "nbd"},
