@@ -34,8 +34,8 @@ func (a *access) prepare(ctx context.Context) error {
 		if a.o.Log != nil {
 			a.o.Log.Info("vddk: preparing the VM for access: it cannot be migrated until EndAccess is called", "server", a.params.Server, "vm", a.params.VM, "identity", a.o.Registry.identity)
 		}
-		err := a.call("prepare the access of", func(ctx context.Context, p process) error {
-			err := p.PrepareAccess(ctx, a.identified())
+		err := a.call("prepare the access of", func(ctx context.Context, p process, r worker.OpenRequest) error {
+			err := p.PrepareAccess(ctx, a.identified(r))
 			// If the server returned an error, the VM is not prepared. If the worker process
 			// crashed or did not answer in time, the VM may be prepared.
 			maybe = !errors.As(err, new(*worker.Error))
@@ -55,7 +55,9 @@ func (a *access) prepare(ctx context.Context) error {
 // to the report of this disk. If that report may have been written already, end logs the warning
 // instead.
 func (a *access) end() {
-	err := a.call("end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
+	err := a.call("end the access of", func(ctx context.Context, p process, r worker.OpenRequest) error {
+		return p.EndAccess(ctx, a.identified(r))
+	})
 	if err != nil {
 		text := fmt.Sprintf("%s: EndAccess failed, and the VM may not be migrated until it is called for %q: %v", a.params.File, a.o.Registry.identity, err)
 		if a.closed.Load() && a.o.Log != nil {
@@ -66,10 +68,9 @@ func (a *access) end() {
 	}
 }
 
-// identified returns the login request with the identity of this command, which PrepareForAccess
+// identified returns the login request r with the identity of this command, which PrepareForAccess
 // and EndAccess need.
-func (a *access) identified() worker.OpenRequest {
-	r := a.request
+func (a *access) identified(r worker.OpenRequest) worker.OpenRequest {
 	r.Identity = a.o.Registry.identity
 	return r
 }
@@ -84,8 +85,8 @@ const tidyTimeout = 30 * time.Second
 // even if the context of the disk has ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
-		err := a.call("clean up after", func(ctx context.Context, p process) error {
-			_, _, err := p.Cleanup(ctx, a.request)
+		err := a.call("clean up after", func(ctx context.Context, p process, r worker.OpenRequest) error {
+			_, _, err := p.Cleanup(ctx, r)
 			return err
 		})
 		if err != nil {
@@ -100,12 +101,26 @@ func (a *access) tidy() {
 }
 
 // The method call starts a worker process, in which the function callServer makes one call to the
-// server. The parameter operation names that call in errors. The call may take up to tidyTimeout. It
-// continues even if the context of the disk ends.
-func (a *access) call(operation string, callServer func(context.Context, process) error) error {
+// server, with the given login request. The parameter operation names that call in errors. The call
+// may take up to tidyTimeout. It continues even if the context of the disk ends. If the server
+// refuses a session cookie, the call is made again with another login from Options.Refresh.
+func (a *access) call(operation string, callServer func(context.Context, process, worker.OpenRequest) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.life.Context), min(5*a.o.Timeout, tidyTimeout))
 	defer cancel()
-	loginEnded, err := a.o.Registry.login(ctx, a.params)
+	at := a.at.Load()
+	for logins := 1; ; logins++ {
+		err := a.callAt(ctx, at, operation, callServer)
+		next, err := a.afterRefusal(ctx, at, logins, err)
+		if next == nil {
+			return err
+		}
+		at = next
+	}
+}
+
+// The method callAt makes one attempt of the method call, with the login of the destination at.
+func (a *access) callAt(ctx context.Context, at *destination, operation string, callServer func(context.Context, process, worker.OpenRequest) error) error {
+	loginEnded, err := a.o.Registry.login(ctx, &at.params)
 	if err != nil {
 		return err
 	}
@@ -117,7 +132,7 @@ func (a *access) call(operation string, callServer func(context.Context, process
 	}
 	defer p.Release()
 	defer p.Kill()
-	err = callServer(ctx, p)
+	err = callServer(ctx, p, at.request)
 	if err != nil {
 		err = a.explain.explain(operation, 0, 0, mark, err)
 		loginEnded(err)

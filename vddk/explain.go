@@ -12,12 +12,10 @@ import (
 // explainer adds information to the errors of worker processes: the name of the disk, the range of
 // bytes that the operation concerns, and what the library logged. It is safe for concurrent use.
 type explainer struct {
-	disk       string // Params.File
-	thumbprint string // SHA-1 that the library was told to expect
-	oddSecret  string // see Params.oddSecret
-	log        *logs
-	wasOpen    atomic.Bool // the disk was opened at least once
-	wasRead    atomic.Bool // at least one read succeeded
+	at      *atomic.Pointer[destination] // where the disk is now
+	log     *logs
+	wasOpen atomic.Bool // the disk was opened at least once
+	wasRead atomic.Bool // at least one read succeeded
 }
 
 // The method explain returns err as the error of an operation on the bytes [off, off+n) of the
@@ -41,8 +39,9 @@ func (x *explainer) explain(op string, off, n, mark int64, err error) error {
 	case errors.As(err, &load), errors.As(err, &program):
 		return x.openFailed(err)
 	case errors.As(err, &failed):
-		e := &Error{Op: op, Func: failed.Op, Disk: x.disk, Off: off, Len: n, Code: failed.Code, Text: failed.Text,
-			Last: x.log.since(mark), expected: x.thumbprint, first: op == "read" && !x.wasRead.Load(), secret: x.oddSecret}
+		at := x.at.Load()
+		e := &Error{Op: op, Func: failed.Op, Disk: at.params.File, Off: off, Len: n, Code: failed.Code, Text: failed.Text,
+			Last: x.log.since(mark), expected: at.thumbprint, first: op == "read" && !x.wasRead.Load(), secret: at.params.oddSecret()}
 		if e.permanent() {
 			return x.openFailed(e)
 		}
@@ -63,8 +62,9 @@ func (x *explainer) openFailed(err error) error {
 // rangeOf returns a text for messages that names the operation, the disk and the bytes [off, off+n)
 // of it. If n is 0, the text does not name bytes.
 func (x *explainer) rangeOf(op string, off, n int64) string {
+	disk := x.at.Load().params.File
 	if n == 0 {
-		return op + " " + x.disk
+		return op + " " + disk
 	}
-	return fmt.Sprintf("%s %s [%d, %d)", op, x.disk, off, off+n)
+	return fmt.Sprintf("%s %s [%d, %d)", op, disk, off, off+n)
 }

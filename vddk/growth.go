@@ -1,6 +1,7 @@
 package vddk
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -31,10 +32,10 @@ type growth struct {
 //     connections in the background. count is the number of these other connections.
 //
 // The Budget limits the memory that all connections use on the host. The function giveBack gives
-// the memory of one connection back to the Budget. In the third of the cases above, giveBack is
+// the memory of one connection back to the parameter budget. In the third of the cases above, giveBack is
 // called once for each of the other connections: when that connection is closed, or when a failure
 // prevents its opening.
-func (g *growth) start(transport string, count int, giveBack func()) {
+func (g *growth) start(transport string, count int, giveBack func(), budget *Budget) {
 	p := g.pool
 	switch {
 	case p.o.Connections > 1 && attached(transport):
@@ -46,7 +47,7 @@ func (g *growth) start(transport string, count int, giveBack func()) {
 		p.life.background.Go(func() {
 			defer g.opened()
 			for ; count > 0; count-- {
-				if !g.add(giveBack) { // add has called giveBack for the connection that failed
+				if !g.add(giveBack, budget) { // add has called giveBack for the connection that failed
 					for range count - 1 {
 						giveBack()
 					}
@@ -117,14 +118,15 @@ func (g *growth) retireIdleLocked(h *handle) {
 // The method grow adds a connection if the Budget of the host has memory for it.
 func (g *growth) grow() {
 	defer g.opened()
-	free, ok := g.pool.opener.tryReserve()
+	at := g.pool.opener.at.Load()
+	free, ok := g.pool.opener.tryReserve(at)
 	if !ok {
 		g.pool.mu.Lock()
 		defer g.pool.mu.Unlock()
 		g.tuner.Denied(len(g.pool.handles))
 		return
 	}
-	g.add(free)
+	g.add(free, at.budget)
 }
 
 // The method opened records that the opening of further connections in the background has ended,
@@ -137,10 +139,10 @@ func (g *growth) opened() {
 }
 
 // The method add opens one more connection. If the opening fails, the pool continues without this
-// connection, and the user is warned once. The function free gives the memory of the connection
-// back to the Budget of the host. free is called when the connection is closed or could not be
-// opened.
-func (g *growth) add(free func()) (added bool) {
+// connection, and the user is warned once. But if Options.Refresh returns a permanent error, all
+// later requests of the pool fail. The function free gives the memory of the connection back to the
+// given Budget of the host. free is called when the connection is closed or could not be opened.
+func (g *growth) add(free func(), budget *Budget) (added bool) {
 	p := g.pool
 	s, err := p.opener.open(p.life.ending, false, false)
 	if err == nil && p.life.ending.Err() != nil {
@@ -155,14 +157,18 @@ func (g *growth) add(free func()) (added bool) {
 		if g.tuner != nil {
 			g.tuner.Failed(n)
 		}
+		final := errors.As(err, new(*refreshError))
+		if final {
+			p.dieLocked(err)
+		}
 		p.mu.Unlock()
-		if p.life.ended() == nil {
+		if p.life.ended() == nil && !final {
 			p.report.warnOnce(&g.warned, fmt.Sprintf("%s: cannot open one more connection, reading continues with %d: %v", p.life.Name, n, err))
 		}
 		return false
 	}
 	p.mu.Lock()
-	before := p.addLocked(newHandle(p, free), s)
+	before := p.addLocked(newHandle(p, free, budget), s)
 	p.broadcastLocked() // requests that wait for another handle may use the new one
 	p.mu.Unlock()
 	p.warnTransport(before, s.opened.Transport)

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/vddkcp/vddkcp/source"
 )
 
 // maxClose is the time that a worker process has to close a disk that was not opened for writing.
@@ -19,7 +17,8 @@ const maxClose = 20 * time.Second
 // A lost session is replaced by a new one.
 type handle struct {
 	pool   *pool
-	free   func()        // frees the reservation of the connection in the Budget
+	free   func()        // frees the reservation of the connection in the Budget; used by run only
+	budget *Budget       // in which free has reserved memory; used by run only
 	retire chan struct{} // closed when the connection is not needed any more
 
 	// These fields are guarded by pool.mu.
@@ -33,8 +32,10 @@ type handle struct {
 	lastLoss error     // why the last session was lost
 }
 
-func newHandle(p *pool, free func()) *handle {
-	return &handle{pool: p, free: free, retire: make(chan struct{}), changed: sync.Cond{L: &p.mu}}
+// newHandle returns a handle without a session. The function free frees memory that is reserved in
+// the given Budget.
+func newHandle(p *pool, free func(), budget *Budget) *handle {
+	return &handle{pool: p, free: free, budget: budget, retire: make(chan struct{}), changed: sync.Cond{L: &p.mu}}
 }
 
 // usableLocked reports whether new requests may use the handle.
@@ -44,8 +45,9 @@ func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
 // that one, and so on. It returns when the disk is closed, its context ends, the handle is not
 // needed any more, or the disk cannot be opened again.
 func (h *handle) run(s *session) {
-	defer h.free()
+	defer func() { h.free() }()
 	p := h.pool
+	h.moveReservation(s)
 	for s != nil {
 		select {
 		case <-s.proc.Done():
@@ -59,6 +61,28 @@ func (h *handle) run(s *session) {
 		}
 		p.lose(h, s, p.explain.rangeOf("idle time of", 0, 0), time.Now())
 		s = h.replace(s)
+	}
+}
+
+// moveReservation reserves memory in the Budget of another host if the disk has moved there, and
+// frees the memory on the old host.
+//
+// If the Budget has no memory left, the connection is used without a reservation. It must not wait:
+// disks that two hosts have exchanged would wait for each other's memory. The memory on the old host
+// may become free only when all connections of the disk have moved (see split).
+func (h *handle) moveReservation(s *session) {
+	if s.at.budget == h.budget {
+		return
+	}
+	h.free()
+	h.free, h.budget = func() {}, s.at.budget
+	if !nfc(s.opened.Transport) {
+		return
+	}
+	if free, ok := h.pool.opener.tryReserve(s.at); ok {
+		h.free = free
+	} else {
+		h.pool.report.debug("", "the disk has moved to a host whose connections are all in use; one more is opened")
 	}
 }
 
@@ -104,13 +128,14 @@ func (h *handle) replace(old *session) *session {
 		p.opener.restarts.Add(1)
 		var s *session
 		if s, err = h.reopen(); err == nil {
+			h.moveReservation(s)
 			p.mu.Lock()
 			before := p.installLocked(h, s)
 			p.mu.Unlock()
 			p.warnTransport(before, s.opened.Transport)
 			return s
 		}
-		if !errors.Is(err, source.ErrChanged) {
+		if !isFinal(err) {
 			err = &reopeningError{err}
 		}
 		p.mu.Lock()
@@ -167,7 +192,8 @@ func (h *handle) waitToReopen(err error) bool {
 // planReopening decides whether the disk is opened again after the error err, and how long to wait
 // before that. If the disk is not opened again, planReopening removes the handle from the pool. The
 // pool then continues with the sessions of its other handles. If there is no other session, or if
-// the content of the disk has changed, all later requests of the pool fail.
+// the content of the disk has changed, all later requests of the pool fail. They also fail if Options.Refresh has
+// returned a permanent error.
 func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
 	p := h.pool
 	p.mu.Lock()
@@ -188,7 +214,7 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 			wait, _ = p.policy.Wait(n-1, p.progress.Idle(h.since))
 		}
 		return wait, "", true
-	case others > 0 && !errors.Is(err, source.ErrChanged):
+	case others > 0 && !isFinal(err):
 		// The host may allow fewer connections than before. Therefore the pool continues with only
 		// its other handles.
 		p.removeLocked(h)

@@ -3,6 +3,7 @@ package vddk
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,7 +33,7 @@ const (
 type logs struct {
 	out     *slog.Logger // nil if the lines are not logged
 	disk    string       // Params.File
-	secrets *worker.Redactor
+	secrets atomic.Pointer[worker.Redactor]
 
 	count atomic.Int64 // lines so far, except noise
 
@@ -43,6 +44,7 @@ type logs struct {
 	dropped atomic.Int64 // lines that found the queue full
 
 	mu       sync.Mutex
+	hidden   []string // the secrets so far
 	warnings []string // the last warnings
 	lines    []string // the last lines of any level, except noise
 }
@@ -54,9 +56,24 @@ type logLine struct {
 }
 
 func newLogs(p *Params, out *slog.Logger) *logs {
-	return &logs{
-		out: out, disk: p.File, queue: make(chan logLine, 1024),
-		secrets: worker.NewRedactor(p.User, p.Password.Reveal(), p.Cookie.Reveal()),
+	l := &logs{out: out, disk: p.File, queue: make(chan logLine, 1024)}
+	l.hide(p)
+	return l
+}
+
+// The method hide makes the secrets of p stars in all further lines. Earlier secrets remain hidden,
+// because older workers still use them.
+func (l *logs) hide(p *Params) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := len(l.hidden)
+	for _, s := range []string{p.Password.Reveal(), p.Cookie.Reveal()} {
+		if s != "" && !slices.Contains(l.hidden, s) {
+			l.hidden = append(l.hidden, s)
+		}
+	}
+	if len(l.hidden) > known || l.secrets.Load() == nil {
+		l.secrets.Store(worker.NewRedactor(p.User, l.hidden...))
 	}
 }
 
@@ -130,7 +147,7 @@ func (l *logs) clean(text string) string {
 	// The text is cut before it is searched for secrets, which limits the time of the search. The
 	// cut may divide a secret. Redact is told that text is missing after the cut, and then also
 	// hides the first part of such a secret.
-	text = l.secrets.Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
+	text = l.secrets.Load().Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
 	text = strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t' || r == '\n' || r == '\r':

@@ -97,3 +97,15 @@ func (b blocking) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// TestLogsHideFormerSecrets checks that a cookie stays hidden after a new one has replaced it.
+func TestLogsHideFormerSecrets(t *testing.T) {
+	l := newLogs(&Params{File: "[ds] a.vmdk", Cookie: NewSecret("first cookie")}, nil)
+	l.add(false, "second cookie")
+	l.hide(&Params{Cookie: NewSecret("second cookie"), Password: NewSecret("password")})
+	l.hide(&Params{Cookie: NewSecret("second cookie")})
+	l.add(false, "first cookie, second cookie, password")
+	if got := l.since(0); len(got) != 2 || got[0] != "second cookie" || got[1] != "***, ***, ***" {
+		t.Errorf("%q", got)
+	}
+}

@@ -17,16 +17,17 @@ import (
 // use as soon as openFirst has returned.
 type opener struct {
 	life    *lifetime
-	params  *Params
+	params  *Params // of the first opening
 	o       *Options
 	library Library
 	config  *libraryConfig
-	request worker.OpenRequest
 	log     *logs
 	explain *explainer
 	report  *reporter
 	policy  retry.Policy
 	start   func(context.Context, worker.Config) (process, error)
+
+	locator
 
 	slots, spare int // slots of each worker, and how many of them are spare ones
 
@@ -48,15 +49,16 @@ type opener struct {
 
 func newOpener(life *lifetime, p *Params, l Library, o *Options, config *libraryConfig, thumbprint string) *opener {
 	op := &opener{
-		life: life, params: p, o: o, library: l, config: config, request: openRequest(p, thumbprint, o.Writable),
+		life: life, params: p, o: o, library: l, config: config,
 		log: newLogs(p, o.Log), report: newReporter(p, o), buffers: config.buffers,
 		slots: 3 * o.Depth, spare: o.Depth,
 	}
+	op.locator.init(newDestination(*p, thumbprint, o))
 	op.policy = o.Retry.Policy()
 	op.policy.Permanent = func(err error) bool {
 		return isRefusedLogin(err) || o.Retry.Permanent != nil && o.Retry.Permanent(err)
 	}
-	op.explain = &explainer{disk: p.File, thumbprint: thumbprint, oddSecret: p.oddSecret(), log: op.log}
+	op.explain = &explainer{at: &op.at, log: op.log}
 	if p.Snapshot == "" && !o.Writable && !o.Retry.Mutable {
 		op.samples = new(source.Samples)
 	}
@@ -131,17 +133,37 @@ func (op *opener) note(s *session) error {
 	return nil
 }
 
-// The method open starts a worker process and opens the disk in it. The parameter replacing is true
-// if the new worker replaces a lost one. The lost worker may have left something behind on the
-// host, and the new worker first removes that.
+// The method open starts a worker process and opens the disk in it. After the first opening, it
+// first asks Options.Refresh where the disk is. The parameter replacing is true if the new worker
+// replaces a lost one. The lost worker may have left something behind on the host, and the new
+// worker first removes that.
+func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, error) {
+	at := op.at.Load()
+	if op.opened != nil {
+		var err error
+		if at, err = op.refresh(ctx, at, nil); err != nil {
+			return nil, err
+		}
+	}
+	for logins := 1; ; logins++ {
+		s, err := op.openAt(ctx, at, replacing, shrink)
+		next, err := op.afterRefusal(ctx, at, logins, err)
+		if next == nil {
+			return s, err
+		}
+		at = next
+	}
+}
+
+// The method openAt opens the disk at the destination at.
 //
-// If the host has no memory for the buffers of the connection, open tries again with smaller
+// If the host has no memory for the buffers of the connection, openAt tries again with smaller
 // buffers, but only if shrink is true. If the first opening needs smaller buffers, all later
 // openings begin with these.
-func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, error) {
+func (op *opener) openAt(ctx context.Context, at *destination, replacing, shrink bool) (*session, error) {
 	buffers := op.buffers
 	for {
-		s, err := op.openWith(ctx, buffers, replacing)
+		s, err := op.openWith(ctx, at, buffers, replacing)
 		if e := asError(err); e == nil || !e.noMemory() || !shrink {
 			return s, err
 		}
@@ -159,8 +181,8 @@ func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, e
 
 // openWith makes one attempt to open the disk, over a connection with the given buffers. First
 // it waits until the Registry allows the login.
-func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bool) (s *session, err error) {
-	loginEnded, err := op.o.Registry.login(ctx, op.params)
+func (op *opener) openWith(ctx context.Context, at *destination, buffers NFCBuffers, replacing bool) (s *session, err error) {
+	loginEnded, err := op.o.Registry.login(ctx, &at.params)
 	if err != nil {
 		if ended := op.life.ended(); ended != nil {
 			return nil, ended
@@ -203,22 +225,26 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 		p.Kill()
 		p.Release()
 	}()
-	if replacing && op.params.Remote() {
-		if err := op.cleanUp(limited, p, mark); err != nil {
-			return nil, fail("open", err)
+	if at.params.Remote() {
+		op.report.debug("", "logging in", "server", at.params.Server, "login", at.login())
+		if replacing {
+			if err := op.cleanUp(limited, p, at, mark); err != nil {
+				return nil, fail("open", err)
+			}
 		}
 	}
-	opened, err := p.Open(limited, op.request)
+	opened, err := p.Open(limited, at.request)
 	if err != nil {
 		return nil, fail("open", err)
 	}
 	if op.o.Writable && !p.Has("VixDiskLib_Flush") {
 		return nil, op.explain.openFailed(fmt.Errorf("%s: VDDK %d has no VixDiskLib_Flush: writing needs VDDK 6.0 or later", op.params.File, op.library.Version))
 	}
-	if err := op.same(opened); err != nil {
+	if err := op.same(at, opened); err != nil {
 		return nil, err
 	}
 	s = newSession(p, opened, op.slots-op.spare, op.spare)
+	s.at = at
 	if err := op.compare(limited, s); err != nil {
 		if limited.Err() != nil {
 			err = fail("open", err)
@@ -261,8 +287,8 @@ func startError(err error) error {
 // cleanUp removes what lost worker processes left on the host. Its errors are only logged,
 // except one: if the server refused the login, cleanUp returns the error, because opening the
 // disk would fail in the same way.
-func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
-	cleaned, remaining, err := p.Cleanup(ctx, op.request)
+func (op *opener) cleanUp(ctx context.Context, p process, at *destination, mark int64) error {
+	cleaned, remaining, err := p.Cleanup(ctx, at.request)
 	if err == nil {
 		op.messy.Store(false)
 	}
@@ -276,7 +302,7 @@ func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 // The method same checks that a disk that was opened again is the same disk as at the first
 // opening. The parameter opened has the present properties of the disk. If the size or the UUID is
 // not that of the first opening, same returns an error.
-func (op *opener) same(opened worker.Opened) error {
+func (op *opener) same(at *destination, opened worker.Opened) error {
 	first := op.opened
 	if first == nil || first.Capacity == opened.Capacity && first.UUID == opened.UUID {
 		return nil
@@ -284,9 +310,9 @@ func (op *opener) same(opened worker.Opened) error {
 	if opened.Capacity == 0 {
 		// No disk has 0 sectors. A size of 0 is a failure of the library, and does not prove that
 		// another disk was opened.
-		return fmt.Errorf("%s: after the disk was opened again, the library says that the disk has no sectors", op.params.File)
+		return fmt.Errorf("%s: after the disk was opened again, the library says that the disk has no sectors", at.params.File)
 	}
-	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", op.params.File,
+	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", at.params.File,
 		first.Capacity*sectorSize, first.UUID, opened.Capacity*sectorSize, opened.UUID))
 }
 
@@ -335,17 +361,18 @@ func split(n int, free func()) (share func()) {
 // The method reserve waits until the Budget of the host has memory for n connections, or ctx ends.
 // The returned function frees this memory.
 func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
-	if op.o.Budget == nil || !op.params.Remote() {
+	at := op.at.Load()
+	if at.budget == nil || !at.params.Remote() {
 		return func() {}, nil
 	}
-	return op.o.Budget.Acquire(ctx, op.o.Budget.Of(n, op.buffers.Bytes()))
+	return at.budget.Acquire(ctx, at.budget.Of(n, op.buffers.Bytes()))
 }
 
-// tryReserve reserves memory for one connection if the Budget of the host has enough memory at this
-// moment. It does not wait for memory.
-func (op *opener) tryReserve() (free func(), ok bool) {
-	if op.o.Budget == nil || !op.params.Remote() {
+// tryReserve reserves memory for one connection at the destination at, if the Budget of the host has
+// enough memory at this moment. It does not wait for memory.
+func (op *opener) tryReserve(at *destination) (free func(), ok bool) {
+	if at.budget == nil || !at.params.Remote() {
 		return func() {}, true
 	}
-	return op.o.Budget.TryAcquire(op.o.Budget.Of(1, op.buffers.Bytes()))
+	return at.budget.TryAcquire(at.budget.Of(1, op.buffers.Bytes()))
 }

@@ -26,6 +26,7 @@
 package vddk
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -57,6 +58,8 @@ type Params struct {
 
 	NFCBuffers    NFCBuffers // buffers on the host; the zero value means 4 of 1 MiB
 	PrepareAccess bool       // keep the VM from being migrated while the disk is open
+
+	Budget *Budget // NFC memory of the host on which the disk is; nil means Options.Budget
 }
 
 // Remote reports whether the disk is on a server.
@@ -84,7 +87,25 @@ type Options struct {
 	// Retry says how often a failed request is repeated and how often a lost worker process is
 	// replaced. With its zero value, neither is done.
 	Retry  source.RetryOptions
-	Budget *Budget // NFC memory of the host, shared with other disks; nil means no limit
+	Budget *Budget // NFC memory of the host, shared with other disks, unless Params.Budget is set; nil means no limit
+	// Refresh returns the present parameters of a disk on a server. It is called before a lost
+	// connection is opened again, and before every further connection is opened: in the meantime the
+	// files of the disk may have new names, and the session may have a new cookie. If Refresh is nil,
+	// the parameters of the first opening are used for all connections.
+	//
+	// If the server refuses the session cookie of the parameters, at the first opening too, Refresh
+	// is called with the error of that login as the argument refused. It may then return another
+	// cookie, or user and password. If it returns the same login, that login counts as refused for
+	// good. In all other calls refused is nil. A caller that has switched to user and password has to
+	// return them in later calls too. A refused password leads to no call, and is not tried again.
+	//
+	// Only these fields of the result are used: File, those of the server and of the login, VM,
+	// Thumbprint and Budget. Another Snapshot than that of the first opening ends the disk with an error that
+	// wraps source.ErrChanged, and so does a disk of another size or UUID. Refresh must return when
+	// ctx ends. It is not called concurrently for one disk. If its error is permanent
+	// (source.IsPermanent), the disk ends with that error. After any other error the connection is
+	// tried again, as after a failed opening.
+	Refresh func(ctx context.Context, refused error) (Params, error)
 	// Registry is shared by all disks of one command. If it is nil, the disk uses a new
 	// Registry, which allows only one refused login.
 	Registry *Registry

@@ -67,6 +67,7 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.changed.L = &p.mu
 	p.growth.pool, p.growth.started, p.flusher.pool = p, time.Now(), p
 	connections := max(p.o.Connections, 1)
+	budget := op.at.Load().budget
 	free, err := op.reserve(ctx, connections)
 	if err != nil {
 		return nil, err
@@ -77,7 +78,7 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 		return nil, err
 	}
 	share := split(connections, free)
-	h := newHandle(p, share)
+	h := newHandle(p, share, budget)
 	if !nfc(s.opened.Transport) {
 		free() // other transport modes use no NFC memory of the host
 		h.free = func() {}
@@ -85,7 +86,7 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.mu.Lock()
 	p.addLocked(h, s)
 	p.mu.Unlock()
-	p.growth.start(s.opened.Transport, connections-1, share)
+	p.growth.start(s.opened.Transport, connections-1, share, budget)
 	// When the disk is closed or its context ends, the calls that wait for a connection must be
 	// woken.
 	context.AfterFunc(life.ending, p.wake)
@@ -474,7 +475,7 @@ func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 	}
 	s.lost = true
 	p.opener.messy.Store(true)
-	p.o.Registry.doubt(p.opener.params)
+	p.o.Registry.doubt(&s.at.params)
 	if h.session == s {
 		h.session = nil
 	}

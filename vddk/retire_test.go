@@ -19,7 +19,7 @@ func TestRetireBesideWaiting(t *testing.T) {
 		return nil
 	}
 	d := host.mustOpen(Params{}, Options{Depth: 1})
-	if !d.pool.growth.add(func() {}) {
+	if !d.pool.growth.add(func() {}, nil) {
 		t.Fatal("no second connection")
 	}
 	read := make(chan error, 4)

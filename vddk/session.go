@@ -35,6 +35,7 @@ type process interface {
 // frees a buffer.
 type session struct {
 	proc   process
+	at     *destination  // where the disk was opened
 	opened worker.Opened // the disk as the library describes it
 
 	why    sync.Once // sets reason at most once
