@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -202,5 +203,47 @@ func holdInPlace(t *testing.T, target, path string) {
 	}
 	if left, err := filepath.Glob(filepath.Join(os.Getenv("XDG_STATE_HOME"), "*", "*.journal")); err != nil || len(left) > 0 {
 		t.Errorf("journals %q, %v", left, err)
+	}
+}
+
+// TestHoldIsKilled kills a process between the steps from the last checkpoint to the final name of
+// the target. Another run completes the target.
+func TestHoldIsKilled(t *testing.T) {
+	peer.Need(t, "go", "qemu-img")
+	program := filepath.Join(t.TempDir(), "hold")
+	peer.Run(t, "go", "build", "-tags", "killpoints", "-o", program, "./testdata/hold")
+	for name, spec := range heldFormats {
+		if spec.Compress != "" {
+			continue
+		}
+		for _, point := range []string{"slot", "slot written", "whole", "held", "publish", "rename", "renamed"} {
+			if spec.Format == "vmdk" && strings.HasPrefix(point, "slot") {
+				continue // a VMDK has no checkpoints
+			}
+			dir := t.TempDir()
+			src, dst, mark := disk(t, dir), filepath.Join(dir, "copy"), filepath.Join(dir, "mark")
+			run := func(env ...string) error {
+				c := exec.Command(program, src, dst, spec.Format, mark)
+				c.Env = append(os.Environ(), env...)
+				c.Stderr = os.Stderr
+				return c.Run()
+			}
+			var ended *exec.ExitError
+			if err := run("VDDKCP_KILL_AT=" + point); !errors.As(err, &ended) || ended.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("%s: not killed at %q: %v", name, point, err)
+			}
+			if exists(t, dst) != (point == "renamed") {
+				t.Errorf("%s, %q: the final name exists: %v", name, point, exists(t, dst))
+			}
+			for range 2 {
+				if err := run(); err != nil {
+					t.Errorf("%s, killed at %q: %v", name, point, err)
+				}
+			}
+			peer.Run(t, "qemu-img", "compare", "-f", "raw", "-F", spec.Format, src, dst)
+			if partial := dst + ".partial"; exists(t, partial) || exists(t, journal.Beside(partial)) {
+				t.Errorf("%s, killed at %q: something is left", name, point)
+			}
+		}
 	}
 }

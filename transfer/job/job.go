@@ -12,7 +12,8 @@
 // The steps of a copy have a file each: open.go, plan.go, resume.go (what an
 // earlier run left), target.go (create the target or open the earlier one), keep.go
 // (the journal during the copy), end.go. stream.go copies standard input, which
-// has no plan and cannot be resumed.
+// has no plan and cannot be resumed. publish.go gives a target its final name after a copy with
+// Spec.Hold.
 package job
 
 import (
