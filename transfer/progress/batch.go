@@ -24,7 +24,9 @@ type BatchDisplay struct {
 
 	mu      sync.Mutex // guards the fields below
 	out     io.Writer
-	jobs    int // in the batch
+	title   string
+	jobs    int    // in the batch
+	phase   string // of the copy of a VM; "" while its disks are copied
 	running []*shownJob
 	ended   map[string]int // number of jobs by how they ended, such as "done"
 	waiting int            // number of jobs that are tried again at the time retry
@@ -37,9 +39,10 @@ type BatchDisplay struct {
 
 // shownJob is a running job of a batch, as a BatchDisplay shows it.
 type shownJob struct {
-	name, disk string
-	counters   *Counters
-	meter      meter
+	name     string
+	counters *Counters
+	meter    meter
+	line     Line // for style JSON, without the counts
 }
 
 // NewBatchDisplay returns a display for a batch with the given number of jobs. It writes to
@@ -49,15 +52,61 @@ func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns,
 	if size == nil {
 		size = func() (int, int) { return 80, 24 }
 	}
-	return &BatchDisplay{style: style, out: out, jobs: jobs, size: size, ended: map[string]int{}}
+	return &BatchDisplay{style: style, out: out, title: "batch", jobs: jobs, size: size, ended: map[string]int{}}
+}
+
+// ShowVM makes the display one of the copy of a VM with the given number of disks. StartDisk adds
+// them.
+func (d *BatchDisplay) ShowVM(name string, disks int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.title, d.jobs = printable.Name(name), disks
+}
+
+// Phase shows what the copy of a VM does at the moment. The percentage is that of a task of the
+// server; it is -1 if it is not known.
+func (d *BatchDisplay) Phase(vm, phase string, percent int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.phase = phase; percent >= 0 {
+		d.phase = fmt.Sprintf("%s %d%%", phase, percent)
+	}
+	if phase == Copy.String() {
+		d.phase = ""
+	}
+	if d.style == JSON {
+		line := phaseLine{Type: "progress", Time: time.Now(), VM: vm, Phase: phase}
+		if percent >= 0 {
+			line.Percent = &percent
+		}
+		writeJSON(d.out, line)
+	}
+}
+
+// phaseLine is a line of the output of --progress json, about a task of the server.
+type phaseLine struct {
+	Type    string    `json:"type"`
+	Time    time.Time `json:"time"`
+	VM      string    `json:"vm"`
+	Phase   string    `json:"phase"`
+	Percent *int      `json:"percent,omitempty"`
 }
 
 // Start adds a running job to the display. The caller calls the result, the function done, when the
 // job has ended.
 func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
+	return d.start(&shownJob{name: name, counters: c, line: Line{Job: name, Disk: disk}})
+}
+
+// StartDisk is like Start, for a disk of a VM. The parameter number is the number of the disk.
+func (d *BatchDisplay) StartDisk(vm string, number int, disk string, c *Counters) (done func()) {
+	return d.start(&shownJob{name: disk, counters: c, line: Line{VM: vm, Number: number, Round: 1, Disk: disk}})
+}
+
+func (d *BatchDisplay) start(j *shownJob) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	j := &shownJob{name: name, disk: disk, counters: c}
+	c := j.counters
 	d.running = append(d.running, j)
 	return func() {
 		d.mu.Lock()
@@ -163,7 +212,7 @@ func (d *BatchDisplay) draw(last bool) {
 		}
 		if last || now.Sub(d.line) >= 10*time.Second {
 			d.line = now
-			_, _ = io.WriteString(d.out, "batch: "+d.summary(total, rate)+"\n")
+			_, _ = io.WriteString(d.out, d.title+": "+d.summary(total, rate)+"\n")
 		}
 	case Bar:
 		var lines []string
@@ -180,7 +229,7 @@ func (d *BatchDisplay) draw(last bool) {
 				lines = append(lines, cut(j.describe(now, columns), columns))
 			}
 		case len(d.ended) > 0:
-			lines = append(lines, cut("batch: "+d.summary(total, rate), columns))
+			lines = append(lines, cut(d.title+": "+d.summary(total, rate), columns))
 		}
 		_, _ = io.WriteString(d.out, d.back()+inLines(lines))
 		d.shown = lines
@@ -262,6 +311,9 @@ func (d *BatchDisplay) counts() string {
 	if n := len(d.running); n > 0 {
 		fmt.Fprintf(&b, ", %d running", n)
 	}
+	if d.phase != "" {
+		fmt.Fprintf(&b, ", %s", d.phase)
+	}
 	if d.waiting > 0 {
 		fmt.Fprintf(&b, ", %d tried again in %v", d.waiting, max(time.Until(d.retry), 0).Round(time.Second))
 	}
@@ -271,7 +323,8 @@ func (d *BatchDisplay) counts() string {
 // writeJSON writes the progress of a job as a Line.
 func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	s := j.counters.Snapshot()
-	writeJSON(out, now, j.name, j.disk, s, j.meter.add(now, s.Done))
+	j.line.Type, j.line.Time = "progress", now
+	writeLine(out, j.line, s, j.meter.add(now, s.Done))
 }
 
 // wideEnough is the smallest number of columns for which a BatchDisplay draws bars.

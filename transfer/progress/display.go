@@ -133,7 +133,10 @@ func (d *Display) Pause() (resume func()) {
 type Line struct {
 	Type         string    `json:"type"`
 	Time         time.Time `json:"time"`
-	Job          string    `json:"job,omitempty"` // in a batch
+	Job          string    `json:"job,omitempty"`    // in a batch
+	VM           string    `json:"vm,omitempty"`     // in the copy of a VM
+	Number       int       `json:"number,omitempty"` // of the disk, in the copy of a VM
+	Round        int       `json:"round,omitempty"`  // in the copy of a VM
 	Phase        string    `json:"phase"`
 	Disk         string    `json:"disk"`
 	BytesDone    int64     `json:"bytes_done"`
@@ -156,7 +159,7 @@ func (d *Display) draw(last bool) {
 	eta := timeLeft(s, rate)
 	switch d.style {
 	case JSON:
-		writeJSON(d.out, now, "", d.disk, s, rate)
+		writeLine(d.out, Line{Type: "progress", Time: now, Disk: d.disk}, s, rate)
 	case Lines:
 		if last && s.Phase == Plan {
 			return // the copy failed before it began
@@ -185,10 +188,17 @@ func timeLeft(s Snapshot, rate float64) *float64 {
 	return &seconds
 }
 
-// writeJSON writes a Line. It ignores write errors, because a copy must go on when its output was
-// closed.
-func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate float64) {
-	text, err := json.Marshal(Line{"progress", now, job, s.Phase.String(), disk, s.Done, s.Planned, s.Skipped, rate, timeLeft(s, rate)})
+// writeLine completes a Line with the counts of a copy, and writes it.
+func writeLine(out io.Writer, line Line, s Snapshot, rate float64) {
+	line.Phase, line.BytesDone, line.BytesPlanned, line.BytesSkipped = s.Phase.String(), s.Done, s.Planned, s.Skipped
+	line.Rate, line.ETASeconds = rate, timeLeft(s, rate)
+	writeJSON(out, line)
+}
+
+// writeJSON writes a line of JSON. It ignores write errors, because a copy must go on when its output
+// was closed.
+func writeJSON(out io.Writer, line any) {
+	text, err := json.Marshal(line)
 	if err == nil {
 		_, _ = out.Write(append(printable.Bytes(text), '\n'))
 	}
