@@ -37,6 +37,16 @@ func CheckTarget(ctx context.Context, spec Spec, size int64) error {
 	return j.checkTarget(ctx)
 }
 
+// TargetOf returns the format and kind of the target of a copy, such as "raw file". It is "" if the
+// address of the target is invalid.
+func TargetOf(spec Spec) string {
+	place := placeOf(spec.Target)
+	if place.Kind == "" {
+		return ""
+	}
+	return place.Format(spec.Format) + " " + place.Kind
+}
+
 // Discard removes the .partial file and the journal that an earlier run has left at the target. It
 // does nothing if the target is not a file: the journal of a device or export is kept, because it
 // says that the target may not read as zeros.

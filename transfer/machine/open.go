@@ -84,12 +84,21 @@ func (r *run) openDisk(ctx context.Context, d *inventory.Disk, o *sourceopen.Ope
 	if size := opened.Size(); size != frozen.Size {
 		return nil, errors.Join(fmt.Errorf("%s was opened as a disk of %d bytes, but the server says that it has %d bytes", frozen.File, size, frozen.Size), opened.Close())
 	}
-	id := &identifiedDisk{Disk: opened, proof: "none"}
-	id.id = fmt.Sprintf("vsphere:%s:%s:%s:%d:%d", r.Server, r.vm.InstanceUUID, frozen.UUID, frozen.Key, frozen.Size)
+	id := &identifiedDisk{Disk: opened, id: Identity(r.Server, r.vm, frozen, s), proof: "none"}
 	if s != nil {
-		id.id, id.proof = id.id+":"+s.Name, "snapshot"
+		id.proof = "snapshot"
 	}
 	return id, nil
+}
+
+// Identity returns the identity of a disk of a VM, or of a snapshot of the VM if s is not nil. The
+// parameter server is Spec.Server.
+func Identity(server string, vm *inventory.VM, d *inventory.Disk, s *inventory.Snapshot) string {
+	id := fmt.Sprintf("vsphere:%s:%s:%s:%d:%d", server, vm.InstanceUUID, d.UUID, d.Key, d.Size)
+	if s != nil {
+		id += ":" + s.Name
+	}
+	return id
 }
 
 // identifiedDisk gives a disk an identity that does not depend on the names of its files, because the
@@ -155,6 +164,9 @@ func (r *run) plan(ctx context.Context, p *Planned) (err error) {
 		if err := r.ours(r.vm, r.state.Snapshot); err != nil && r.old == "" {
 			return err
 		}
+	}
+	if r.NewFolder {
+		return nil
 	}
 	return r.checkTargets(ctx)
 }

@@ -3,6 +3,7 @@ package machine
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
@@ -28,6 +29,14 @@ type Report struct {
 	Warnings  []string        `json:"warnings"`
 	Error     string          `json:"error"`
 	Hint      string          `json:"hint"`
+}
+
+// NewReport returns the report of a copy that begins now.
+func NewReport(vm string) *Report {
+	return &Report{
+		Version: 1, VM: vm, Times: report.Times{Started: time.Now()}, Via: "vddk",
+		Rounds: []Round{}, Left: []string{}, Files: []string{}, Warnings: []string{},
+	}
 }
 
 // Round is one pass over the disks of a machine.

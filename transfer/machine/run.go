@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/exit"
@@ -17,7 +16,6 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer/job"
-	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
@@ -51,10 +49,7 @@ type run struct {
 }
 
 func newRun(spec Spec) *run {
-	return &run{Spec: spec.withDefaults(), report: &Report{
-		Version: 1, VM: spec.Name, Times: report.Times{Started: time.Now()}, Via: "vddk",
-		Rounds: []Round{}, Left: []string{}, Files: []string{}, Warnings: []string{},
-	}}
+	return &run{Spec: spec.withDefaults(), report: NewReport(spec.Name)}
 }
 
 // The method run goes through all steps of a copy.

@@ -32,6 +32,7 @@ type Spec struct {
 	Force            bool              // replace existing files, and start over whatever the state file says
 	ForceConsolidate bool              // go on if the disks of the VM needed consolidation before
 	MinFree          int64             // bytes; stop if a datastore of the VM has less free space; 0: not checked
+	NewFolder        bool              // the folder of the targets does not exist yet, so Plan cannot check them
 	Single           bool              // the user named one disk and not a VM: remove the state file at the end, and name only the disk in errors
 	Snapshots        *Snapshots        // shared by all runs of this process that may copy disks of the same VM; nil: no other run
 

@@ -41,7 +41,7 @@ func SelectDisks(vm *VM, only, skip []string) ([]Disk, error) {
 		}
 	}
 	if len(selected) == 0 {
-		return nil, usage.New("no disk of the VM is selected", "the VM has "+listDisks(vm.Disks))
+		return nil, usage.New("no disk of the VM is selected", "the VM has "+ListDisks(vm.Disks))
 	}
 	return selected, checkSelected(vm, selected)
 }
@@ -72,6 +72,26 @@ func checkSelected(vm *VM, disks []Disk) error {
 	return usage.WithHint(errors.New(strings.Join(reasons, "; ")), strings.Join(hints, ", or "))
 }
 
+// FindDisk returns the disk of a VM that text names by number or by label, as for SelectDisks. If text
+// is empty, it returns the only disk of the VM. The error is a usage error. FindDisk does not check
+// whether the disk can be copied.
+func FindDisk(vm *VM, text string) (*Disk, error) {
+	if text == "" {
+		if len(vm.Disks) != 1 {
+			return nil, usage.New(fmt.Sprintf("the VM has %d disks, and none of them is named", len(vm.Disks)), "name one of the disks by its number, as in vm:NAME#1: "+ListDisks(vm.Disks))
+		}
+		return &vm.Disks[0], nil
+	}
+	found, err := findDisks(vm, []string{text})
+	if err != nil {
+		return nil, err
+	}
+	for i := range found {
+		return &vm.Disks[i], nil
+	}
+	return nil, nil // findDisks has found one disk
+}
+
 // findDisks returns the indexes of the disks that the given texts name.
 func findDisks(vm *VM, texts []string) (map[int]bool, error) {
 	found := make(map[int]bool)
@@ -81,9 +101,9 @@ func findDisks(vm *VM, texts []string) (map[int]bool, error) {
 		case 1:
 			found[indexes[0]] = true
 		case 0:
-			return nil, usage.New(fmt.Sprintf("the VM has no disk %q", text), "the VM has "+listDisks(vm.Disks))
+			return nil, usage.New(fmt.Sprintf("the VM has no disk %q", text), "the VM has "+ListDisks(vm.Disks))
 		default:
-			return nil, usage.New(fmt.Sprintf("several disks have the label %q", text), "name the disk by its number: "+listDisks(vm.Disks))
+			return nil, usage.New(fmt.Sprintf("several disks have the label %q", text), "name the disk by its number: "+ListDisks(vm.Disks))
 		}
 	}
 	return found, nil
@@ -109,8 +129,8 @@ func matchDisks(disks []Disk, text string) []int {
 	return nil
 }
 
-// listDisks returns the numbers and labels of disks for a message.
-func listDisks(disks []Disk) string {
+// ListDisks returns the numbers and labels of disks for a message.
+func ListDisks(disks []Disk) string {
 	if len(disks) == 0 {
 		return "no disk"
 	}
