@@ -58,6 +58,9 @@ type Opener struct {
 	// VDDK has the options for disks that are opened through VMware's library. If it is
 	// nil, opening such a disk returns an ErrNotRead.
 	VDDK *VDDK
+	// VM opens a disk of a VM that is named. If it is nil, opening such a disk returns an
+	// ErrNotRead.
+	VM func(context.Context, address.VM) (source.Disk, error)
 	// Retry says how failed reads from an NBD server or through VDDK are repeated, if
 	// necessary over new connections. The zero value repeats nothing.
 	Retry source.RetryOptions
@@ -113,6 +116,11 @@ func (o *Opener) OpenAddress(ctx context.Context, a address.Address, format stri
 	case address.Datastore, address.VDDK:
 		d, err := o.openVDDK(ctx, a, format)
 		return notEmpty(d, a, format, err)
+	case address.VM:
+		if o.VM != nil {
+			d, err := o.openVM(ctx, a, format)
+			return notEmpty(d, a, format, err)
+		}
 	case address.Path, address.Appliance:
 		return o.openLocal(ctx, a, format)
 	}

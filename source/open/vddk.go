@@ -83,6 +83,17 @@ func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string)
 	return &vddkDisk{d, library, params}, nil
 }
 
+// openVM opens a disk of a VM.
+func (o *Opener) openVM(ctx context.Context, a address.VM, format string) (source.Disk, error) {
+	if format != "" && format != "raw" {
+		return nil, usage.Errorf("%s cannot be read as %s: a disk of a VM is read as a raw disk", a, format)
+	}
+	if o.Writable {
+		return nil, usage.New(fmt.Sprintf("%s cannot be written to, because a snapshot of it is read", a), "use --cow, which keeps what clients write in another file")
+	}
+	return o.VM(ctx, a)
+}
+
 // vddkDisk adds the ability ThroughVDDK to a disk.
 type vddkDisk struct {
 	source.Disk
