@@ -23,6 +23,7 @@ import (
 type copyCommand struct {
 	Src string `arg:"" name:"SRC" help:"The disk to copy: the path of a VMDK, qcow2 or raw file or of a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a VMware host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH for any disk that VDDK opens, or \"-\" for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to copy the disk: a new file (a name such as x.qcow2 or x.vmdk sets the format), a block device, an NBD URI, \"-\" for standard output, or \"null:\" to read SRC without writing anything."`
+	snapshotFlags
 	copyFlags
 }
 
@@ -74,10 +75,20 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 
 // The method run copies the disk. With --dry-run it only prints what a copy would do.
 func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func()) (*report.Report, error) {
-	if !c.DryRun {
+	a, ofVM := addressOrPath(c.Src, address.Source).(address.VM)
+	switch {
+	case !c.DryRun && ofVM:
+		return c.copyOfVM(ctx, a, spec)
+	case !c.DryRun:
 		return job.Run(ctx, spec)
 	}
-	p, err := job.Plan(ctx, spec)
+	var p *job.Planned
+	var err error
+	if ofVM {
+		p, err = c.planOfVM(ctx, a, spec)
+	} else {
+		p, err = job.Plan(ctx, spec)
+	}
 	if err != nil {
 		return p.Report, err
 	}

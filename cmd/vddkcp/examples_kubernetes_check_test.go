@@ -213,7 +213,7 @@ func runLine(c *kubeContainer) (*batchCommand, error) {
 
 // load reads the job file of the ConfigMap.
 func (b *kubernetesBatch) load() (*batch.File, error) {
-	parser, err := newJobParser()
+	parser, err := newJobParser(new(servers))
 	if err != nil {
 		return nil, err
 	}

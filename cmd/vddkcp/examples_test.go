@@ -20,7 +20,7 @@ const examples = "../../examples"
 // TestShippedSchemaIsThatOfTheFlags checks that the schema file agrees with the current
 // flags.
 func TestShippedSchemaIsThatOfTheFlags(t *testing.T) {
-	parser, err := newJobParser()
+	parser, err := newJobParser(new(servers))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestFieldsAreFlags(t *testing.T) {
 		`"help":true`:                  "jobs[0].help: unknown field",
 		`"src":"x"`:                    "jobs[0].src: unknown field",
 	} {
-		parser, err := newJobParser()
+		parser, err := newJobParser(new(servers))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +131,7 @@ func TestExampleJobFiles(t *testing.T) {
 			return err
 		}
 		found++
-		parser, err := newJobParser()
+		parser, err := newJobParser(new(servers))
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -224,6 +225,7 @@ func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *output
 func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *slog.Logger) export.Options {
 	opener := c.opener()
 	opener.Writable = c.RW
+	opener.VM = func(ctx context.Context, a address.VM) (source.Disk, error) { return c.openVM(ctx, a, opener, true) }
 	warn := func(message string) { log.Warn(message) }
 	v := &opener.VDDK.Options
 	v.Registry = vddk.NewRegistry(exportRefusals)

@@ -100,7 +100,11 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 		}
 	}
 	var info *imageInfo
-	if appliance, ok := a.(address.Appliance); ok && len(disks) > 1 && appliance.IsWhole() {
+	if vm, ok := a.(address.VM); ok {
+		if info, err = c.describeVM(ctx, vm, logs); err != nil {
+			return fmt.Errorf("info %s: %w", c.Src, err)
+		}
+	} else if appliance, ok := a.(address.Appliance); ok && len(disks) > 1 && appliance.IsWhole() {
 		info = describeAppliance(c.Src, disks)
 	} else {
 		src, done, err := c.open(ctx, a, logs)
@@ -220,7 +224,9 @@ func (i *imageInfo) printText(out io.Writer) error {
 	text("format:", i.Format)
 	text("subformat:", i.Subformat)
 	line("virtual size:", bothSizes(i.VirtualSize))
-	line("allocated:", bothSizes(i.Allocated))
+	if i.Allocated != unknownSize {
+		line("allocated:", bothSizes(i.Allocated))
+	}
 	if i.SectorSize > 0 {
 		line("sector size:", bothSizes(i.SectorSize))
 	}
@@ -273,7 +279,10 @@ func (d *applianceDisk) String() string {
 		s += " of " + printable.Name(d.System)
 	}
 	if d.File != "" {
-		s += fmt.Sprintf(", in %s (%s)", printable.Name(d.File), bytesize.Format(d.Size))
+		s += ", in " + printable.Name(d.File)
+	}
+	if d.File != "" && d.Size != unknownSize {
+		s += fmt.Sprintf(" (%s)", bytesize.Format(d.Size))
 	}
 	if d.Error != "" {
 		s += ": " + printable.Line(d.Error)

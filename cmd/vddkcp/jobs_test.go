@@ -100,7 +100,7 @@ func TestJobFileIsValid(t *testing.T) {
 	if err := printJSON(&text, jobFile{1, defaults, list.jobs}); err != nil {
 		t.Fatal(err)
 	}
-	parser, err := newJobParser()
+	parser, err := newJobParser(new(servers))
 	if err != nil {
 		t.Fatal(err)
 	}

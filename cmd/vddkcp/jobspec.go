@@ -45,10 +45,10 @@ type jobParser struct {
 	flags    map[string]*kong.Flag // by the names of fields
 }
 
-func newJobParser() (*jobParser, error) {
+func newJobParser(servers *servers) (*jobParser, error) {
 	p := &jobParser{flags: map[string]*kong.Flag{}, files: fileNames{}}
 	var err error
-	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(&p.environment))...)
+	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(&p.environment, servers))...)
 	if err != nil {
 		return nil, err
 	}
@@ -125,6 +125,8 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 		f.Type, f.Pattern = batch.IntOrText, "^(unlimited|[0-9]+)$"
 	case digestFlag:
 		f.Type, f.Enum = batch.BoolOrText, []string{string(digest.Blksum), string(digest.SHA256)}
+	case quiesceFlag:
+		f.Type, f.Enum = batch.BoolOrText, []string{"try"}
 	case []string, vddkDebug:
 		f.Type = batch.Array
 	default:

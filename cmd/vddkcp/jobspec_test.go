@@ -43,7 +43,7 @@ func manyJobs(n int, remote bool) []byte {
 // TestJobOfVM checks that the source vm:NAME#N of a job stays as it is and is not made an
 // absolute path.
 func TestJobOfVM(t *testing.T) {
-	parser, err := newJobParser()
+	parser, err := newJobParser(new(servers))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func BenchmarkLoadJobs(b *testing.B) {
 	if err := os.WriteFile(filepath.Join(dir, "disk"), nil, 0o644); err != nil {
 		b.Fatal(err)
 	}
-	parser, err := newJobParser()
+	parser, err := newJobParser(new(servers))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func BenchmarkLoadJobs(b *testing.B) {
 // bytes the result takes.
 func loadAllocations(t *testing.T, text []byte) (count uint64, size int64) {
 	t.Helper()
-	parser, err := newJobParser()
+	parser, err := newJobParser(new(servers))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ import (
 var version = "devel"
 
 type cli struct {
+	VMs        vmCommand         `cmd:"" name:"vm" help:"Copy all disks of a virtual machine, as they are at one instant."`
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk. This is the default command."`
 	Export     exportCommand     `cmd:"" help:"Serve disks over NBD until a signal stops the server."`
 	RunJobs    batchCommand      `cmd:"" name:"run" help:"Run the copies that a job file lists."`
@@ -66,11 +67,11 @@ func run(args []string) int {
 	// with an error message instead of ending the program silently. Go returns EPIPE
 	// from writes to standard output only if the program has asked for SIGPIPE.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	secrets := extractSecrets()
+	secrets, servers := extractSecrets(), new(servers)
 
 	var c cli
 	exited, status := false, 0
-	parser, err := newParser(&c, textOutput, errorOutput, func(code int) { exited, status = true, code }, kong.Bind(secrets))
+	parser, err := newParser(&c, textOutput, errorOutput, func(code int) { exited, status = true, code }, kong.Bind(secrets, servers))
 	if err != nil {
 		panic(err) // the declaration of a flag is invalid, which every test detects
 	}
@@ -94,11 +95,21 @@ func run(args []string) int {
 		return fail(errorOutput, false, usage.WithHint(err, "run vddkcp --help for the list of commands and flags"))
 	}
 	commands := new(spawned)
-	ctx, stop := withSignals(context.Background(), commands.kill)
+	ctx, stop := withSignals(context.Background(), func() {
+		commands.kill()
+		servers.abandon()
+	})
 	defer stop()
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	parsed.Bind(&c.Log, parsed.Model, commands)
-	if err := parsed.Run(); err != nil {
+	err = parsed.Run()
+	left := servers.close()
+	if err == nil {
+		err = left
+	} else if left != nil {
+		fail(errorOutput, false, left)
+	}
+	if err != nil {
 		var reported *reportedError
 		if errors.As(err, &reported) {
 			return report.Of(err).Exit
@@ -113,7 +124,7 @@ func run(args []string) int {
 // SRC and copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"vm", "warm", "vddk-worker",
+		"warm", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
 		return usage.New(fmt.Sprintf("this version of vddkcp has no command %q", args[0]), "for a file of that name write ./"+args[0])

@@ -206,7 +206,7 @@ func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
 		return rows
 	}
 	held, harmless = firstColumn(held), firstColumn(harmless)
-	p, err := newJobParser()
+	p, err := newJobParser(new(servers))
 	if err != nil {
 		t.Fatal(err)
 	}

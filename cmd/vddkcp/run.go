@@ -24,7 +24,6 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
-	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // batchCommand is vddkcp run, which runs a batch of copies. docs/cli.md describes it.
@@ -74,8 +73,8 @@ func (c *batchCommand) Validate() error {
 	return nil
 }
 
-func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, commands *spawned) error {
-	parser, err := newJobParser()
+func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, servers *servers, commands *spawned) error {
+	parser, err := newJobParser(servers)
 	if err != nil {
 		return err
 	}
@@ -108,8 +107,9 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	b := &batchRun{
 		batchCommand: c, file: file, parser: parser, asJSON: c.Progress == "json",
 		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
-		commands: commands, budgets: map[string]*vddk.Budget{}, outputs: outputs, refused: map[string]bool{}, registry: vddk.NewRegistry(1),
+		commands: commands, servers: servers, outputs: outputs, refused: map[string]bool{},
 	}
+	servers.limit(file.Limits)
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
 	}
@@ -325,6 +325,9 @@ func batchEnd(r *batch.Report) error {
 		return nil
 	}
 	c := r.Counts
+	if c.Done == len(r.Jobs) {
+		return &batchError{"all jobs are done, but some of them need attention: the messages above name them", "vddkcp cleanup lists the snapshots that are still on the server", r.Exit}
+	}
 	e := &batchError{exit: r.Exit, hint: "run again with --resume to continue the jobs that are not done"}
 	e.message = fmt.Sprintf("%d of %d jobs failed", c.Failed, len(r.Jobs))
 	if c.Interrupted > 0 {
@@ -348,18 +351,14 @@ type batchRun struct {
 	limit   *transfer.Limiter
 
 	commands *spawned
+	servers  *servers
 
 	outputs *outputs // outputs of the whole batch, not of a single job
 
 	checked atomic.Int64 // number of jobs that --check has checked
 
 	mu      sync.Mutex
-	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
-	refused map[string]bool         // paths of outputs that are files of a source, and must not be written; guarded by mu
-
-	// The field registry counts the disks of each VM. After a server has refused a user and
-	// a password, it also prevents another login to this server with them.
-	registry *vddk.Registry
+	refused map[string]bool // paths of outputs that are files of a source, and must not be written; guarded by mu
 }
 
 // assignSecrets lets all jobs use the secrets from environment variables. If the jobs use

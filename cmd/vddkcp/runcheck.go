@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/printable"
@@ -128,7 +129,7 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	file := spec.WritesFile()
 	spec.Resume = spec.Resume || b.Resume && file
 	spec.Log = b.log.With("job", t.Name)
-	p, err := job.Plan(ctx, spec)
+	p, err := b.plan(ctx, t, spec)
 	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, err: err}
 	if !file {
 		r.need = 0
@@ -140,6 +141,15 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 		r.fileSystem = st.Dev
 	}
 	return r
+}
+
+// The method plan checks the copy of a job. For a disk of a VM it makes no snapshot, so the number
+// of bytes to copy is not known, and the size of the disk stands for it.
+func (b *batchRun) plan(ctx context.Context, j *batch.Job, spec job.Spec) (*job.Planned, error) {
+	if a, ok := addressOrPath(j.Source, address.Source).(address.VM); ok {
+		return b.command(j).planOfVM(ctx, a, spec)
+	}
+	return job.Plan(ctx, spec)
 }
 
 // printChecked prints a line for each job. The result bad is the number of jobs that are

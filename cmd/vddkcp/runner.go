@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"sync"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/batch"
@@ -18,7 +20,7 @@ import (
 // The method diskJobs returns what package diskjob needs to run jobs. All jobs of the batch
 // use the same result.
 func (b *batchRun) diskJobs() *diskjob.Jobs {
-	return &diskjob.Jobs{Spec: b.spec, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
+	return &diskjob.Jobs{Spec: b.spec, Copy: b.copyDisk, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
 }
 
 // The method failed shows the user the error of a job's copy. With --log-dir, it also
@@ -36,7 +38,7 @@ func (b *batchRun) failed(t *batch.Task, err error) {
 func (b *batchRun) spec(j *batch.Job) job.Spec {
 	s := b.command(j).spec()
 	o := &s.Opener.VDDK.Options
-	o.Budget, o.Registry = b.budget(j), b.registry
+	o.Budget, o.Registry = b.budget(j), b.servers.logins()
 	outputs := b.outputs.withFile("--log-dir", b.logPath(j))
 	s.Opened = func() error { return outputs.checkOpened(s.Opener, s.BackingOpener) }
 	return s
@@ -54,19 +56,22 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 
 // The method budget returns the limits for memory and connections on an ESXi host. All jobs
 // of this host share them. If the host of a job is unknown, its server counts as the host.
-// The result is nil for a job whose source is on this machine.
+// The result is nil for a job whose source is on this machine. It is also nil for a disk of a
+// VM without a host in the job file, because the server will tell the host.
 func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	key := j.HostKey()
-	if key == "" {
+	if key == "" || address.IsVM(j.Source) && j.Host == "" {
 		return nil
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.budgets[key] == nil {
-		limits := b.file.Limits
-		b.budgets[key] = vddk.NewHostBudget(limits.NFCBuffer, limits.Connections)
+	return b.servers.budget(key)
+}
+
+// The method copyDisk copies the disk that a job describes.
+func (b *batchRun) copyDisk(ctx context.Context, j *batch.Job, spec job.Spec) (*report.Report, error) {
+	if a, ok := addressOrPath(j.Source, address.Source).(address.VM); ok {
+		return b.command(j).copyOfVM(ctx, a, spec)
 	}
-	return b.budgets[key]
+	return job.Run(ctx, spec)
 }
 
 // refuseReport looks for an *outputError, which says that an output, such as a report, is a
@@ -108,13 +113,13 @@ type accesses struct {
 }
 
 func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
-	a := &accesses{registry: b.registry, left: map[*batch.Job]*vddk.Params{}}
+	a := &accesses{registry: b.servers.logins(), left: map[*batch.Job]*vddk.Params{}}
 	for _, j := range jobs {
 		if j.Text("prepare_access") == "" {
 			continue // parsing the flags of a job takes time, and is done only for jobs that need it
 		}
 		c, err := b.parser.command(j)
-		if err != nil || !c.PrepareAccess {
+		if err != nil || !c.PrepareAccess || address.IsVM(j.Source) {
 			continue // the copy will report the error
 		}
 		p := &vddk.Params{Server: withoutBrackets(c.Server), Port: uint32(c.Port), VM: c.VM, PrepareAccess: true}

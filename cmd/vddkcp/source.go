@@ -25,6 +25,14 @@ type sourceFlags struct {
 
 	retryFlags
 	vddkFlags
+	servers *servers `kong:"-"`
+}
+
+// AfterApply is called by kong after parsing. It keeps the sessions of the command, for the
+// disks of VMs.
+func (f *sourceFlags) AfterApply(servers *servers) error {
+	f.servers = servers
+	return nil
 }
 
 // The method opener returns an Opener with the options that the flags set. Before the
@@ -39,6 +47,7 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 		Retry: source.RetryOptions{Retries: int(f.Retries), Timeout: time.Duration(f.RetryTimeout)},
 		VDDK:  &sourceopen.VDDK{Options: vddk.Options{Timeout: time.Duration(f.Timeout), Debug: f.Debug}},
 	}
+	o.VM = func(ctx context.Context, a address.VM) (source.Disk, error) { return f.openVM(ctx, a, o, false) }
 	o.VDDK.Params = func(ctx context.Context, file string) (vddk.Params, error) {
 		warn := o.VDDK.Options.Warn
 		if warn == nil {

@@ -127,16 +127,22 @@ func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 	return nil
 }
 
+// The method tuning returns parameters for a disk without those that name the server and the VM.
+func (f *vddkFlags) tuning(file string, singleLink bool) vddk.Params {
+	return vddk.Params{
+		File: file, NFCHostPort: uint32(f.NFCHostPort), Transports: f.Transports, Compression: f.Compression,
+		Config: f.Config, LibDir: f.LibDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
+		NFCBuffers: vddk.NFCBuffers(f.NFCBuffers), PrepareAccess: f.PrepareAccess,
+	}
+}
+
 // The method params returns the parameters with which VDDK opens a disk. The parameter file
 // is the name of the disk for VDDK. All other parameters are checked before this method
 // asks for secrets and reads them.
 func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, warn func(string)) (vddk.Params, error) {
-	p := vddk.Params{
-		File: file, Server: withoutBrackets(f.Server), User: f.User, VM: f.VM, Snapshot: f.Snapshot, Thumbprint: f.Thumbprint,
-		Port: uint32(f.Port), NFCHostPort: uint32(f.NFCHostPort), Transports: f.Transports, Compression: f.Compression,
-		Config: f.Config, LibDir: f.LibDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
-		NFCBuffers: vddk.NFCBuffers(f.NFCBuffers), PrepareAccess: f.PrepareAccess,
-	}
+	p := f.tuning(file, singleLink)
+	p.Server, p.User, p.VM, p.Snapshot, p.Thumbprint = withoutBrackets(f.Server), f.User, f.VM, f.Snapshot, f.Thumbprint
+	p.Port = uint32(f.Port)
 	// The first call of Validate only needs to know which secrets will be given.
 	p.Password, p.Cookie = f.expected()
 	if err := p.Validate(); err != nil {

@@ -2,7 +2,7 @@
 //
 // The method [Jobs.Runner] is the value of the option Runner of a batch:
 //
-//	jobs := &diskjob.Jobs{Spec: specOf, Display: display, Log: log}
+//	jobs := &diskjob.Jobs{Spec: specOf, Copy: copy, Display: display, Log: log}
 //	r, err := batch.Run(ctx, list, batch.Options{Runner: jobs.Runner, ...})
 //
 // Package batch decides when a job runs, and calls the methods of its [batch.Runner]. The
@@ -27,7 +27,11 @@ type Jobs struct {
 	// Spec returns the options of the copy that a job describes. It is called each time the
 	// options are needed, because keeping the options of a million jobs would take a
 	// gigabyte. It must be safe for concurrent use.
-	Spec    func(*batch.Job) job.Spec
+	Spec func(*batch.Job) job.Spec
+	// Copy copies the disk that a job describes, with the options that Spec has returned for the
+	// job. It is job.Run, or a function that prepares the source first. It must be safe for
+	// concurrent use.
+	Copy    func(context.Context, *batch.Job, job.Spec) (*report.Report, error)
 	Limit   *transfer.Limiter      // limits the bytes that all jobs together read per second; nil: no limit
 	Display *progress.BatchDisplay // shows the jobs that run
 	Log     *slog.Logger           // for messages about jobs that do not run
@@ -55,7 +59,7 @@ func (r runner) Run(ctx context.Context, t *batch.Task) *report.Report {
 	spec.Log, spec.Counters = log, new(progress.Counters)
 	done := r.Display.Start(t.Name, t.Source, spec.Counters)
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
-	copied, err := job.Run(ctx, spec)
+	copied, err := r.Copy(ctx, r.job, spec)
 	done()
 	if report.Of(err).Done() {
 		log.Info("done", "read", bytesize.Format(copied.BytesRead), "written", bytesize.Format(copied.BytesWritten), "seconds", int(copied.Seconds))

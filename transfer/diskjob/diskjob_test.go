@@ -2,6 +2,7 @@ package diskjob_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"os"
@@ -28,6 +29,7 @@ func TestRun(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	jobs := &diskjob.Jobs{
 		Spec:    func(j *batch.Job) job.Spec { return job.Spec{Source: j.Source, Target: j.Target, SourceFormat: "raw"} },
+		Copy:    func(ctx context.Context, _ *batch.Job, s job.Spec) (*report.Report, error) { return job.Run(ctx, s) },
 		Display: progress.NewBatchDisplay(progress.None, io.Discard, 2, nil),
 		Log:     log,
 		Failed:  func(t *batch.Task, _ error) { failed = append(failed, t.Name) },

@@ -209,7 +209,9 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 // request opens the disk again.
 func (e *exports) openSource(ctx context.Context, src address.Address) (source.Disk, error) {
 	open := func(ctx context.Context) (source.Disk, error) { return e.Opener.OpenAddress(ctx, src, e.Format) }
-	if !address.IsRemote(src) {
+	if _, vm := src.(address.VM); vm || !address.IsRemote(src) {
+		// A disk of a VM is opened again below its snapshot. Opening it here again would make
+		// another snapshot, with other content.
 		return open(ctx)
 	}
 	// The disk itself repeats failed requests within --retries and --retry-timeout.

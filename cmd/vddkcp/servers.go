@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/machine"
+	"github.com/vddkcp/vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vsphere"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+)
+
+// The type servers holds what the disks of VMs share in one run of vddkcp: one session for
+// each login, one snapshot for each VM, and one budget for each ESXi host. It is safe for
+// concurrent use.
+type servers struct {
+	snapshots machine.Snapshots
+
+	mu       sync.Mutex
+	sessions map[sessionKey]*serverSession
+	budgets  map[string]*vddk.Budget // by the name of the ESXi host
+	limits   batch.Limits            // of a batch, for budgets
+	registry *vddk.Registry          // nil until it is needed
+	vms      map[foundVM]*vsphere.VM // VMs that were found
+	standing map[string]string       // names of VMs, by the names of the snapshots that exist or may exist
+	left     []error                 // why snapshots could not be removed after their disks were closed
+}
+
+// sessionKey identifies a login.
+type sessionKey struct {
+	server, user     string
+	port             uint32
+	password, cookie string
+}
+
+// serverSession is a session that is open, or is being opened.
+type serverSession struct {
+	lock    chan struct{} // a mutex: has one element while it is unlocked
+	session *vsphere.Session
+	refused error // of the login, which must not be repeated
+}
+
+// The method session returns the session for the login that the flags describe. It logs in if
+// there is none yet.
+func (s *servers) session(ctx context.Context, f *serverFlags, o sessionOptions) (*vsphere.Session, error) {
+	options, err := f.connection(ctx, o.warn)
+	if err != nil {
+		return nil, err
+	}
+	options.Timeout, options.TaskTimeout, options.Retry, options.Log = o.timeout, o.taskTimeout, o.retry.Policy(), o.log
+	options.UserAgent = "vddkcp/" + version
+	key := sessionKey{options.Server, options.User, options.Port, options.Password.Reveal(), options.Cookie.Reveal()}
+	s.mu.Lock()
+	if s.sessions == nil {
+		s.sessions = map[sessionKey]*serverSession{}
+	}
+	entry := s.sessions[key]
+	if entry == nil {
+		entry = &serverSession{lock: make(chan struct{}, 1)}
+		entry.lock <- struct{}{}
+		s.sessions[key] = entry
+	}
+	s.mu.Unlock()
+	select {
+	case <-entry.lock:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { entry.lock <- struct{}{} }()
+	if entry.session != nil || entry.refused != nil {
+		return entry.session, entry.refused
+	}
+	entry.session, err = vsphere.Connect(ctx, options)
+	if errors.As(err, new(*vsphere.LoginError)) {
+		entry.refused = err
+	}
+	return entry.session, err
+}
+
+// sessionOptions are options of a session that do not decide which session is used.
+type sessionOptions struct {
+	timeout, taskTimeout time.Duration
+	retry                source.RetryOptions
+	log                  *slog.Logger
+	warn                 func(string)
+}
+
+// The method budget returns the limits for memory and connections on an ESXi host, which all
+// disks on this host share.
+func (s *servers) budget(host string) *vddk.Budget {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.budgets == nil {
+		s.budgets = map[string]*vddk.Budget{}
+	}
+	if s.budgets[host] == nil {
+		limits := s.limits.WithDefaults()
+		s.budgets[host] = vddk.NewHostBudget(limits.NFCBuffer, limits.Connections)
+	}
+	return s.budgets[host]
+}
+
+// The method limit sets the limits of a batch, before the first budget is used.
+func (s *servers) limit(limits batch.Limits) { s.limits = limits }
+
+// foundVM identifies a VM by its name on the command line.
+type foundVM struct {
+	session *vsphere.Session
+	name    string
+}
+
+// The method find finds a VM. It remembers the result, because a batch may have a job for each
+// disk of a VM, and the server takes some time to search all names.
+func (s *servers) find(ctx context.Context, session *vsphere.Session, name string) (*vsphere.VM, error) {
+	key := foundVM{session, name}
+	s.mu.Lock()
+	vm := s.vms[key]
+	s.mu.Unlock()
+	if vm != nil {
+		return vm, nil
+	}
+	vm, err := session.Find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.vms == nil {
+		s.vms = map[foundVM]*vsphere.VM{}
+	}
+	s.vms[key] = vm
+	return vm, nil
+}
+
+// The method logins returns the registry of refused logins of VDDK.
+func (s *servers) logins() *vddk.Registry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.registry == nil {
+		s.registry = vddk.NewRegistry(1)
+	}
+	return s.registry
+}
+
+// The method stands records that a VM has, or may have, a snapshot of this run. With an empty
+// name of a snapshot, it records that the VM has none any more.
+func (s *servers) stands(vm, snapshot string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.standing == nil {
+		s.standing = map[string]string{}
+	}
+	if snapshot != "" {
+		s.standing[snapshot] = vm
+		return
+	}
+	maps.DeleteFunc(s.standing, func(_, name string) bool { return name == vm })
+}
+
+// The method abandon tells the user which snapshots stay on the server, because a second
+// signal ends vddkcp at once. It waits for nobody who holds the lock.
+func (s *servers) abandon() {
+	if !s.mu.TryLock() {
+		return
+	}
+	for _, snapshot := range slices.Sorted(maps.Keys(s.standing)) {
+		fmt.Fprintf(errorOutput, "vddkcp: the snapshot %s of the VM %s may still be on the server: remove it with: vddkcp cleanup --remove --older-than 0s\n",
+			printable.Name(snapshot), printable.Name(s.standing[snapshot]))
+	}
+}
+
+// The method closed records the error of closing a disk of a VM.
+func (s *servers) closed(err error) {
+	if !errors.As(err, new(*inventory.LeftError)) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = append(s.left, err)
+}
+
+// The method close logs out of all servers. It returns an error if a snapshot could not be
+// removed after its disk was closed. If it cannot log out, it only warns the user.
+func (s *servers) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, entry := range s.sessions {
+		<-entry.lock
+		if entry.session == nil {
+			continue
+		}
+		if err := entry.session.Close(); err != nil {
+			warn(fmt.Sprintf("cannot log out of %s: %v", printable.Name(key.server), err))
+		}
+	}
+	s.sessions = nil
+	if len(s.left) == 0 {
+		return nil
+	}
+	return &leftError{errors.Join(s.left...)}
+}
+
+// leftError says that a command has done its work, but that a snapshot of it is still on the
+// server.
+type leftError struct{ error }
+
+func (e *leftError) Unwrap() error { return e.error }
+
+// ExitStatus returns the exit status for the error. Package report calls this method.
+func (*leftError) ExitStatus() int { return exit.Left }
+
+// Done tells package report that the work is done.
+func (*leftError) Done() bool { return true }

@@ -1,0 +1,410 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/job"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer/machine"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+)
+
+// vmCommand is vddkcp vm, which copies all disks of a VM. docs/cli.md describes it.
+type vmCommand struct {
+	Machine string `arg:"" name:"VM" help:"The virtual machine: its name, its inventory path, moref=ID or uuid=UUID."`
+	Dst     string `arg:"" name:"DST" optional:"" help:"Where to copy the disks: a folder that exists or that ends in a slash, or a template of the targets with {vm}, {n}, {key}, {label}, {folder} and {moref}. DST can be left out if --target names the target of every disk."`
+
+	Disk     []string          `help:"Copy only this disk, which is named by its number or its label (repeatable)." placeholder:"N|LABEL" sep:"none" group:"VM:"`
+	Skip     []string          `help:"Do not copy this disk (repeatable)." placeholder:"N|LABEL" sep:"none" group:"VM:"`
+	Target   map[string]string `help:"Copy disk N to this address, such as a block device or an NBD URI (repeatable)." placeholder:"N=ADDRESS" mapsep:"none" group:"VM:"`
+	Parallel int               `help:"Number of disks to copy at the same time (default 2)." default:"2" placeholder:"N" group:"VM:"`
+	State    string            `help:"Path of the state file, which says how far the copy has come (default: NAME.vddkcp.json in the folder DST, or a file in the user's state folder)." placeholder:"FILE" type:"path" group:"VM:"`
+	snapshotFlags
+	copyFlags
+}
+
+// snapshotFlags say how the snapshot of a VM is made and removed.
+type snapshotFlags struct {
+	Quiesce          quiesceFlag   `help:"Quiesce the file systems of the guest for the snapshot. If that fails, the copy fails; with --quiesce=try it goes on without." group:"VM:"`
+	KeepSnapshot     bool          `help:"If the copy fails, keep the snapshot, so that --resume can continue the copy." group:"VM:"`
+	MinFree          bytesize.Size `help:"Stop if a datastore of the VM has less free space (default 10GiB): a snapshot grows, and a full datastore stops every VM on it." default:"10GiB" placeholder:"SIZE" group:"VM:"`
+	TaskTimeout      patience      `help:"How long to wait for a task of the server, such as the removal of a snapshot (default 6h)." default:"6h" placeholder:"TIME" group:"VM:"`
+	ForceConsolidate bool          `help:"Copy the VM even if its disks needed consolidation before. They are then consolidated at the end." group:"VM:"`
+}
+
+// quiesceFlag is the value of --quiesce. The value is optional.
+type quiesceFlag inventory.Quiesce
+
+// IsBool tells kong that the flag may be given without a value.
+func (*quiesceFlag) IsBool() bool { return true }
+
+// Decode implements kong.MapperValue.
+func (f *quiesceFlag) Decode(ctx *kong.DecodeContext) error {
+	*f = quiesceFlag(inventory.MustQuiesce)
+	if ctx.Scan.Peek().Type != kong.FlagValueToken {
+		return nil
+	}
+	switch value := fmt.Sprint(ctx.Scan.Pop().Value); value {
+	case "true", "yes":
+	case "false", "no":
+		*f = quiesceFlag(inventory.NoQuiesce)
+	case "try":
+		*f = quiesceFlag(inventory.TryQuiesce)
+	default:
+		return fmt.Errorf("%q: want try, or no value", value)
+	}
+	return nil
+}
+
+// Validate checks combinations of flags. The package kong calls it.
+func (c *vmCommand) Validate() error {
+	for _, refused := range []struct {
+		given     bool
+		flag, why string
+	}{
+		{c.SingleLink, "--single-link", "the copy would have only what is in the last snapshot"},
+		{c.Backing != "", "--backing", "a backing image belongs to one disk: copy the disk with vddkcp vm:VM#N DST"},
+		{c.SourceFormat != "", "--source-format", "the disks of a VM are always raw"},
+		{c.Snapshot != "", "--snapshot", "vddkcp makes a snapshot of the VM itself"},
+		{c.VM != "", "--vm", "the VM is the first argument"},
+		{c.Size != nil, "--size", "the server knows the sizes of the disks"},
+		{c.Journal != "", "--journal", "a journal belongs to one disk: copy the disk with vddkcp vm:VM#N DST"},
+	} {
+		if refused.given {
+			return fmt.Errorf("%s cannot be used for a whole VM: %s", refused.flag, refused.why)
+		}
+	}
+	if c.Parallel < 1 || c.Parallel > 64 {
+		return fmt.Errorf("--parallel: %d: want 1 to 64 disks", c.Parallel)
+	}
+	if c.Dst == "" && len(c.Target) == 0 {
+		return errors.New("no target is given: want DST, or --target N=ADDRESS for every disk")
+	}
+	return c.copyFlags.Validate()
+}
+
+func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
+	style := progressStyle(c.Progress)
+	display := progress.NewBatchDisplay(style, displayOutput, 0, terminalSize)
+	asJSON := style == progress.JSON
+	outputs := new(outputs)
+	outputs.add("--report", c.Report)
+	outputs.add("--log-file", logs.LogFile)
+	outputs.addOwn("--state", c.State)
+	outputs.protectSecret("the password", c.Password)
+	outputs.protectSecret("the cookie", c.Cookie)
+	if err := outputs.check(); err != nil {
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
+	log, closeLog, err := logs.open(display, asJSON)
+	if err != nil {
+		return usage.Wrap(err)
+	}
+	var r *machine.Report
+	err = shown(display, func() (err error) {
+		r, err = c.copyVM(ctx, log, display)
+		return err
+	})
+	if c.Report != "" {
+		if r == nil {
+			r = machine.NewReport(c.Machine)
+			r.EndWith(err)
+		}
+		err = errors.Join(err, r.Write(c.Report))
+	}
+	if closed := closeLog(); closed != nil && err == nil {
+		err = fmt.Errorf("log file: %w", closed)
+	}
+	if err != nil {
+		err = fmt.Errorf("vm %s: %w", printable.Name(c.Machine), err)
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
+	return nil
+}
+
+// The method copyVM copies the VM. With --dry-run it only prints what a copy would do.
+func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progress.BatchDisplay) (*machine.Report, error) {
+	targets, err := c.targets()
+	if err != nil {
+		return nil, err
+	}
+	o := c.sessionOptions(log)
+	o.taskTimeout = time.Duration(c.TaskTimeout)
+	v, err := c.findVM(ctx, c.Machine, o)
+	if err != nil {
+		return nil, err
+	}
+	spec := v.spec(c.Machine, log)
+	c.snapshotFlags.apply(&spec)
+	spec.Only, spec.Skip, spec.Parallel = c.Disk, c.Skip, c.Parallel
+	spec.Resume, spec.Force = c.Resume, c.Force
+	spec.Targets = func(vm *inventory.VM, disks []inventory.Disk) ([]string, error) {
+		display.ShowVM(vm.Name, len(disks))
+		return targets.of(vm, disks)
+	}
+	spec.State = func(vm *inventory.VM, targets []string) (string, error) { return c.statePath(vm, targets) }
+	limit := c.limiter()
+	spec.Job = func(*inventory.Disk, string) job.Spec {
+		copy := copyCommand{copyFlags: c.copyFlags}
+		s := copy.spec()
+		s.Limit, s.Log = limit, log
+		return s
+	}
+	spec.Phase = func(p machine.Phase, percent int) { display.Phase(c.Machine, string(p), percent) }
+	spec.Begin = func(d *inventory.Disk, _ string) (*progress.Counters, func()) {
+		counters := new(progress.Counters)
+		done := display.StartDisk(c.Machine, d.N, address.VM{Name: c.Machine, Disk: strconv.Itoa(d.N)}.String(), counters)
+		return counters, func() {
+			done()
+			display.Ended("done")
+		}
+	}
+	if c.DryRun {
+		_, missing := os.Stat(c.Dst)
+		spec.NewFolder = c.makesFolder() && errors.Is(missing, fs.ErrNotExist)
+		p, err := machine.Plan(ctx, spec)
+		if err == nil {
+			err = c.printPlan(p)
+		}
+		return p.Report, err
+	}
+	if c.makesFolder() {
+		if err := os.MkdirAll(c.Dst, 0o777); err != nil {
+			return nil, err
+		}
+	}
+	return machine.Run(ctx, spec)
+}
+
+// The method limiter returns the limit of --rate-limit for all disks together, or nil.
+func (c *copyFlags) limiter() *transfer.Limiter {
+	if c.RateLimit <= 0 {
+		return nil
+	}
+	return transfer.NewLimiter(int64(c.RateLimit))
+}
+
+// The method apply sets the fields of a Spec that the flags describe.
+func (f *snapshotFlags) apply(spec *machine.Spec) {
+	spec.Quiesce, spec.KeepSnapshot, spec.MinFree = inventory.Quiesce(f.Quiesce), f.KeepSnapshot, int64(f.MinFree)
+	spec.ForceConsolidate = f.ForceConsolidate
+}
+
+// The method makesFolder reports whether the folder DST is created if it does not exist.
+func (c *vmCommand) makesFolder() bool {
+	return strings.HasSuffix(c.Dst, "/") && !strings.Contains(c.Dst, "{")
+}
+
+// vmTargets are the targets of the disks of a VM.
+type vmTargets struct {
+	template *machine.Template // nil without DST
+	disks    map[string]string // the targets of disks, by their numbers or labels
+}
+
+func (c *vmCommand) targets() (*vmTargets, error) {
+	t := &vmTargets{disks: c.Target}
+	for name, text := range c.Target {
+		if _, err := address.Parse(text, address.Target); err != nil {
+			return nil, fmt.Errorf("--target %s: %w", name, err)
+		}
+	}
+	if c.Dst == "" {
+		return t, nil
+	}
+	var err error
+	t.template, err = machine.ParseTarget(c.Dst, c.Format)
+	return t, err
+}
+
+// The method of returns the target of each disk.
+func (t *vmTargets) of(vm *inventory.VM, disks []inventory.Disk) (addresses []string, err error) {
+	unused := map[string]bool{}
+	for name := range t.disks {
+		unused[name] = true
+	}
+	var all []machine.Target
+	for i := range disks {
+		d := &disks[i]
+		name := strconv.Itoa(d.N)
+		target, ok := t.disks[name]
+		if !ok {
+			name = d.Label
+			target, ok = t.disks[name]
+		}
+		delete(unused, name)
+		if !ok && t.template == nil {
+			return nil, usage.Errorf("%s has no target: add --target %d=ADDRESS, or name a folder DST", d.Title(), d.N)
+		}
+		if !ok {
+			if target, err = t.template.Target(vm, d); err != nil {
+				return nil, err
+			}
+		}
+		addresses = append(addresses, target)
+		all = append(all, machine.Target{VM: vm, Disk: d, Address: target})
+	}
+	for name := range unused {
+		return nil, usage.New(fmt.Sprintf("--target %s: no disk of the VM that is copied has this number or label", printable.Name(name)), "the disks are "+inventory.ListDisks(disks))
+	}
+	return addresses, machine.CheckTargets(all)
+}
+
+// The method statePath returns the path of the state file: next to the disks if DST is a folder,
+// otherwise in the user's state folder.
+func (c *vmCommand) statePath(vm *inventory.VM, targets []string) (string, error) {
+	if c.State != "" {
+		return c.State, nil
+	}
+	if c.Dst != "" && !strings.Contains(c.Dst, "{") {
+		fi, err := os.Stat(c.Dst)
+		if err == nil && fi.IsDir() || strings.HasSuffix(c.Dst, "/") {
+			return filepath.Join(c.Dst, machine.CleanName(vm.Name)+".vddkcp.json"), nil
+		}
+	}
+	return hiddenState(vm, targets)
+}
+
+// hiddenState returns the path of a state file in the user's state folder. It depends on the VM
+// and on the targets.
+func hiddenState(vm *inventory.VM, targets []string) (string, error) {
+	hash := sha256.New()
+	for _, target := range targets {
+		if a, err := address.Parse(target, address.Target); err == nil {
+			if path, ok := a.(address.Path); ok {
+				if abs, err := filepath.Abs(string(path)); err == nil {
+					target = abs
+				}
+			}
+		}
+		fmt.Fprintf(hash, "%q\n", target)
+	}
+	path, err := journal.DefaultPath("vm")
+	if err != nil {
+		return "", err
+	}
+	name := machine.CleanName(cmp.Or(vm.InstanceUUID, vm.Moref)) + "-" + hex.EncodeToString(hash.Sum(nil)[:8]) + ".json"
+	return filepath.Join(filepath.Dir(path), name), nil
+}
+
+// The method printPlan prints what a copy would do.
+func (c *vmCommand) printPlan(p *machine.Planned) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "vm: %s (%s, %s)\npower: %s\nstate file: %s\n", printable.Name(p.VM.Name), printable.Name(p.VM.Path), printable.Name(p.VM.Moref), p.VM.Power, printable.Name(p.State))
+	for i := range p.Disks {
+		d := &p.Disks[i]
+		fmt.Fprintf(&b, "%s: %d bytes (%s): %s -> %s\n", d.Title(), d.Size, bytesize.Format(d.Size), printable.Name(d.File), printable.Name(p.Targets[i]))
+	}
+	_, err := textOutput.Write([]byte(b.String()))
+	return err
+}
+
+// copyOfVM copies one disk of a VM, whose address is the source of a copy.
+func (c *copyCommand) copyOfVM(ctx context.Context, a address.VM, spec job.Spec) (*report.Report, error) {
+	o := c.sessionOptions(spec.Log)
+	v, err := c.findVM(ctx, a.Name, o)
+	if err != nil {
+		return c.failed(err)
+	}
+	m, err := v.copySpec(ctx, a, c, spec)
+	if err != nil {
+		return c.failed(err)
+	}
+	r, err := machine.Run(ctx, m)
+	return ofOneDisk(c.Src, c.Dst, r, err), err
+}
+
+// planOfVM checks the copy of one disk of a VM. It makes no snapshot. How much data the disk has is
+// therefore not known, and its size stands for that.
+func (c *copyCommand) planOfVM(ctx context.Context, a address.VM, spec job.Spec) (*job.Planned, error) {
+	planned := &job.Planned{Report: report.New(c.Src, c.Dst)}
+	err := func() error {
+		v, err := c.findVM(ctx, a.Name, c.sessionOptions(spec.Log))
+		if err != nil {
+			return err
+		}
+		m, err := v.copySpec(ctx, a, c, spec)
+		if err != nil {
+			return err
+		}
+		p, err := machine.Plan(ctx, m)
+		if err != nil {
+			return err
+		}
+		planned.Size = p.Disks[0].Size
+		planned.Data, planned.Need, planned.Extents = planned.Size, planned.Size, 1
+		planned.Target = job.TargetOf(spec)
+		return nil
+	}()
+	if err != nil {
+		err = fmt.Errorf("copy %s: %w", c.Src, err)
+	}
+	if end := planned.Report.EndWith(err); end.Done() {
+		planned.Report.End(report.StatusSkipped, 0)
+	}
+	return planned, err
+}
+
+// The method copySpec returns the Spec of the copy of one disk to the target of a copy.
+func (v *vmSource) copySpec(ctx context.Context, a address.VM, c *copyCommand, copied job.Spec) (machine.Spec, error) {
+	spec := v.spec(a.Name, copied.Log)
+	var err error
+	if spec.Only, err = v.oneDisk(ctx, a); err != nil {
+		return spec, err
+	}
+	c.snapshotFlags.apply(&spec)
+	spec.Single, spec.Resume, spec.Force = true, copied.Resume, copied.Force
+	spec.Targets = func(*inventory.VM, []inventory.Disk) ([]string, error) { return []string{copied.Target}, nil }
+	spec.State = func(vm *inventory.VM, targets []string) (string, error) {
+		if copied.WritesFile() {
+			return targets[0] + ".vddkcp.json", nil
+		}
+		return hiddenState(vm, targets)
+	}
+	spec.Job = func(*inventory.Disk, string) job.Spec { return copied }
+	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func()) { return copied.Counters, func() {} }
+	return spec, nil
+}
+
+// The method failed returns the report of a copy that failed before it began, and its error.
+func (c *copyCommand) failed(err error) (*report.Report, error) {
+	err = fmt.Errorf("copy %s: %w", c.Src, err)
+	r := report.New(c.Src, c.Dst)
+	r.EndWith(err)
+	return r, err
+}
+
+// ofOneDisk returns the report of the copy of one disk of a VM, as a copy of a disk at another
+// address has it.
+func ofOneDisk(src, dst string, m *machine.Report, err error) *report.Report {
+	r := report.New(src, dst)
+	if len(m.Rounds) > 0 && m.Rounds[0].Disks[0] != nil {
+		r = m.Rounds[0].Disks[0]
+	}
+	r.Source, r.Target, r.Started = src, dst, m.Started
+	r.Warnings = append(r.Warnings, m.Warnings...)
+	r.EndWith(err)
+	return r
+}

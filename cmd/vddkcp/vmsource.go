@@ -1,0 +1,227 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer/machine"
+	"github.com/vddkcp/vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vsphere"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
+)
+
+// vmSource opens the disks of a VM through VDDK. It implements machine.Opener.
+type vmSource struct {
+	servers *servers
+	session *vsphere.Session
+	vm      *vsphere.VM
+	flags   *sourceFlags
+	revive  bool // open a disk again that was lost, however late
+
+	byPassword atomic.Bool // the server has refused the cookie of the session to VDDK
+}
+
+// findVM logs in and finds a VM. The parameter name is one of the forms that name a VM on the
+// command line.
+func (f *sourceFlags) findVM(ctx context.Context, name string, o sessionOptions) (*vmSource, error) {
+	switch {
+	case f.VM != "":
+		return nil, usage.Errorf("--vm: the VM is named already, %s: leave this flag out", printable.Name(name))
+	case f.Snapshot != "":
+		return nil, usage.Errorf("--snapshot: vddkcp makes a snapshot of the VM %s itself: leave this flag out", printable.Name(name))
+	}
+	session, err := f.servers.session(ctx, &f.serverFlags, o)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := f.servers.find(ctx, session, name)
+	if err != nil {
+		return nil, err
+	}
+	return &vmSource{servers: f.servers, session: session, vm: vm, flags: f}, nil
+}
+
+// The method sessionOptions returns the options of a session with the given log.
+func (f *sourceFlags) sessionOptions(log *slog.Logger) sessionOptions {
+	return sessionOptions{
+		timeout: time.Duration(f.Timeout), log: log, warn: func(message string) { log.Warn(message) },
+		retry: source.RetryOptions{Retries: int(f.Retries), Timeout: time.Duration(f.RetryTimeout), OnRetry: retry.LogTo(log, "the server is asked again")},
+	}
+}
+
+// The method spec returns the Spec for copying or opening disks of the VM.
+func (v *vmSource) spec(name string, log *slog.Logger) machine.Spec {
+	return machine.Spec{
+		Machine: v.vm, Opener: v, Server: v.server(), Name: name,
+		Snapshots: &v.servers.snapshots, Left: v.servers.stands, Log: log,
+	}
+}
+
+// The method server returns what identifies the server in state files and identities.
+func (v *vmSource) server() string {
+	return cmp.Or(v.session.About().InstanceUUID, v.session.Server)
+}
+
+// Open implements machine.Opener.
+func (v *vmSource) Open(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, o *sourceopen.Opener) (source.Disk, error) {
+	host := ""
+	if vm, err := v.vm.Describe(ctx); err == nil {
+		host = vm.Host
+	}
+	params, err := v.params(ctx, s, d)
+	if err != nil {
+		return nil, err
+	}
+	// The caller may open several disks with the same Opener at the same time.
+	o = &sourceopen.Opener{Retry: o.Retry, SingleLink: o.SingleLink, VDDK: &sourceopen.VDDK{
+		Options: o.VDDK.Options,
+		Params:  func(context.Context, string) (vddk.Params, error) { return params, nil },
+	}}
+	options := &o.VDDK.Options
+	options.Refresh = func(ctx context.Context, refused error) (vddk.Params, error) { return v.refreshed(ctx, s, d, refused) }
+	if options.Budget == nil && host != "" {
+		options.Budget = v.servers.budget("host " + host)
+	}
+	if options.Registry == nil {
+		options.Registry = v.servers.logins()
+	}
+	open := func(ctx context.Context) (source.Disk, error) {
+		return o.OpenAddress(ctx, address.ForVDDK(params.File), "raw")
+	}
+	if !v.revive {
+		return open(ctx)
+	}
+	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: o.Retry.OnRetry})
+}
+
+// The method params returns the parameters with which VDDK opens a disk: with the cookie of
+// the session, so that VDDK does not log in itself, unless the server has refused the cookie.
+func (v *vmSource) params(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk) (vddk.Params, error) {
+	p := v.flags.tuning(d.File, v.flags.SingleLink)
+	p.Server, p.Port, p.Thumbprint = v.session.Server, v.session.Port, v.session.Thumbprint
+	p.User = cmp.Or(v.session.User, "vddkcp")
+	p.VM = "moref=" + v.vm.Moref()
+	if s != nil {
+		p.Snapshot = s.Moref
+	}
+	if v.byPassword.Load() {
+		p.Password = v.session.Password
+		return p, nil
+	}
+	var err error
+	p.Cookie, err = v.session.Cookie(ctx)
+	return p, err
+}
+
+// The method refreshed returns the parameters for opening a disk again, because its files may have
+// been moved, and the session may be a new one. The parameter refused is nil, or the error with
+// which the server has refused the cookie of the session. In that case VDDK logs in by itself, if
+// there is a password.
+func (v *vmSource) refreshed(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, refused error) (vddk.Params, error) {
+	now, err := v.present(ctx, s, d)
+	if errors.Is(err, inventory.ErrSnapshotGone) || errors.Is(err, inventory.ErrVMGone) {
+		err = retry.Permanent(err)
+	}
+	if err != nil {
+		return vddk.Params{}, err
+	}
+	if refused != nil && v.session.Password.IsSet() {
+		v.byPassword.Store(true)
+	}
+	return v.params(ctx, s, now)
+}
+
+// The method present returns the disk d of the VM, or of the snapshot s, as the server describes it
+// now.
+func (v *vmSource) present(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk) (*inventory.Disk, error) {
+	var disks []inventory.Disk
+	if s != nil {
+		now, err := v.vm.Find(ctx, s.Name)
+		if err != nil {
+			return nil, err
+		}
+		if now.Moref != s.Moref {
+			return nil, inventory.ErrSnapshotGone
+		}
+		disks = now.Disks
+	} else {
+		vm, err := v.vm.Describe(ctx)
+		if err != nil {
+			return nil, err
+		}
+		disks = vm.Disks
+	}
+	for i := range disks {
+		if inventory.SameDisk(&disks[i], d) {
+			return &disks[i], nil
+		}
+	}
+	return nil, retry.Permanent(fmt.Errorf("the VM does not have the disk %s any more", printable.Name(d.Label)))
+}
+
+// The method openVM opens a disk of a VM for a command that only reads it. It makes a snapshot,
+// which is removed when the disk is closed.
+func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Opener, revive bool) (source.Disk, error) {
+	log := o.VDDK.Options.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	v, err := f.findVM(ctx, a.Name, f.sessionOptions(log))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", a, err)
+	}
+	v.revive = revive
+	spec := v.spec(a.Name, log)
+	spec.Single = true
+	if spec.Only, err = v.oneDisk(ctx, a); err != nil {
+		return nil, fmt.Errorf("%s: %w", a, err)
+	}
+	d, err := machine.Open(ctx, spec, o)
+	if err != nil {
+		f.servers.closed(err)
+		return nil, fmt.Errorf("%s: %w", a, err)
+	}
+	return &vmDisk{d, f.servers}, nil
+}
+
+// The method oneDisk returns the disk that an address of a VM names. An address that names no
+// disk means the only disk of the VM.
+func (v *vmSource) oneDisk(ctx context.Context, a address.VM) (only []string, err error) {
+	if a.Disk != "" {
+		return []string{a.Disk}, nil
+	}
+	vm, err := v.vm.Describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, err = inventory.FindDisk(vm, "")
+	return nil, err
+}
+
+// vmDisk tells servers whether its snapshot was removed when it was closed.
+type vmDisk struct {
+	source.Disk
+	servers *servers
+}
+
+// Unwrap implements source.Wrapper.
+func (d *vmDisk) Unwrap() source.Disk { return d.Disk }
+
+// Close closes the disk.
+func (d *vmDisk) Close() error {
+	err := d.Disk.Close()
+	d.servers.closed(err)
+	return err
+}
