@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/secret"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
@@ -59,6 +60,24 @@ func TestJobOfVM(t *testing.T) {
 	}
 	if j := f.Jobs[0]; j.Source != "vm:web01#1" || j.Target != dir+"/a.raw" {
 		t.Errorf("source %q, target %q", j.Source, j.Target)
+	}
+}
+
+// TestJobSecrets checks that jobs get the secrets of the environment, also for disks of VMs.
+func TestJobSecrets(t *testing.T) {
+	parser, err := newJobParser(new(servers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parser.environment.password = secret.New("e")
+	for _, source := range []string{"[ds] web01/web01.vmdk", "vm:web01#1"} {
+		c, err := parser.command(&batch.Job{Source: source, Target: "/a.raw"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if password, _ := c.expected(); password.Reveal() != "e" || c.servers == nil {
+			t.Errorf("%s: the job has not got the password of the environment", source)
+		}
 	}
 }
 

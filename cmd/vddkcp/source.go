@@ -29,10 +29,10 @@ type sourceFlags struct {
 }
 
 // AfterApply is called by kong after parsing. It keeps the sessions of the command, for the
-// disks of VMs.
-func (f *sourceFlags) AfterApply(servers *servers) error {
+// disks of VMs. It hides the method of serverFlags, which it calls.
+func (f *sourceFlags) AfterApply(environment *secretEnvironment, servers *servers) error {
 	f.servers = servers
-	return nil
+	return f.serverFlags.AfterApply(environment)
 }
 
 // The method opener returns an Opener with the options that the flags set. Before the

@@ -195,6 +195,9 @@ func inLines(lines []string) string {
 func (d *BatchDisplay) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if last {
+		d.phase = ""
+	}
 	now := time.Now()
 	total := d.bytes
 	for _, j := range d.running {
