@@ -76,99 +76,103 @@ func (v *vmSource) server() string {
 
 // Open implements machine.Opener.
 func (v *vmSource) Open(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, o *sourceopen.Opener) (source.Disk, error) {
-	host := ""
-	if vm, err := v.vm.Describe(ctx); err == nil {
-		host = vm.Host
-	}
-	params, err := v.params(ctx, s, d)
-	if err != nil {
-		return nil, err
-	}
 	// The caller may open several disks with the same Opener at the same time.
-	o = &sourceopen.Opener{Retry: o.Retry, SingleLink: o.SingleLink, VDDK: &sourceopen.VDDK{
-		Options: o.VDDK.Options,
-		Params:  func(context.Context, string) (vddk.Params, error) { return params, nil },
-	}}
+	o = &sourceopen.Opener{Retry: o.Retry, SingleLink: o.SingleLink, VDDK: &sourceopen.VDDK{Options: o.VDDK.Options}}
 	options := &o.VDDK.Options
-	options.Refresh = func(ctx context.Context, refused error) (vddk.Params, error) { return v.refreshed(ctx, s, d, refused) }
-	if options.Budget == nil && host != "" {
-		options.Budget = v.servers.budget("host " + host)
-	}
 	if options.Registry == nil {
 		options.Registry = v.servers.logins()
 	}
+	disk := &frozenDisk{v, s, d, options.Budget}
+	options.Refresh = disk.refresh
+	o.VDDK.Params = func(ctx context.Context, _ string) (vddk.Params, error) { return disk.params(ctx, d) }
 	open := func(ctx context.Context) (source.Disk, error) {
-		return o.OpenAddress(ctx, address.ForVDDK(params.File), "raw")
+		return o.OpenAddress(ctx, address.ForVDDK(d.File), "raw")
 	}
 	if !v.revive {
 		return open(ctx)
 	}
+	o.VDDK.Params = func(ctx context.Context, _ string) (vddk.Params, error) { return disk.refresh(ctx, nil) }
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: o.Retry.OnRetry})
 }
 
-// The method params returns the parameters with which VDDK opens a disk: with the cookie of
-// the session, so that VDDK does not log in itself, unless the server has refused the cookie.
-func (v *vmSource) params(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk) (vddk.Params, error) {
-	p := v.flags.tuning(d.File, v.flags.SingleLink)
-	p.Server, p.Port, p.Thumbprint = v.session.Server, v.session.Port, v.session.Thumbprint
-	p.User = cmp.Or(v.session.User, "vddkcp")
-	p.VM = "moref=" + v.vm.Moref()
-	if s != nil {
-		p.Snapshot = s.Moref
+// frozenDisk knows how VDDK reaches a disk of a VM.
+type frozenDisk struct {
+	*vmSource
+	snapshot *inventory.Snapshot // nil: the VM is powered off
+	disk     *inventory.Disk     // as it was when it was opened first
+	budget   *vddk.Budget        // of the host that a job file names; nil: of the host on which the VM is registered
+}
+
+// The method params returns the parameters with which VDDK opens the disk, which is now the disk
+// now: with the cookie of the session, so that VDDK does not log in itself, unless the server has
+// refused the cookie.
+func (f *frozenDisk) params(ctx context.Context, now *inventory.Disk) (vddk.Params, error) {
+	p := f.flags.tuning(now.File, f.flags.SingleLink)
+	p.Server, p.Port, p.Thumbprint = f.session.Server, f.session.Port, f.session.Thumbprint
+	p.User = cmp.Or(f.session.User, "vddkcp")
+	p.VM = "moref=" + f.vm.Moref()
+	if f.snapshot != nil {
+		p.Snapshot = f.snapshot.Moref
 	}
-	if v.byPassword.Load() {
-		p.Password = v.session.Password
+	if p.Budget = f.budget; p.Budget == nil {
+		vm, err := f.vm.Describe(ctx)
+		if err != nil {
+			return p, err
+		}
+		p.Budget = f.servers.budget("host " + vm.Host)
+	}
+	if f.byPassword.Load() {
+		p.Password = f.session.Password
 		return p, nil
 	}
 	var err error
-	p.Cookie, err = v.session.Cookie(ctx)
+	p.Cookie, err = f.session.Cookie(ctx)
 	return p, err
 }
 
-// The method refreshed returns the parameters for opening a disk again, because its files may have
+// The method refresh returns the parameters for opening the disk again, because its files may have
 // been moved, and the session may be a new one. The parameter refused is nil, or the error with
 // which the server has refused the cookie of the session. In that case VDDK logs in by itself, if
 // there is a password.
-func (v *vmSource) refreshed(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, refused error) (vddk.Params, error) {
-	now, err := v.present(ctx, s, d)
+func (f *frozenDisk) refresh(ctx context.Context, refused error) (vddk.Params, error) {
+	now, err := f.present(ctx)
 	if errors.Is(err, inventory.ErrSnapshotGone) || errors.Is(err, inventory.ErrVMGone) {
 		err = retry.Permanent(err)
 	}
 	if err != nil {
 		return vddk.Params{}, err
 	}
-	if refused != nil && v.session.Password.IsSet() {
-		v.byPassword.Store(true)
+	if refused != nil && f.session.Password.IsSet() {
+		f.byPassword.Store(true)
 	}
-	return v.params(ctx, s, now)
+	return f.params(ctx, now)
 }
 
-// The method present returns the disk d of the VM, or of the snapshot s, as the server describes it
-// now.
-func (v *vmSource) present(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk) (*inventory.Disk, error) {
+// The method present returns the disk as the server describes it now.
+func (f *frozenDisk) present(ctx context.Context) (*inventory.Disk, error) {
 	var disks []inventory.Disk
-	if s != nil {
-		now, err := v.vm.Find(ctx, s.Name)
+	if f.snapshot != nil {
+		s, err := f.vm.Find(ctx, f.snapshot.Name)
 		if err != nil {
 			return nil, err
 		}
-		if now.Moref != s.Moref {
+		if s.Moref != f.snapshot.Moref {
 			return nil, inventory.ErrSnapshotGone
 		}
-		disks = now.Disks
+		disks = s.Disks
 	} else {
-		vm, err := v.vm.Describe(ctx)
+		vm, err := f.vm.Describe(ctx)
 		if err != nil {
 			return nil, err
 		}
 		disks = vm.Disks
 	}
 	for i := range disks {
-		if inventory.SameDisk(&disks[i], d) {
+		if inventory.SameDisk(&disks[i], f.disk) {
 			return &disks[i], nil
 		}
 	}
-	return nil, retry.Permanent(fmt.Errorf("the VM does not have the disk %s any more", printable.Name(d.Label)))
+	return nil, retry.Permanent(fmt.Errorf("the VM does not have the disk %s any more", printable.Name(f.disk.Label)))
 }
 
 // The method openVM opens a disk of a VM for a command that only reads it. It makes a snapshot,
