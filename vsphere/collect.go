@@ -17,8 +17,8 @@ import (
 const pageSize = 100
 
 // parallelPages is how many pages are asked for at the same time. While the server makes a page,
-// another one is decoded.
-const parallelPages = 2
+// others are on their way or are decoded.
+const parallelPages = 4
 
 // retrieve asks for the properties of objects. Objects that do not exist are left out of the result.
 func (s *Session) retrieve(ctx context.Context, objects []types.ObjectSpec, properties []types.PropertySpec) ([]types.ObjectContent, error) {

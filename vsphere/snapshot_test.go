@@ -269,7 +269,7 @@ func TestSnapshotWaitsForOtherTask(t *testing.T) {
 // The server carries out the request some time after the connection was lost.
 func TestSnapshotMadeLate(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, func(o *Options) { o.Poll = 20 * time.Millisecond })
+	s := connect(t, server, func(o *Options) { o.Poll = 100 * time.Millisecond })
 	v, err := s.Find(t.Context(), "web01")
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +293,7 @@ func TestSnapshotMadeLate(t *testing.T) {
 // The same, after Snapshot was interrupted.
 func TestRemoveOfSnapshotMadeLate(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, func(o *Options) { o.Poll = 20 * time.Millisecond })
+	s := connect(t, server, func(o *Options) { o.Poll = 100 * time.Millisecond })
 	v, err := s.Find(t.Context(), "web01")
 	if err != nil {
 		t.Fatal(err)
