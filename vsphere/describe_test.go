@@ -203,3 +203,18 @@ func TestDescribeDisks(t *testing.T) {
 		})
 	}
 }
+
+// The configuration of a real snapshot has all devices of the VM.
+func TestSnapshotDisks(t *testing.T) {
+	devices := []types.BaseVirtualDevice{
+		&types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: 2000, Backing: &types.VirtualDiskFlatVer2BackingInfo{DiskMode: "independent_persistent"}}},
+		&types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: 2001, Backing: &types.VirtualDiskFlatVer2BackingInfo{DiskMode: "persistent"}}},
+		&types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: 2002, Backing: &types.VirtualDiskRawDiskMappingVer1BackingInfo{CompatibilityMode: "physicalMode"}}},
+		&types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: 2003, Backing: &types.VirtualDiskLocalPMemBackingInfo{}}},
+		&types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: 2004, Backing: &types.VirtualDiskRawDiskMappingVer1BackingInfo{CompatibilityMode: "virtualMode"}}},
+	}
+	disks := snapshotDisks(devices, testTables())
+	if len(disks) != 2 || disks[0].Key != 2001 || disks[0].N != 2 || disks[1].Key != 2004 || disks[0].Verdict != inventory.Running {
+		t.Errorf("disks %+v", disks)
+	}
+}

@@ -74,13 +74,17 @@ func (v *VM) describeSnapshot(ctx context.Context, node *snapshotNode) (*invento
 	if err := known.complete(ctx, s, storesOf(devices)); err != nil {
 		return nil, v.explain("read a snapshot of", err)
 	}
+	return &inventory.Snapshot{Name: node.Name, Moref: node.Moref, Quiesced: node.quiesced, Disks: snapshotDisks(devices, known)}, nil
+}
+
+// snapshotDisks returns the disks of a snapshot with the given devices. The configuration of a
+// snapshot also has the disks that are not in the snapshot. They are left out.
+func snapshotDisks(devices []types.BaseVirtualDevice, known *tables) []inventory.Disk {
 	vm := &inventory.VM{Disks: describeDisks(devices, known)}
 	vm.Judge()
-	// The configuration also has the disks of which no snapshot is made.
-	vm.Disks = slices.DeleteFunc(vm.Disks, func(d inventory.Disk) bool {
+	return slices.DeleteFunc(vm.Disks, func(d inventory.Disk) bool {
 		return strings.HasPrefix(d.Mode, "independent") || d.Backing == inventory.RDMPhysical || d.Backing == inventory.PMem
 	})
-	return &inventory.Snapshot{Name: node.Name, Moref: node.Moref, Quiesced: node.quiesced, Disks: vm.Disks}, nil
 }
 
 func snapshotReference(moref string) types.ManagedObjectReference {
@@ -227,9 +231,6 @@ func (m *making) create(ctx context.Context) error {
 	}
 	if decided {
 		m.setUncertain(m.request.Name, false)
-	}
-	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
 	}
 	return err
 }

@@ -242,27 +242,53 @@ func TestSnapshotFaults(t *testing.T) {
 	}
 }
 
-// onceCalled makes the server call f at the first request for properties after a call of the given
-// method.
-func onceCalled(server *vspheretest.Server, method string, f func()) {
-	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: func() {
+// onceCalled makes the server call f at each request for properties after the first call of the
+// given method.
+func onceCalled(server *vspheretest.Server, method string, f func()) *vspheretest.Rule {
+	return server.On("RetrievePropertiesEx", vspheretest.Fault{Do: func() {
 		if server.Calls()[method] > 0 {
 			f()
 		}
 	}})
 }
 
+// countdown returns a function that calls f when it is called for the n-th time.
+func countdown(n int, f func()) func() {
+	return func() {
+		if n--; n == 0 {
+			f()
+		}
+	}
+}
+
+// While another task runs, the server is not asked for a snapshot again and again.
 func TestSnapshotWaitsForOtherTask(t *testing.T) {
 	server := vspheretest.New(t, web01)
 	v := findVM(t, server, "web01")
 	end := server.StartTask("web01", "backup")
-	onceCalled(server, "CreateSnapshot_Task", end)
+	onceCalled(server, "CreateSnapshot_Task", countdown(10, end))
 	r := newRequest()
 	if _, err := v.Snapshot(t.Context(), r); err != nil {
 		t.Error(err)
 	}
-	if n := server.Calls()["CreateSnapshot_Task"]; n < 2 {
+	if n := server.Calls()["CreateSnapshot_Task"]; n != 2 {
 		t.Errorf("%d calls of CreateSnapshot_Task", n)
+	}
+}
+
+// The server is restarted while it makes the snapshot. It has forgotten the task, not the snapshot.
+func TestSnapshotAfterRestart(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	v := findVM(t, server, "web01")
+	onceCalled(server, "CreateSnapshot_Task", countdown(1, func() {
+		server.Settle()
+		server.Restart()
+	}))
+	if _, err := v.Snapshot(t.Context(), newRequest()); err != nil {
+		t.Error(err)
+	}
+	if n := server.Calls()["CreateSnapshot_Task"]; n != 1 || len(server.SnapshotNames("web01")) != 3 {
+		t.Errorf("%d calls of CreateSnapshot_Task, snapshots %q", n, server.SnapshotNames("web01"))
 	}
 }
 
@@ -276,12 +302,7 @@ func TestSnapshotMadeLate(t *testing.T) {
 	}
 	r := newRequest()
 	server.On("CreateSnapshot_Task", vspheretest.Fault{Cut: vspheretest.Before, Times: 1})
-	var looks int
-	onceCalled(server, "CreateSnapshot_Task", func() {
-		if looks++; looks == 3 {
-			server.AddSnapshot("web01", r.Name, r.Mark.String())
-		}
-	})
+	onceCalled(server, "CreateSnapshot_Task", countdown(3, func() { server.AddSnapshot("web01", r.Name, r.Mark.String()) }))
 	if made, err := v.Snapshot(t.Context(), r); err != nil || made.Name != r.Name {
 		t.Errorf("snapshot %+v, error %v", made, err)
 	}
@@ -304,22 +325,21 @@ func TestRemoveOfSnapshotMadeLate(t *testing.T) {
 	if made, err := v.Snapshot(ctx, r); err == nil {
 		t.Errorf("snapshot %+v", made)
 	}
-	var looks int
-	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: func() {
-		if looks++; looks == 3 {
-			server.AddSnapshot("web01", r.Name, r.Mark.String())
-		}
-	}})
+	made := false
+	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: countdown(3, func() {
+		made = true
+		server.AddSnapshot("web01", r.Name, r.Mark.String())
+	})})
 	if err := v.Remove(t.Context(), r.Name, nil); err != nil {
 		t.Error(err)
 	}
-	if got := server.SnapshotNames("web01"); len(got) != 2 || looks <= 3 {
-		t.Errorf("snapshots %q", got)
+	if got := server.SnapshotNames("web01"); len(got) != 2 || !made {
+		t.Errorf("snapshots %q, made late: %v", got, made)
 	}
 }
 
-// The context ends while the server makes the snapshot. Remove finds the snapshot, even if it is
-// only made after Snapshot has returned.
+// The context ends while the server makes the snapshot. Snapshot waits a little for it. Remove finds
+// the snapshot, even if it is only made after Snapshot has returned.
 func TestSnapshotInterrupted(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -329,34 +349,56 @@ func TestSnapshotInterrupted(t *testing.T) {
 		{"call", vspheretest.Fault{Hang: true}},
 		{"answer", vspheretest.Fault{Late: true}},
 	} {
-		for _, early := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, early %v", test.name, early), func(t *testing.T) {
-				server := vspheretest.New(t, web01)
-				v := findVM(t, server, "web01")
-				rule := server.On("CreateSnapshot_Task", test.fault)
-				ctx, cancel := context.WithCancelCause(t.Context())
-				stopped := errors.New("stopped by a signal")
-				go func() {
-					<-rule.Arrived()
-					cancel(stopped)
-					if early {
-						rule.Release()
-					}
-				}()
-				r := newRequest()
-				if s, err := v.Snapshot(ctx, r); !errors.Is(err, stopped) {
-					t.Errorf("snapshot %+v, error %v", s, err)
-				}
-				server.On("RetrievePropertiesEx", vspheretest.Fault{Do: rule.Release})
-				if err := v.Remove(t.Context(), r.Name, nil); err != nil {
-					t.Error(err)
-				}
-				server.Settle()
-				if got := server.SnapshotNames("web01"); len(got) != 2 {
-					t.Errorf("snapshots at the end %q", got)
-				}
-			})
+		t.Run(test.name, func(t *testing.T) {
+			server := vspheretest.New(t, web01)
+			v := findVM(t, server, "web01")
+			rule := server.On("CreateSnapshot_Task", test.fault)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			stopped := errors.New("stopped by a signal")
+			go func() {
+				<-rule.Arrived()
+				cancel(stopped)
+			}()
+			r := newRequest()
+			if s, err := v.Snapshot(ctx, r); !errors.Is(err, stopped) {
+				t.Errorf("snapshot %+v, error %v", s, err)
+			}
+			server.On("RetrievePropertiesEx", vspheretest.Fault{Do: rule.Release})
+			if err := v.Remove(t.Context(), r.Name, nil); err != nil {
+				t.Error(err)
+			}
+			server.Settle()
+			if got := server.SnapshotNames("web01"); len(got) != 2 {
+				t.Errorf("snapshots at the end %q", got)
+			}
+		})
+	}
+}
+
+func TestSnapshotLingers(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	s := connect(t, server, func(o *Options) { o.Poll = 100 * time.Millisecond })
+	v, err := s.Find(t.Context(), "web01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	looks := 0
+	onceCalled(server, "CreateSnapshot_Task", func() {
+		switch looks++; looks {
+		case 1:
+			cancel()
+		case 2: // the task is asked for after the end of ctx
+			rule.Release()
 		}
+	})
+	r := newRequest()
+	if s, err := v.Snapshot(ctx, r); !errors.Is(err, context.Canceled) {
+		t.Errorf("snapshot %+v, error %v", s, err)
+	}
+	if got := server.SnapshotNames("web01"); len(got) != 3 {
+		t.Errorf("snapshots after an interrupted call %q", got)
 	}
 }
 
