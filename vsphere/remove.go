@@ -215,7 +215,7 @@ func (r *removal) failed(ctx context.Context, err error, p *poller) error {
 		if err != nil {
 			return r.failed(ctx, err, p)
 		}
-	case isTransient(err) && !locked:
+	case isTemporary(err) && !locked:
 	case errors.As(err, new(*LoginError)):
 		return err
 	case faultOf(err) != nil || errors.Is(err, errNoEffect):

@@ -43,6 +43,7 @@ func TestRemoveFaults(t *testing.T) {
 		{name: "other task", fault: vspheretest.Fault{Soap: &types.TaskInProgress{}, Times: 10}, calls: 11},
 		{name: "task fails because of another task", fault: vspheretest.Fault{Task: &types.TaskInProgress{}, Times: 2}, calls: 3},
 		{name: "host lost", fault: vspheretest.Fault{Task: &types.HostCommunication{}, Times: 10}, calls: 11},
+		{name: "late", fault: vspheretest.Fault{Task: &types.Timedout{}, Times: 10}, calls: 11},
 		{name: "locked", fault: vspheretest.Fault{Task: &types.FileLocked{}, Times: 2}, calls: 3},
 		{name: "locked for ever", fault: vspheretest.Fault{Task: &types.FileLocked{}}, err: "a file of the VM is locked", calls: 5},
 		{name: "unknown", fault: vspheretest.Fault{Task: &types.GenericVmConfigFault{Reason: "x"}, Times: 4}, calls: 5},

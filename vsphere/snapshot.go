@@ -273,7 +273,7 @@ func (m *making) failed(ctx context.Context, err error) (*snapshotNode, error) {
 		log.Warn("the guest could not be quiesced; making a snapshot without that", "error", err)
 		m.quiesce = false
 		return nil, nil
-	case !isTransient(err):
+	case !isTemporary(err):
 		return nil, err
 	}
 	wait, gaveUp := m.attempts.Failed(err)

@@ -201,6 +201,7 @@ func TestSnapshotFaults(t *testing.T) {
 		{name: "other task", fault: vspheretest.Fault{Soap: &types.TaskInProgress{}, Times: 2}, calls: 3},
 		{name: "host lost", fault: vspheretest.Fault{Task: &types.HostCommunication{}, Times: 1}, calls: 2},
 		{name: "host lost for ever", fault: vspheretest.Fault{Task: &types.HostNotConnected{}}, err: "not connected to vCenter", exit: 75, calls: 6},
+		{name: "changed by another client", fault: vspheretest.Fault{Task: &types.ConcurrentAccess{}, Times: 1}, calls: 2},
 		{name: "no permission", fault: vspheretest.Fault{Soap: &types.NoPermission{PrivilegeId: "VirtualMachine.State.CreateSnapshot"}},
 			err: "lacks the privilege VirtualMachine.State.CreateSnapshot", exit: 1, calls: 1},
 		{name: "free license", fault: vspheretest.Fault{Soap: &types.RestrictedVersion{}}, err: "license", exit: 1, calls: 1},

@@ -228,5 +228,11 @@ func (v *VM) awaitOthers(ctx context.Context, tasks []types.TaskInfo) error {
 	return nil
 }
 
+// isTemporary reports whether a call or a task that has failed with err may succeed later.
+func isTemporary(err error) bool {
+	t := (interface{ Transient() bool })(nil)
+	return !retry.IsMarked(err) && errors.As(err, &t) && t.Transient()
+}
+
 // isTaskInProgress reports whether err says that the VM is busy with another task.
 func isTaskInProgress(err error) bool { return fault.Is(err, &types.TaskInProgress{}) }
