@@ -7,13 +7,17 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/vsphere"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
 type checkCommand struct {
@@ -26,7 +30,7 @@ type checkCommand struct {
 	serverFlags
 }
 
-func (c *checkCommand) Run(ctx context.Context, logs *logFlags) error {
+func (c *checkCommand) Run(ctx context.Context, logs *logFlags, servers *servers) error {
 	if c.Role {
 		return c.printRole(ctx)
 	}
@@ -38,7 +42,7 @@ func (c *checkCommand) Run(ctx context.Context, logs *logFlags) error {
 		if err != nil {
 			return fmt.Errorf("check: %w", err)
 		}
-		if err := c.check(ctx, options, log); err != nil {
+		if err := c.check(ctx, options, servers, log); err != nil {
 			return fmt.Errorf("check: %w", err)
 		}
 		return nil
@@ -62,8 +66,11 @@ func (c *checkCommand) printRole(ctx context.Context) (err error) {
 
 // The method check runs all checks and prints their results. Text is printed result by result,
 // because some checks take long.
-func (c *checkCommand) check(ctx context.Context, options vsphere.Options, log *slog.Logger) error {
+func (c *checkCommand) check(ctx context.Context, options vsphere.Options, servers *servers, log *slog.Logger) error {
 	checks := &serverChecks{options: options, vmName: c.VM, read: c.Read, libDir: c.LibDir, nfcPort: cmp.Or(uint32(c.NFCHostPort), defaultNFCPort), log: log}
+	checks.open = func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error) {
+		return c.openDisk(ctx, &vmSource{servers: servers, session: checks.session, vm: vm}, d, log)
+	}
 	defer checks.close()
 	out := standardOutput(ctx)
 	var failed error
@@ -76,6 +83,16 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, log *
 		failed = printJSON(out, results)
 	}
 	return cmp.Or(err, failed, checkStatus(results))
+}
+
+// openDisk opens a disk of a VM for reading, if necessary of a snapshot. All disks share the snapshot.
+func (c *checkCommand) openDisk(ctx context.Context, v *vmSource, d *inventory.Disk, log *slog.Logger) (source.Disk, error) {
+	v.flags = &sourceFlags{vddkFlags: vddkFlags{serverFlags: c.serverFlags, NFCHostPort: c.NFCHostPort, LibDir: c.LibDir}, servers: v.servers}
+	spec := v.spec(c.VM, log)
+	spec.Single, spec.Only = true, []string{strconv.Itoa(d.N)}
+	o := v.flags.opener()
+	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
+	return machine.Open(ctx, spec, o)
 }
 
 // checkResult is the result of one check, as vddkcp check prints it. If OK is true and Hint is not

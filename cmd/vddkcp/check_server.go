@@ -34,7 +34,7 @@ type serverChecks struct {
 	log     *slog.Logger
 
 	// open opens a disk, if necessary of a snapshot that is removed when the last disk of the VM is
-	// closed. It is for --read, and may be nil without it.
+	// closed. It is called only if read is set.
 	open func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error)
 
 	session *vsphere.Session
@@ -220,9 +220,6 @@ func (c *serverChecks) checkHost(ctx context.Context) []checkResult {
 // The method readDisks reads the first sector of each disk that can be copied now. All disks stay
 // open until the end, so that they share one snapshot of a running VM.
 func (c *serverChecks) readDisks(ctx context.Context) (results []checkResult) {
-	if c.open == nil {
-		return checkFailed("", "--read is not supported by this version")
-	}
 	var opened []source.Disk
 	for i := range c.vm.Disks {
 		d := &c.vm.Disks[i]

@@ -43,13 +43,17 @@ func TestRunChecks(t *testing.T) {
 			{name: "vm", needs: []string{"server", "login"}, limit: time.Minute, run: func(context.Context) []checkResult { panic("called") }},
 			{name: "disks", needs: []string{"vm"}, limit: time.Minute, run: func(context.Context) []checkResult { panic("called") }},
 			{name: "library", limit: time.Minute, run: result(checkWarning("use another", "old\x1b"))},
-			{name: "space", needs: []string{"library"}, limit: time.Minute, run: result([]checkResult{{Check: "one", OK: true}, {Check: "two", Hint: "a hint"}})},
+			{name: "space", needs: []string{"library"}, limit: time.Minute, run: result([]checkResult{{Check: "one", Hint: "a hint"}, {Check: "two", OK: true}})},
 			{name: "last", needs: []string{"space"}, limit: time.Minute, run: func(context.Context) []checkResult { panic("called") }},
 		}
 		var shown []checkResult
+		began := time.Now()
 		results, err := runChecks(t.Context(), steps, func(r checkResult) { shown = append(shown, r) })
 		if err != nil || len(shown) != len(results) {
 			t.Fatalf("%d of %d results were shown, %v", len(shown), len(results), err)
+		}
+		if took := time.Since(began); took != time.Minute {
+			t.Errorf("the step that hangs ended after %v, want 1m", took)
 		}
 		want := `server           ok       open
 login            FAILED   no answer within 1m
@@ -57,9 +61,9 @@ vm               -        not checked, because the check "login" has failed
 disks            -        not checked, because the check "vm" has failed
 library          WARNING  old\x1b
                           hint: use another
-one              ok       ` + `
-two              FAILED   ` + `
+one              FAILED   ` + `
                           hint: a hint
+two              ok       ` + `
 last             -        not checked, because the check "space" has failed
 `
 		if got := checkLines(t, results); got != want {
