@@ -59,7 +59,7 @@ func (r *run) checkTargets(ctx context.Context) error {
 	for i := range r.disks {
 		d := &r.disks[i]
 		spec := r.jobOf(d, i)
-		if r.Resume && !r.state.Step.reached(stepSnapshot) {
+		if r.Resume && !r.continues {
 			if err := job.Discard(spec); err != nil {
 				return r.ofDisk(d, err)
 			}
@@ -120,7 +120,7 @@ func (r *run) key() string { return r.Server + " " + r.vm.Moref }
 func (r *run) acquire(ctx context.Context) error {
 	if !r.needsSnapshot() {
 		r.before = r.vm
-		return nil
+		return r.removeOld(ctx)
 	}
 	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
 		if err := r.removeOld(ctx); err != nil {
@@ -346,7 +346,7 @@ func (r *run) jobOf(d *inventory.Disk, i int) job.Spec {
 	spec := r.Job(d, r.targets[i])
 	spec.Source, spec.Target = r.source(d), r.state.Disks[i].Target
 	spec.Hold, spec.Force = true, spec.Force || r.Force
-	spec.Resume = r.Resume && !r.Force && spec.CanResume()
+	spec.Resume = r.continues && spec.CanResume()
 	spec.OpenDisk = func(ctx context.Context, o *sourceopen.Opener) (source.Disk, error) { return r.openDisk(ctx, d, o) }
 	return spec
 }

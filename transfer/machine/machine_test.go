@@ -459,6 +459,27 @@ func TestTargetTaken(t *testing.T) {
 	f.check(dir)
 }
 
+// TestForce continues an earlier run although files with the final names exist, and replaces them.
+func TestForce(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f.reading = func() error { cancel(signalled{}); return nil }
+	spec := f.spec(dir)
+	spec.KeepSnapshot = true
+	if _, err := machine.Run(ctx, spec); report.Of(err).Exit != 143 {
+		t.Fatal(err)
+	}
+	f.reading = nil
+	if err := os.WriteFile(filepath.Join(dir, "web01-disk2.raw"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec.Resume, spec.Force = true, true
+	if _, err := machine.Run(t.Context(), spec); err != nil || f.made != 1 {
+		t.Fatalf("%d snapshots, error %v", f.made, err)
+	}
+	f.check(dir)
+}
+
 // TestShared checks that runs that copy disks of the same VM share a snapshot.
 func TestShared(t *testing.T) {
 	f, dir := newFake(t, 64*kib, 64*kib), t.TempDir()

@@ -42,10 +42,12 @@ type run struct {
 	state    *state
 	store    *store              // nil: the state is not stored
 	snapshot *inventory.Snapshot // nil: no snapshot is needed, or it is not made yet
-	old      string              // name of a snapshot that an earlier run left and that this run does not continue
-	before   *inventory.VM       // the VM as it was when the snapshot was there and no disk was copied yet
-	left     *inventory.LeftError
-	saving   sync.Mutex // guards state and store while disks are copied
+	// continues says that the copies of the disks continue where an earlier run has stopped.
+	continues bool
+	old       string        // name of a snapshot that an earlier run left and that this run does not continue
+	before    *inventory.VM // the VM as it was when the snapshot was there and no disk was copied yet
+	left      *inventory.LeftError
+	saving    sync.Mutex // guards state and store while disks are copied
 }
 
 func newRun(spec Spec) *run {
@@ -114,8 +116,8 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 	}
 	differs := r.state.differs(earlier)
 	switch {
-	case differs == "" && r.Resume && !r.Force:
-		r.state = earlier
+	case differs == "" && r.Resume:
+		r.state, r.continues = earlier, earlier.Step.reached(stepSnapshot)
 		return r.findSnapshot(ctx)
 	case differs != "" && !r.Force && (r.Resume || earlier.Step != stepDone):
 		return usage.New(fmt.Sprintf("the state file %s is of another copy: %s", r.store.path, differs),
@@ -129,6 +131,12 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 // The method findSnapshot looks for the snapshot of the earlier run that this run continues. If the
 // snapshot is gone, this run starts over.
 func (r *run) findSnapshot(ctx context.Context) error {
+	for i := range r.state.Disks {
+		if d := &r.state.Disks[i]; d.Whole && r.Force && r.state.Step != stepDone && d.checkHeld() != nil {
+			r.startOver(fmt.Sprintf("its target %s was written, replaced or removed", printable.Name(d.Target)))
+			return nil
+		}
+	}
 	if r.state.Snapshot == "" && r.state.Step == stepCopy {
 		r.startOver("its disks were copied without a snapshot, so nothing shows that they are unchanged")
 		return nil
@@ -147,10 +155,14 @@ func (r *run) findSnapshot(ctx context.Context) error {
 // The method startOver makes this run copy everything again, although it was to continue an earlier
 // run.
 func (r *run) startOver(why string) {
-	if r.state.Step == stepCopy {
+	if r.state.Step.reached(stepCopy) {
 		r.warn("the earlier copy cannot be continued, and the disks are copied from the beginning: " + why)
 	}
+	if r.state.Snapshot != "" {
+		r.old = r.state.Snapshot
+	}
 	r.state.restart()
+	r.continues = false
 }
 
 // The method alreadyDone ends a run that continues a run that is done.
