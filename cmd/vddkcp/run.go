@@ -340,6 +340,17 @@ func batchEnd(r *batch.Report) error {
 	return e
 }
 
+// outcomeWord returns the word by which a progress.BatchDisplay counts jobs that ended in this way.
+func outcomeWord(s report.Status) string {
+	switch s {
+	case report.StatusOK:
+		return "done"
+	case report.StatusInterrupted:
+		return "interrupted"
+	}
+	return "failed"
+}
+
 // batchRun is a batch that runs or is checked.
 type batchRun struct {
 	*batchCommand
@@ -400,11 +411,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 			Runner: b.diskJobs().Runner, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				accesses.done(j)
-				how := map[report.Status]string{report.StatusOK: "done", report.StatusInterrupted: "interrupted"}[r.Status]
-				if how == "" {
-					how = "failed"
-				}
-				b.display.Ended(how)
+				b.display.Ended(outcomeWord(r.Status))
 			},
 			Waiting: b.display.Waiting,
 		})

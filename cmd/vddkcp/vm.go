@@ -174,12 +174,12 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 		return s
 	}
 	spec.Phase = func(p machine.Phase, percent int) { display.Phase(c.Machine, string(p), percent) }
-	spec.Begin = func(d *inventory.Disk, _ string) (*progress.Counters, func()) {
+	spec.Begin = func(d *inventory.Disk, _ string) (*progress.Counters, func(error)) {
 		counters := new(progress.Counters)
 		done := display.StartDisk(c.Machine, d.N, address.VM{Name: c.Machine, Disk: strconv.Itoa(d.N)}.String(), counters)
-		return counters, func() {
+		return counters, func(err error) {
 			done()
-			display.Ended("done")
+			display.Ended(outcomeWord(report.Of(err).Status))
 		}
 	}
 	if c.DryRun {
@@ -384,7 +384,9 @@ func (v *vmSource) copySpec(ctx context.Context, a address.VM, c *copyCommand, c
 		return hiddenState(vm, targets)
 	}
 	spec.Job = func(*inventory.Disk, string) job.Spec { return copied }
-	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func()) { return copied.Counters, func() {} }
+	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) {
+		return copied.Counters, func(error) {}
+	}
 	return spec, nil
 }
 

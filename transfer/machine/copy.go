@@ -312,9 +312,8 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 		return nil, context.Cause(ctx)
 	}
 	spec := r.jobOf(d, i)
-	var done func()
+	var done func(error)
 	spec.Counters, done = r.Begin(d, spec.Target)
-	defer done()
 	var stored error
 	spec.Whole = func(mark string) {
 		r.saving.Lock()
@@ -326,6 +325,7 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 		killpoint.At("machine-whole")
 	}
 	copied, err := job.Run(ctx, spec)
+	done(err)
 	if err == nil && !st.Whole {
 		// The target is not a file, or the state could not be stored.
 		spec.Whole("")

@@ -39,8 +39,9 @@ type Spec struct {
 	Log   *slog.Logger               // nil: nothing is logged
 	Phase func(p Phase, percent int) // called when the run begins a phase, and with the progress of tasks of the server; -1: unknown
 	// Begin is called when the copy of a disk begins. It returns the counters of the copy, and a
-	// function that is called at its end. Begin is called concurrently. It may be nil.
-	Begin func(d *inventory.Disk, target string) (counters *progress.Counters, done func())
+	// function that is called at its end, with its error. Begin is called concurrently. It may be
+	// nil.
+	Begin func(d *inventory.Disk, target string) (counters *progress.Counters, done func(error))
 	// Left is called before a snapshot is made, with its name, and with "" when the snapshot is
 	// gone. A process that ends without removing the snapshot can tell the user this name.
 	Left func(vm, snapshot string)
@@ -74,7 +75,7 @@ func (s Spec) withDefaults() Spec {
 		s.Left = func(string, string) {}
 	}
 	if s.Begin == nil {
-		s.Begin = func(*inventory.Disk, string) (*progress.Counters, func()) { return nil, func() {} }
+		s.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) { return nil, func(error) {} }
 	}
 	if s.Snapshots == nil {
 		s.Snapshots = new(Snapshots)
