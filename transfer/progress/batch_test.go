@@ -224,3 +224,44 @@ func TestBatchInLinesAndJSON(t *testing.T) {
 		t.Errorf("lines of jobs: %v", jobs)
 	}
 }
+
+// TestVM shows the copy of a VM, with a task of the server at its end.
+func TestVM(t *testing.T) {
+	work := func(d *progress.BatchDisplay) {
+		d.ShowVM("web\n01", 2)
+		d.Phase("web\n01", "snapshot", -1)
+		d.Phase("web\n01", "copy", -1)
+		c := new(progress.Counters)
+		c.AddPlanned(4 << 20)
+		c.Enter(progress.Copy)
+		done := d.StartDisk("web\n01", 2, "vm:web01#2", c)
+		time.Sleep(time.Second)
+		done()
+		d.Ended("done")
+		d.Phase("web\n01", "remove", 40)
+		time.Sleep(12 * time.Second)
+	}
+	s := &screen{t: t, columns: 200, wraps: true}
+	showBatch(t, progress.Lines, s, 80, 24, work)
+	if got, want := s.text(), `"web\n01": 1 of 2 done, remove 40%`; len(got) != 2 || !strings.HasPrefix(got[0], want) || strings.Contains(got[1], "remove") {
+		t.Errorf("lines %q, expected %q first, and no phase at the end", got, want)
+	}
+	s = &screen{t: t, columns: 1000, wraps: true}
+	showBatch(t, progress.JSON, s, 80, 24, work)
+	phases, disk, percent := []string{}, false, 0.0
+	for _, text := range s.text() {
+		var line map[string]any
+		if err := json.Unmarshal([]byte(text), &line); err != nil || line["vm"] != "web\n01" {
+			t.Fatalf("%v: %s", err, text)
+		}
+		if line["number"] == 2.0 {
+			disk = line["round"] == 1.0 && line["disk"] == "vm:web01#2" && line["bytes_planned"] == 4194304.0
+			continue
+		}
+		phases = append(phases, line["phase"].(string))
+		percent, _ = line["percent"].(float64)
+	}
+	if !slices.Equal(phases, []string{"snapshot", "copy", "remove"}) || !disk || percent != 40 {
+		t.Errorf("phases %q, disk %t, percent %v", phases, disk, percent)
+	}
+}
