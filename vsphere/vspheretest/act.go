@@ -217,9 +217,7 @@ func (s *Server) MoveDatastore(vm, datastore string) {
 	s.with(vm, func(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) {
 		s.datastore(m, encode(datastore)) // panics if there is none
 		for _, n := range m.nodes() {
-			s.unlink(n)
 			n.store = encode(datastore)
-			s.must(s.link(n))
 		}
 		s.show(ctx, vm, m)
 		s.changed(ctx, vm)
@@ -233,9 +231,8 @@ func (s *Server) Destroy(vm string) { s.remove(s.context(), s.Find(vm)) }
 func (s *Server) remove(ctx *simulator.Context, ref types.ManagedObjectReference) {
 	s.locked(ref, func(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) (types.AnyType, types.BaseMethodFault) {
 		s.dropAll(ctx, vm, m)
-		for _, n := range m.nodes() {
-			s.unlink(n)
-		}
+		m.current, m.waiting = nil, nil
+		s.must(s.link(m))
 		for _, store := range vm.Datastore {
 			ds := ctx.Map.Get(store).(*simulator.Datastore)
 			ctx.Map.RemoveReference(ctx, ds, &ds.Vm, ref)

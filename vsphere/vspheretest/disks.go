@@ -21,6 +21,7 @@ type machine struct {
 
 	current map[int32]*node                                  // files that the VM writes, by the key of the disk
 	frozen  map[types.ManagedObjectReference]map[int32]*node // files that a snapshot keeps
+	links   map[string]string                                // paths in the folder of the stand-in library, and the images there
 	waiting []map[int32]*node                                // files that a removed snapshot has left
 	keeps   bool                                             // the next removal of a snapshot leaves its files
 	quiesce types.BaseMethodFault                            // fault of the task of a quiesced snapshot
@@ -81,7 +82,7 @@ func (s *Server) buildDisks(vm *simulator.VirtualMachine, m *machine, v VM, p pl
 	}}}
 	vm.Config.Hardware.Device = append(b.devices, nic)
 	s.layout(vm, m)
-	return nil
+	return s.link(m)
 }
 
 func macOf(uuid string) string {
@@ -211,7 +212,7 @@ func (b *builder) add(i int, d Disk) error {
 	}
 	b.m.current[disk.Key] = n
 	b.devices = append(b.devices, disk)
-	return b.s.link(n)
+	return nil
 }
 
 // newBacking returns the backing of a new disk, without names of files.
@@ -378,8 +379,11 @@ func (s *Server) withFiles(m *machine, devices []types.BaseVirtualDevice, nodes 
 	return list
 }
 
-// show sets the disks and the files that clients see of a VM.
+// show merges files that are not needed, and sets the disks and the files that clients and the
+// stand-in library see of a VM.
 func (s *Server) show(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) {
+	s.merge(m)
+	s.must(s.link(m))
 	ctx.Update(vm, []types.PropertyChange{{Name: "config.hardware.device", Val: s.withFiles(m, vm.Config.Hardware.Device, m.current, false)}})
 	for ref, nodes := range m.frozen {
 		if snapshot, ok := ctx.Map.Get(ref).(*simulator.VirtualMachineSnapshot); ok {

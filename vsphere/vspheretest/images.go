@@ -104,27 +104,37 @@ func (s *Server) diskPath(n *node) string {
 	return s.options.LibDir + "/disks/" + store + "/" + strings.TrimPrefix(rest, " ")
 }
 
-// link makes the stand-in library serve the image of n.
-func (s *Server) link(n *node) error {
-	if n.image == "" {
-		return nil
+// link makes the stand-in library serve the images of a VM's files, and nothing else of the VM.
+func (s *Server) link(m *machine) error {
+	want := map[string]string{}
+	for _, n := range m.nodes() {
+		if n.image != "" {
+			want[s.diskPath(n)] = n.image
+		}
 	}
-	at := s.diskPath(n)
-	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
-		return err
+	for at, image := range want {
+		if m.links[at] == image {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink(image, at+".new"); err != nil {
+			return err
+		}
+		if err := os.Rename(at+".new", at); err != nil {
+			return err
+		}
 	}
-	os.Remove(at + ".new")
-	if err := os.Symlink(n.image, at+".new"); err != nil {
-		return err
+	for at := range m.links {
+		if want[at] == "" {
+			if err := os.Remove(at); err != nil {
+				return err
+			}
+		}
 	}
-	return os.Rename(at+".new", at)
-}
-
-// unlink removes a file from the stand-in library.
-func (s *Server) unlink(n *node) {
-	if n.image != "" {
-		os.Remove(s.diskPath(n))
-	}
+	m.links = want
+	return nil
 }
 
 // own gives n an image of its own if another file of its disk has the same one.
@@ -151,7 +161,7 @@ func (s *Server) own(m *machine, n *node) error {
 		return err
 	}
 	n.image = image
-	return s.link(n)
+	return s.link(m)
 }
 
 // copySparse copies an image and leaves holes where it has zeros.

@@ -300,7 +300,7 @@ func (s *Server) buildVM(v VM) error {
 	s.adopt(ctx, p.folder, vm)
 	vm.Summary.Vm = &vm.Self
 	p.host.Vm = append(p.host.Vm, vm.Self)
-	m := &machine{ref: vm.Self, dir: dir, current: map[int32]*node{}, frozen: map[types.ManagedObjectReference]map[int32]*node{}, datacenter: p.datacenter}
+	m := &machine{ref: vm.Self, dir: dir, links: map[string]string{}, current: map[int32]*node{}, frozen: map[types.ManagedObjectReference]map[int32]*node{}, datacenter: p.datacenter}
 	s.machines[vm.Self] = m
 	if err := s.buildDisks(vm, m, v, p); err != nil {
 		return err

@@ -2,7 +2,6 @@ package vspheretest
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/vmware/govmomi/simulator"
@@ -38,7 +37,6 @@ func (s *Server) makeSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachi
 	m.frozen[snapshot.Self] = frozen
 	for key, n := range frozen {
 		m.current[key] = m.newDelta(n)
-		s.must(s.link(m.current[key]))
 	}
 
 	state := types.VirtualMachinePowerStatePoweredOff // also of a VM that runs, if the snapshot has no memory
@@ -185,36 +183,41 @@ func (s *Server) dropSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachi
 		m.keeps = false
 		m.waiting = append(m.waiting, files)
 		ctx.Update(vm, []types.PropertyChange{{Name: "runtime.consolidationNeeded", Val: true}})
-	} else {
-		s.merge(m, files)
 	}
 	s.show(ctx, vm, m)
 	s.changed(ctx, vm)
 }
 
-// merge removes files that no snapshot keeps any more. The file above each of them, if there is
-// one alone, takes its name and its parent.
-func (s *Server) merge(m *machine, files map[int32]*node) {
-	for _, key := range slices.Sorted(maps.Keys(files)) {
-		n := files[key]
-		if m.kept(n) {
-			continue
+// merge merges the files that neither the VM writes nor a snapshot keeps: the file above each of
+// them, if there is one alone, takes its name and its parent. The files that a removed snapshot has
+// left stay until the VM is consolidated.
+func (s *Server) merge(m *machine) {
+	left := map[*node]bool{}
+	for _, files := range m.waiting {
+		for _, n := range files {
+			left[n] = true
 		}
-		var above []*node
-		for _, c := range m.nodes() {
-			if c.parent == n {
-				above = append(above, c)
+	}
+	for again := true; again; {
+		again = false
+		all := m.nodes()
+		for _, n := range all {
+			if m.kept(n) || left[n] {
+				continue
 			}
-		}
-		switch len(above) {
-		case 0:
-			s.unlink(n)
-		case 1:
-			c := above[0]
-			s.unlink(c)
-			c.store, c.path, c.parent = n.store, n.path, n.parent
-			c.written = append(slices.Clone(n.written), c.written...)
-			s.must(s.link(c))
+			var above []*node
+			for _, c := range all {
+				if c.parent == n {
+					above = append(above, c)
+				}
+			}
+			if len(above) == 1 {
+				c := above[0]
+				c.store, c.path, c.parent = n.store, n.path, n.parent
+				c.written = append(slices.Clone(n.written), c.written...)
+				again = true
+				break
+			}
 		}
 	}
 }
@@ -238,11 +241,7 @@ func (m *machine) kept(n *node) bool {
 
 // consolidate merges the files that removed snapshots have left.
 func (s *Server) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) {
-	left := m.waiting
 	m.waiting = nil
-	for _, files := range left {
-		s.merge(m, files)
-	}
 	ctx.Update(vm, []types.PropertyChange{{Name: "runtime.consolidationNeeded", Val: false}})
 	s.show(ctx, vm, m)
 	s.changed(ctx, vm)
@@ -251,12 +250,7 @@ func (s *Server) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachin
 // revert makes a VM continue from a snapshot. The data that it has written since then is lost.
 func (s *Server) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine, ref types.ManagedObjectReference) {
 	for key, n := range m.frozen[ref] {
-		old := m.current[key]
 		m.current[key] = m.newDelta(n)
-		if old != nil && !m.kept(old) {
-			s.unlink(old)
-		}
-		s.must(s.link(m.current[key]))
 	}
 	ctx.Update(vm, []types.PropertyChange{{Name: "snapshot.currentSnapshot", Val: ref}})
 	s.show(ctx, vm, m)

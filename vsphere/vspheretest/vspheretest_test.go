@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/vmware/govmomi"
@@ -169,6 +170,10 @@ func TestFaults(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.fault.Times, tt.fault.Skip, tt.fault.VM = 1, 1, "web01"
 			rule := s.On("CreateSnapshot_Task", tt.fault)
+			tt.fault.VM = "another VM"
+			s.On("CreateSnapshot_Task", tt.fault)
+			tt.fault.VM, tt.fault.Where = "", func(c vspheretest.Call) bool { return strings.Contains(c.Body, "another name") }
+			s.On("CreateSnapshot_Task", tt.fault)
 			if err := create(); err != nil || rule.Hits() != 0 {
 				t.Fatalf("skipped call: %v, %d hits", err, rule.Hits())
 			}
