@@ -25,8 +25,8 @@ type checkCommand struct {
 	Role        bool     `help:"Print a role with the least privileges that vddkcp needs. No server is contacted."`
 	Read        bool     `help:"Also read a sector of each disk of VM. For this, a running VM gets a snapshot, which is removed at once."`
 	JSON        bool     `name:"json" help:"Print JSON."`
-	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
-	LibDir      string   `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
+	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." env:"VDDKCP_NFCHOSTPORT" placeholder:"PORT" group:"VDDK:"`
+	LibDir      string   `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." env:"VDDKCP_LIBDIR" placeholder:"DIR" type:"path" group:"VDDK:"`
 	serverFlags
 }
 
@@ -67,7 +67,13 @@ func (c *checkCommand) printRole(ctx context.Context) (err error) {
 // The method check runs all checks and prints their results. Text is printed result by result,
 // because some checks take long.
 func (c *checkCommand) check(ctx context.Context, options vsphere.Options, servers *servers, log *slog.Logger) error {
-	checks := &serverChecks{options: options, vmName: c.VM, read: c.Read, libDir: c.LibDir, nfcPort: cmp.Or(uint32(c.NFCHostPort), defaultNFCPort), log: log}
+	r, err := c.resolve()
+	if err != nil {
+		return err
+	}
+	libDir, nfcPort := c.library(r, c.LibDir, c.NFCHostPort)
+	c.logProvenance(log)
+	checks := &serverChecks{options: options, vmName: c.VM, read: c.Read, libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log}
 	checks.open = func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error) {
 		return c.openDisk(ctx, &vmSource{servers: servers, session: checks.session, vm: vm}, d, log)
 	}

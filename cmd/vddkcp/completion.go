@@ -21,7 +21,8 @@ func (c *completionCommand) Run(app *kong.Application) error {
 // flags that a script offers.
 type completion struct {
 	Commands []completedCommand
-	Flags    []completedFlag // flags of all commands
+	Profile  []completedCommand // commands of vddkcp profile
+	Flags    []completedFlag    // flags of all commands
 }
 
 type completedCommand struct{ Name, Help string }
@@ -42,15 +43,23 @@ func completionModel(app *kong.Application) completion {
 		}
 	}
 	seen := map[string]bool{}
-	for _, command := range app.Children {
-		for _, group := range command.AllFlags(true) {
-			for _, f := range group {
-				if !seen[f.Name] {
-					seen[f.Name] = true
-					m.Flags = append(m.Flags, completeFlag(f))
+	var add func(commands []*kong.Node)
+	add = func(commands []*kong.Node) {
+		for _, command := range commands {
+			for _, group := range command.AllFlags(true) {
+				for _, f := range group {
+					if !seen[f.Name] {
+						seen[f.Name] = true
+						m.Flags = append(m.Flags, completeFlag(f))
+					}
 				}
 			}
+			add(command.Children)
 		}
+	}
+	add(app.Children)
+	for _, command := range commandNamed(app, "profile").Children {
+		m.Profile = append(m.Profile, completedCommand{command.Name, command.Help})
 	}
 	return m
 }
@@ -93,6 +102,7 @@ _vddkcp() {
     --{{.Name}}) COMPREPLY=($(compgen -f -- "$cur")); return ;;{{else if .Value}}
     --{{.Name}}) return ;;{{end}}{{end}}
     completion) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
+    profile) [[ $COMP_CWORD == 2 ]] && COMPREPLY=($(compgen -W '{{range .Profile}}{{.Name}} {{end}}' -- "$cur")) && return ;;
     esac
     if [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W '{{range .Flags}}--{{.Name}} {{end}}' -- "$cur"))
@@ -115,7 +125,7 @@ _vddkcp() {
     _arguments \{{range .Flags}}
         '--{{.Name}}{{if .Value}}={{end}}[{{zsh .Help}}]{{if .Values}}:value:({{join .Values " "}}){{else if .File}}:file:_files{{else if .Value}}:value:{{end}}' \{{end}}
         '1: :{ _describe command commands; _files }' \
-        '*:file:_files'
+        '*: :{ if (( CURRENT == 3 )) && [ "$words[2]" = profile ]; then _values command {{range .Profile}}{{.Name}} {{end}}; else _files; fi }'
 }
 if [ "$funcstack[1]" = _vddkcp ]; then _vddkcp "$@"; else compdef _vddkcp vddkcp; fi
 {{end}}
@@ -123,5 +133,6 @@ if [ "$funcstack[1]" = _vddkcp ]; then _vddkcp "$@"; else compdef _vddkcp vddkcp
 # fish completion of vddkcp: put it in ~/.config/fish/completions/vddkcp.fish
 {{range .Commands}}complete -c vddkcp -n __fish_use_subcommand -a {{.Name}} -d '{{fish .Help}}'
 {{end}}complete -c vddkcp -f -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
+complete -c vddkcp -f -n '__fish_seen_subcommand_from profile' -a '{{range .Profile}}{{.Name}} {{end}}'
 {{range .Flags}}complete -c vddkcp -l {{.Name}}{{with .Short}} -s {{.}}{{end}} -d '{{fish .Help}}'{{if .Values}} -x -a '{{join .Values " "}}'{{else if .File}} -r{{else if .Value}} -x{{end}}
 {{end}}{{end}}`))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/address"
@@ -45,7 +46,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	spec.Log, spec.Counters = log, counters
 	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
 	pause := pauseOf(display)
-	c.secrets.pause = pause
+	c.login.pause = pause
 	var r *report.Report
 	err = shown(display, func() (err error) {
 		r, err = c.run(ctx, spec, pause)
@@ -190,7 +191,9 @@ func (c *copyCommand) printPlan(p *job.Planned, pause func() func()) error {
 	if p.Shared > 0 {
 		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", p.Shared, bytesize.Format(p.Shared))
 	}
+	text += fmt.Sprintf("holes: %d bytes (%s)\n", p.Holes, bytesize.Format(p.Holes))
+	text += c.planLines()
 	defer pause()()
-	_, err := fmt.Fprintf(textOutput, "%sholes: %d bytes (%s)\n", text, p.Holes, bytesize.Format(p.Holes))
+	_, err := io.WriteString(textOutput, text)
 	return err
 }

@@ -35,8 +35,7 @@ func (f *serverFlags) withSession(ctx context.Context, logs *logFlags, do func(c
 func (f *serverFlags) withLog(logs *logFlags, do func(log *slog.Logger) error) (err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
-	outputs.protectSecret("the password", f.Password)
-	outputs.protectSecret("the cookie", f.Cookie)
+	f.protectSecrets(outputs)
 	if err := outputs.check(); err != nil {
 		return err
 	}
@@ -58,6 +57,7 @@ func (f *serverFlags) options(ctx context.Context, log *slog.Logger) (vsphere.Op
 	if err != nil {
 		return o, err
 	}
+	f.logProvenance(log)
 	o.UserAgent, o.Log = "vddkcp/"+version, log
 	o.Retry.OnRetry = retry.LogTo(log, "the server is asked again")
 	return o, nil

@@ -20,6 +20,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/hinted"
+	"github.com/vddkcp/vddkcp/internal/profile"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/digest"
@@ -37,7 +39,12 @@ var decidingVDDK = []string{"server", "vm", "snapshot"}
 type jobParser struct {
 	parser      *kong.Kong
 	environment secretEnvironment // secrets for all jobs
+	config      *profile.Config
 	files       fileNames
+	// The field implied is the field server of jobs that do not set it, but whose server the
+	// environment or a profile names. It differs from the field that a job sets only by being
+	// another variable.
+	implied batch.Field
 
 	mu       sync.Mutex // guards the other fields
 	line     struct{ copyCommand }
@@ -46,14 +53,14 @@ type jobParser struct {
 }
 
 func newJobParser(servers *servers) (*jobParser, error) {
-	p := &jobParser{flags: map[string]*kong.Flag{}, files: fileNames{}}
+	p := &jobParser{flags: map[string]*kong.Flag{}, files: fileNames{}, config: profile.New(profile.UserFile(), systemConfig)}
 	var err error
 	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(&p.environment, servers))...)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := p.parser.Parse([]string{"SRC", "DST"}); err != nil {
-		return nil, err
+		return nil, usage.Wrap(aboutVariable(err)) // no other value than that of a variable can be wrong
 	}
 	p.defaults = p.line.copyCommand
 	for _, flag := range p.parser.Model.Flags {
@@ -83,7 +90,10 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 		Check: func(j *batch.Job) error {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return p.set(j)
+			if err := p.set(j); err != nil {
+				return err
+			}
+			return p.implyServer(j)
 		},
 	}
 	for _, flag := range p.parser.Model.Flags {
@@ -95,6 +105,9 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 			return nil, err
 		}
 		s.Fields = append(s.Fields, f)
+		if f.Name == "server" {
+			p.implied = f
+		}
 	}
 	return s, nil
 }
@@ -178,11 +191,18 @@ func (p *jobParser) set(j *batch.Job) error {
 	p.line.copyCommand = p.defaults
 	c := &p.line.copyCommand
 	c.Src, c.Dst = j.Source, j.Target
+	given := map[string]bool{}
 	for _, v := range j.Values {
+		if v.Field == &p.implied {
+			continue
+		}
+		given[p.flags[v.Field.Name].Name] = true
 		if err := p.setFlag(v); err != nil {
 			return err
 		}
 	}
+	c.login = newLogin(&p.environment, p.config, given)
+	c.login.ofJob = true
 	if err := c.Validate(); err != nil {
 		return err
 	}
@@ -200,6 +220,53 @@ func (p *jobParser) set(j *batch.Job) error {
 	}
 	return nil
 }
+
+// implyServer finds out the server of a job that is in p.line. If only the environment or a
+// profile names it, implyServer adds the field server to the job, because package batch needs
+// the server for the limits of the batch and to recognize a job whose source has changed. The
+// caller holds the lock p.mu.
+func (p *jobParser) implyServer(j *batch.Job) error {
+	c := &p.line.copyCommand
+	source, err := address.Parse(j.Source, address.Source)
+	if err != nil || !c.remoteAddress(source) {
+		return nil // set has reported an invalid address
+	}
+	r, err := c.resolve()
+	if err != nil {
+		if h := hinted.Of(err); h != "" {
+			err = fmt.Errorf("%w (%s)", err, h)
+		}
+		return err
+	}
+	if r.server == "" || c.login.given["server"] {
+		return nil
+	}
+	i := 0
+	for i < len(j.Values) && p.order(j.Values[i].Field.Name) < p.order("server") {
+		i++
+	}
+	j.Values = slices.Insert(j.Values, i, batch.Value{Field: &p.implied, Texts: []string{r.server}})
+	return nil
+}
+
+// The method profiles returns the profiles that the given jobs name.
+func (p *jobParser) profiles(jobs []*batch.Job) (all []*profile.Profile) {
+	seen := map[string]bool{"": true}
+	for _, j := range jobs {
+		name := cmp.Or(j.Text("profile"), p.defaults.Profile)
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		if found, err := p.config.Find(name); err == nil {
+			all = append(all, found)
+		}
+	}
+	return all
+}
+
+// The method order returns the place of a field among all fields.
+func (p *jobParser) order(name string) int { return slices.Index(p.parser.Model.Flags, p.flags[name]) }
 
 // setFlag sets a flag in p.line to the value of a field, in the same way as kong does for
 // --FLAG=TEXT. Parsing a command line with kong would take a hundred times as long, because

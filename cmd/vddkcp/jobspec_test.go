@@ -75,7 +75,10 @@ func TestJobSecrets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if password, _ := c.expected(); password.Reveal() != "e" || c.servers == nil {
+		if _, err := c.resolve(); err != nil {
+			t.Fatal(err)
+		}
+		if password, _ := c.login.expected(); password.Reveal() != "e" || c.servers == nil {
 			t.Errorf("%s: the job has not got the password of the environment", source)
 		}
 	}

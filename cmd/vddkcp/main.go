@@ -43,6 +43,7 @@ type cli struct {
 	Cleanup    cleanupCommand    `cmd:"" help:"List and remove snapshots that earlier runs of vddkcp have left."`
 	VDDK       vddkCommand       `cmd:"" name:"vddk" help:"Print which VDDK library would be used, and which functions it has."`
 	Thumbprint thumbprintCommand `cmd:"" help:"Print the thumbprints of a server's certificate, and whether it is trusted."`
+	Profile    profileCommand    `cmd:"" help:"Store, list and remove profiles: names for servers and their logins."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 
@@ -55,6 +56,7 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong
 		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can continue; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A new file gets the name DST only when it is whole."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
+		kong.Resolvers(flagsFirst),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)...)
 }
@@ -68,6 +70,7 @@ func run(args []string) int {
 	// from writes to standard output only if the program has asked for SIGPIPE.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	secrets, servers := extractSecrets(), new(servers)
+	cleanEnvironment()
 
 	var c cli
 	exited, status := false, 0
@@ -92,7 +95,7 @@ func run(args []string) int {
 		return status
 	}
 	if err != nil {
-		return fail(errorOutput, false, usage.WithHint(err, "run vddkcp --help for the list of commands and flags"))
+		return fail(errorOutput, false, usage.WithHint(aboutVariable(err), "run vddkcp --help for the list of commands and flags"))
 	}
 	commands := new(spawned)
 	ctx, stop := withSignals(context.Background(), func() {

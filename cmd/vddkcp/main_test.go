@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -19,7 +20,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(testMain{m}, map[string]func(){"vddkcp": main})
+	testscript.Main(testMain{m}, map[string]func(){"vddkcp": func() {
+		systemConfig = cmp.Or(os.Getenv("TEST_SYSTEM_CONFIG"), systemConfig) // scripts set it
+		main()
+	}})
 }
 
 // testMain removes what the tests built.
@@ -27,6 +31,10 @@ type testMain struct{ *testing.M }
 
 func (m testMain) Run() int {
 	defer removeBinary()
+	// The servers and profiles of the developer must not become part of the tests.
+	for _, name := range append([]string{"VDDKCP_PASSWORD", "VDDKCP_COOKIE"}, connectionVariables...) {
+		os.Unsetenv(name)
+	}
 	// Programs inherit ignored signals: nohup ignores SIGHUP, and a shell ignores
 	// SIGINT for its background jobs. A signal that has a handler here has its default
 	// action in the programs that the tests start.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/profile"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
@@ -101,6 +102,16 @@ func (o *outputs) protectTarget(what string, a address.Address) {
 func (o *outputs) protectSecret(what string, s secretFlag) {
 	if s.form == inFile {
 		o.protect("the file of "+what, s.value)
+	}
+}
+
+// protectProfile protects the configuration file that has the given profile, and the files
+// that contain its secrets. p may be nil.
+func (o *outputs) protectProfile(p *profile.Profile) {
+	if p != nil {
+		o.protect("the configuration file of vddkcp", p.File)
+		o.protect("the file of the password", p.Password.File)
+		o.protect("the file of the cookie", p.Cookie.File)
 	}
 }
 

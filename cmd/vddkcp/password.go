@@ -97,7 +97,7 @@ func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), lab
 		if pause != nil {
 			defer pause()()
 		}
-		text, err = askTerminal(grace.Original(ctx), label+": ")
+		text, err = askTerminal(grace.Original(ctx), label+": ", hidden)
 	case inFile:
 		text, err = impatient.Call(grace.Original(ctx), func() (string, error) { return readSecretFile(f.value) })
 	case onFD:
@@ -162,12 +162,24 @@ func firstLine(r io.Reader) (string, error) {
 	return strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"), nil
 }
 
-// askTerminal asks for a secret on the terminal itself, because standard input and
-// output may be disks. The terminal does not show the secret.
-func askTerminal(ctx context.Context, prompt string) (text string, err error) {
+// The type visibility says whether the terminal shows what the user types.
+type visibility bool
+
+const (
+	hidden  visibility = false
+	visible visibility = true
+)
+
+// askTerminal asks for a line on the terminal itself, because standard input and output may
+// be disks. Lines that were typed before the question do not count.
+func askTerminal(ctx context.Context, prompt string, echo visibility) (text string, err error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return "", fmt.Errorf("there is no terminal to ask for the secret (%w)", err)
+		what := "the secret"
+		if echo {
+			what = "an answer"
+		}
+		return "", fmt.Errorf("there is no terminal to ask for %s (%w)", what, err)
 	}
 	defer tty.Close()
 	// With SyscallConn, the terminal stays registered with the poller of the Go runtime.
@@ -191,14 +203,21 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 	}
 	forget := onAbruptEnd(func() { _ = set(before) })
 	defer forget()
-	silent := *before
-	silent.Lflag = silent.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
-	silent.Iflag |= unix.ICRNL
-	if err := set(&silent); err != nil {
+	asking := *before
+	asking.Lflag |= unix.ICANON | unix.ISIG
+	asking.Iflag |= unix.ICRNL
+	if echo {
+		asking.Lflag |= unix.ECHO
+	} else {
+		asking.Lflag &^= unix.ECHO
+	}
+	if err := set(&asking); err != nil {
 		return "", err
 	}
 	defer func() {
-		io.WriteString(tty, "\n")
+		if !echo || err != nil {
+			io.WriteString(tty, "\n")
+		}
 		err = errors.Join(err, set(before))
 	}()
 	if _, err := io.WriteString(tty, prompt); err != nil {
@@ -211,7 +230,7 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 		return "", context.Cause(ctx)
 	}
 	if err != nil {
-		return "", fmt.Errorf("no secret was typed: %w", err)
+		return "", fmt.Errorf("nothing was typed: %w", err)
 	}
 	return strings.TrimSuffix(line, "\n"), nil
 }

@@ -93,7 +93,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	if err != nil {
 		return err
 	}
-	outputs, err := c.outputs(logs, file)
+	outputs, err := c.outputs(logs, file, parser)
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (c *batchCommand) checkPlaces() error {
 // The method outputs returns the files that the batch writes, except targets, journals and
 // the logs of jobs. The error is an *outputError if two files that the batch writes are the
 // same file, or if one of them is a file that the batch reads.
-func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, error) {
+func (c *batchCommand) outputs(logs *logFlags, file *batch.File, parser *jobParser) (*outputs, error) {
 	o := new(outputs)
 	for _, path := range c.Report {
 		o.add("--report", path)
@@ -216,6 +216,9 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, erro
 		all.protect("the job file, standard input", standardInput)
 	} else {
 		all.protect("the job file", c.Jobs)
+	}
+	for _, p := range parser.profiles(file.Jobs) {
+		all.protectProfile(p)
 	}
 	for _, j := range file.Jobs {
 		protectJob(all, j)
@@ -372,9 +375,14 @@ type batchRun struct {
 	refused map[string]bool // paths of outputs that are files of a source, and must not be written; guarded by mu
 }
 
-// assignSecrets lets all jobs use the secrets from environment variables. If the jobs use
-// several servers, no job gets these secrets, and a warning is logged.
+// assignSecrets lets all jobs use the secrets from environment variables. If VDDKCP_SERVER does
+// not say for which server they are, and the jobs use several servers, no job gets these secrets,
+// and a warning is logged.
 func (b *batchRun) assignSecrets(secrets *secretEnvironment) {
+	if os.Getenv("VDDKCP_SERVER") != "" {
+		b.parser.environment = *secrets // a login uses them only for that server
+		return
+	}
 	var servers []string
 	for _, j := range b.file.Jobs {
 		if s := j.Server(); s != "" && !slices.Contains(servers, s) {

@@ -122,7 +122,11 @@ func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
 		if err != nil || !c.PrepareAccess || address.IsVM(j.Source) {
 			continue // the copy will report the error
 		}
-		p := &vddk.Params{Server: withoutBrackets(c.Server), Port: uint32(c.Port), VM: c.VM, PrepareAccess: true}
+		r, err := c.resolve()
+		if err != nil {
+			continue
+		}
+		p := &vddk.Params{Server: r.server, Port: r.port, VM: c.VM, PrepareAccess: true}
 		a.left[j] = p
 		a.registry.Expect(p)
 	}

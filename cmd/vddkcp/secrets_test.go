@@ -44,9 +44,15 @@ func TestSecretsStayInside(t *testing.T) {
 	write(filepath.Join(lib, "disks/ds/a.vmdk"), strings.Repeat("x", 1<<20))
 	write(filepath.Join(dir, "pw"), marker+"\n")
 	report := filepath.Join(dir, "report.json")
+	write(filepath.Join(dir, "config/vddkcp/config.json"), `{"servers": {
+		"plain": {"server": "localhost", "password": "`+marker+`", "cookie": "`+marker+`-c"},
+		"file": {"server": "localhost", "user": "u", "password": "+../../pw"}}}`)
+	config := "XDG_CONFIG_HOME=" + filepath.Join(dir, "config")
 	for name, c := range map[string]struct{ flag, env string }{
 		"a file":      {"--password=+" + filepath.Join(dir, "pw"), ""},
 		"environment": {"--retries=0", "VDDKCP_PASSWORD=" + marker},
+		"a profile":   {"--profile=plain", config},
+		"its file":    {"--profile=file", config},
 		"a cookie":    {"--password=+" + filepath.Join(dir, "pw"), "VDDKCP_COOKIE=" + marker + "-c"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/usage"
@@ -30,9 +32,9 @@ type sourceFlags struct {
 
 // AfterApply is called by kong after parsing. It keeps the sessions of the command, for the
 // disks of VMs. It hides the method of serverFlags, which it calls.
-func (f *sourceFlags) AfterApply(environment *secretEnvironment, servers *servers) error {
+func (f *sourceFlags) AfterApply(environment *secretEnvironment, servers *servers, parsed *kong.Context) error {
 	f.servers = servers
-	return f.serverFlags.AfterApply(environment)
+	return f.serverFlags.AfterApply(environment, parsed)
 }
 
 // The method opener returns an Opener with the options that the flags set. Before the
@@ -53,7 +55,11 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 		if warn == nil {
 			warn = func(string) {}
 		}
-		return f.params(ctx, file, f.SingleLink, warn)
+		p, err := f.params(ctx, file, f.SingleLink, warn)
+		if log := o.VDDK.Options.Log; err == nil && log != nil {
+			f.logProvenance(log)
+		}
+		return p, err
 	}
 	return o
 }
@@ -62,8 +68,12 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 // parameter role is what messages call the source, such as "SRC".
 func (f *sourceFlags) protect(o *outputs, role string, a address.Address) {
 	o.protectSource(role, a)
-	o.protectSecret("the password", f.Password)
-	o.protectSecret("the cookie", f.Cookie)
+	if f.remoteAddress(a) {
+		f.protectSecrets(o)
+	} else {
+		o.protectSecret("the password", f.Password)
+		o.protectSecret("the cookie", f.Cookie)
+	}
 }
 
 // The method open opens the log and the source of a command that only reads metadata. The

@@ -82,7 +82,7 @@ func TestAskTerminal(t *testing.T) {
 	if os.Getenv("VDDKCP_TEST_ASK") != "" {
 		ctx, stop := withSignals(context.Background(), func() {})
 		defer stop()
-		text, err := askTerminal(ctx, "password: ")
+		text, err := askTerminal(ctx, "password: ", hidden)
 		fmt.Printf("got %q %v\n", text, err)
 		return
 	}
@@ -92,7 +92,7 @@ func TestAskTerminal(t *testing.T) {
 		"with a -":         {"-3\n", `got "-3" <nil>`},
 		"a correction":     {"xy\x7fz\n", `got "xz" <nil>`},
 		"an empty one":     {"\n", `got "" <nil>`},
-		"the end of it":    {"\x04", `got "" no secret was typed`},
+		"the end of it":    {"\x04", `got "" nothing was typed`},
 		"an interruption":  {"half\x03", `got "" stopped by SIGINT`},
 		"more than a line": {"one\ntwo\n", `got "one" <nil>`},
 	} {

@@ -47,15 +47,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
 	}
-	facts := certificateFacts{
-		Server:  net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)),
-		Subject: got.Leaf.Subject.String(), Issuer: got.Leaf.Issuer.String(),
-		NotBefore: got.Leaf.NotBefore, NotAfter: got.Leaf.NotAfter,
-		SHA1: got.SHA1, SHA256: got.SHA256, Verifies: got.Trust == nil,
-	}
-	if got.Trust != nil {
-		facts.Reason = got.Trust.Error()
-	}
+	facts := factsOf(host, port, got)
 	out := standardOutput(ctx)
 	if c.JSON {
 		err = printJSON(out, facts)
@@ -71,6 +63,20 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 		warn("the certificate is not verified: before you trust its thumbprint, compare it with the one that the host itself shows")
 	}
 	return nil
+}
+
+// factsOf describes the certificate of a server.
+func factsOf(host string, port uint32, got *certificate.Certificate) *certificateFacts {
+	facts := &certificateFacts{
+		Server:  net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)),
+		Subject: got.Leaf.Subject.String(), Issuer: got.Leaf.Issuer.String(),
+		NotBefore: got.Leaf.NotBefore, NotAfter: got.Leaf.NotAfter,
+		SHA1: got.SHA1, SHA256: got.SHA256, Verifies: got.Trust == nil,
+	}
+	if got.Trust != nil {
+		facts.Reason = got.Trust.Error()
+	}
+	return facts
 }
 
 func (f *certificateFacts) printText(w *bufio.Writer) {

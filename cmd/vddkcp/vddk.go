@@ -13,7 +13,7 @@ import (
 )
 
 type vddkCommand struct {
-	LibDir     string `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path"`
+	LibDir     string `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." env:"VDDKCP_LIBDIR" placeholder:"DIR" type:"path"`
 	JSON       bool   `name:"json" help:"Print JSON instead of KEY=VALUE lines."`
 	DumpPlugin bool   `help:"Has no effect. The flag is accepted for scripts that were written for nbdkit vddk --dump-plugin, which prints the same lines."`
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/vddk"
@@ -22,17 +23,15 @@ type vddkFlags struct {
 	serverFlags
 	VM            string     `name:"vm" help:"Managed object ID of the VM that has SRC, as moref=ID." placeholder:"moref=ID" group:"VDDK:"`
 	Snapshot      string     `help:"Managed object ID of the snapshot to read." placeholder:"ID" group:"VDDK:"`
-	NFCHostPort   portFlag   `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
+	NFCHostPort   portFlag   `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." env:"VDDKCP_NFCHOSTPORT" placeholder:"PORT" group:"VDDK:"`
 	Transports    string     `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
 	Compression   string     `help:"Compression of the data on the network, for the transport mode nbdssl: none, zlib, fastlz or skipz." enum:",none,zlib,fastlz,skipz" default:"" placeholder:"NAME" group:"VDDK:"`
 	Config        string     `help:"Configuration file for the VDDK library." placeholder:"FILE" type:"path" group:"VDDK:"`
-	LibDir        string     `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
+	LibDir        string     `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." env:"VDDKCP_LIBDIR" placeholder:"DIR" type:"path" group:"VDDK:"`
 	Unbuffered    bool       `help:"Open the disk with the library's flag for unbuffered access." group:"VDDK:"`
 	NFCBuffers    nfcBuffers `name:"nfc-buffers" help:"Size and number of the buffers that each connection reserves on the host (default 1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
 	PrepareAccess bool       `help:"Prevent vCenter from migrating the VM during the copy." group:"VDDK:"`
 	Debug         vddkDebug  `short:"D" help:"Turn a kind of debug messages on (=1) or off (=0): vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable). The debug flags of nbdkit-vddk-plugin have the same names." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
-
-	warned bool // the user was warned of unknown transport modes
 }
 
 // retryFlags say how long failed reads over a network are repeated.
@@ -128,40 +127,68 @@ func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 }
 
 // The method tuning returns parameters for a disk without those that name the server and the VM.
-func (f *vddkFlags) tuning(file string, singleLink bool) vddk.Params {
+// They include the library and the NFC port of r, as the method library does.
+func (f *vddkFlags) tuning(file string, singleLink bool, r *settled) vddk.Params {
+	libDir, nfcHostPort := f.library(r, f.LibDir, f.NFCHostPort)
 	return vddk.Params{
-		File: file, NFCHostPort: uint32(f.NFCHostPort), Transports: f.Transports, Compression: f.Compression,
-		Config: f.Config, LibDir: f.LibDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
+		File: file, NFCHostPort: nfcHostPort, Transports: f.Transports, Compression: f.Compression,
+		Config: f.Config, LibDir: libDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
 		NFCBuffers: vddk.NFCBuffers(f.NFCBuffers), PrepareAccess: f.PrepareAccess,
 	}
+}
+
+// The method remote reports whether VDDK reads the disk with the given name from a server. The name
+// says so, or one of the flags on the command line. Environment variables do not.
+func (f *vddkFlags) remote(file string) bool {
+	given := f.login.given
+	return strings.HasPrefix(file, "[") || f.namesServer() ||
+		given["vm"] && f.VM != "" || given["snapshot"] && f.Snapshot != "" || given["nfchostport"]
+}
+
+// The method remoteAddress reports whether the disk at the given address is on a server.
+func (f *vddkFlags) remoteAddress(a address.Address) bool {
+	if _, ok := a.(address.VM); ok {
+		return true
+	}
+	file, ok := address.VDDKFile(a)
+	return ok && f.remote(file)
 }
 
 // The method params returns the parameters with which VDDK opens a disk. The parameter file
 // is the name of the disk for VDDK. All other parameters are checked before this method
 // asks for secrets and reads them.
 func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, warn func(string)) (vddk.Params, error) {
-	p := f.tuning(file, singleLink)
-	p.Server, p.User, p.VM, p.Snapshot, p.Thumbprint = withoutBrackets(f.Server), f.User, f.VM, f.Snapshot, f.Thumbprint
-	p.Port = uint32(f.Port)
+	var r *settled
+	if f.remote(file) {
+		var err error
+		if r, err = f.resolve(); err != nil {
+			return vddk.Params{}, err
+		}
+	}
+	p := f.tuning(file, singleLink, r)
+	p.VM, p.Snapshot = f.VM, f.Snapshot
+	if r != nil {
+		p.Server, p.Port, p.User, p.Thumbprint = r.server, r.port, r.user, r.thumbprint
+		p.Password, p.Cookie = f.login.expected()
+	}
 	// The first call of Validate only needs to know which secrets will be given.
-	p.Password, p.Cookie = f.expected()
-	if err := p.Validate(); err != nil {
+	err := p.Validate()
+	if err == nil && p.Remote() {
+		if p.Password, p.Cookie, err = f.login.readSecrets(ctx, warn); err != nil {
+			return vddk.Params{}, err
+		}
+		err = p.Validate()
+	}
+	if err != nil && r != nil {
+		err = r.explain(err)
+	}
+	if err != nil {
 		return vddk.Params{}, err
 	}
-	if p.Remote() {
-		var err error
-		if p.Password, p.Cookie, err = f.readSecrets(ctx, warn); err != nil {
-			return vddk.Params{}, err
-		}
-		if err := p.Validate(); err != nil {
-			return vddk.Params{}, err
-		}
-	}
-	if !f.warned {
-		f.warned = true
+	f.login.warned.Do(func() {
 		for _, name := range vddk.UnknownTransports(p.Transports) {
 			warn(fmt.Sprintf("--transports: unknown transport mode %s", printable.Name(name)))
 		}
-	}
+	})
 	return p, nil
 }

@@ -19,7 +19,7 @@ import (
 // parsed returns the flags of the command line of a copy.
 func parsed(environment *secretEnvironment, args ...string) (*copyCommand, error) {
 	c := new(cli)
-	parser, err := newParser(c, io.Discard, io.Discard, func(int) {}, kong.Bind(environment))
+	parser, err := newParser(c, io.Discard, io.Discard, func(int) {}, kong.Bind(environment, new(servers)))
 	if err != nil {
 		return nil, err
 	}

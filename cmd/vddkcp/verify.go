@@ -117,7 +117,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return usage.Wrap(err)
 	}
-	c.secrets.pause = pauseOf(display)
+	c.login.pause = pauseOf(display)
 	err = shown(display, func() error {
 		if at.source == nil {
 			return c.sum(ctx, at.target, outputs, log, counters)

@@ -317,6 +317,7 @@ func (c *vmCommand) printPlan(p *machine.Planned) error {
 		d := &p.Disks[i]
 		fmt.Fprintf(&b, "%s: %d bytes (%s): %s -> %s\n", d.Title(), d.Size, bytesize.Format(d.Size), printable.Name(d.File), printable.Name(p.Targets[i]))
 	}
+	b.WriteString(c.planLines())
 	_, err := textOutput.Write([]byte(b.String()))
 	return err
 }

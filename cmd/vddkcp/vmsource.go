@@ -46,6 +46,12 @@ func (f *sourceFlags) findVM(ctx context.Context, name string, o sessionOptions)
 	if err != nil {
 		return nil, err
 	}
+	if r, err := f.resolve(); err == nil {
+		f.library(r, f.LibDir, f.NFCHostPort)
+	}
+	if o.log != nil {
+		f.logProvenance(o.log)
+	}
 	vm, err := f.servers.find(ctx, session, name)
 	if err != nil {
 		return nil, err
@@ -107,7 +113,11 @@ type frozenDisk struct {
 // now: with the cookie of the session, so that VDDK does not log in itself, unless the server has
 // refused the cookie.
 func (f *frozenDisk) params(ctx context.Context, now *inventory.Disk) (vddk.Params, error) {
-	p := f.flags.tuning(now.File, f.flags.SingleLink)
+	r, err := f.flags.resolve()
+	if err != nil {
+		return vddk.Params{}, err
+	}
+	p := f.flags.tuning(now.File, f.flags.SingleLink, r)
 	p.Server, p.Port, p.Thumbprint = f.session.Server, f.session.Port, f.session.Thumbprint
 	p.User = cmp.Or(f.session.User, "vddkcp")
 	p.VM = "moref=" + f.vm.Moref()
@@ -125,7 +135,6 @@ func (f *frozenDisk) params(ctx context.Context, now *inventory.Disk) (vddk.Para
 		p.Password = f.session.Password
 		return p, nil
 	}
-	var err error
 	p.Cookie, err = f.session.Cookie(ctx)
 	return p, err
 }
