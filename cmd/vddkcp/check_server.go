@@ -211,10 +211,14 @@ func (c *serverChecks) checkLibrary(ctx context.Context) []checkResult {
 }
 
 func (c *serverChecks) checkHost(ctx context.Context) []checkResult {
-	if c.vm.Host == "" {
+	host := c.vm.Host
+	if !c.session.About().VCenter {
+		host = c.options.Server // the server is the host, and its own name for itself may be "localhost"
+	}
+	if host == "" {
 		return checkFailed("", "the server does not show the host of the VM")
 	}
-	return dial(ctx, c.vm.Host, c.nfcPort, "disks are read from the host itself: allow connections from this machine to this port of the host")
+	return dial(ctx, host, c.nfcPort, "disks are read from the host itself: allow connections from this machine to this port of the host")
 }
 
 // The method readDisks reads the first sector of each disk that can be copied now. All disks stay

@@ -50,6 +50,9 @@ func onServer(t testing.TB, s *vspheretest.Server, args ...string) *exec.Cmd {
 // TestLsOfManyVMs checks that ls makes few calls and needs little memory for many VMs, and that the
 // JSON has all of them.
 func TestLsOfManyVMs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes 1000 VMs")
+	}
 	s := bigServer(t)
 	var out, messages bytes.Buffer
 	c := onServer(t, s, "ls", "--json")
