@@ -12,7 +12,8 @@ import (
 
 // Parse returns the Options that a description has. Each line describes one thing:
 //
-//	server [esxi] [strict] [idle=30m] [managed-by=ADDRESS] [user=NAME] [password=TEXT]
+//	server [esxi] [strict] [version=7.0.3] [idle=30m] [managed-by=ADDRESS] [user=NAME]
+//	   [password=TEXT]
 //	datacenter NAME
 //	host NAME [dc=NAME] [disconnected]
 //	datastore NAME [dc=NAME] [type=NFS] [free=10GiB]
@@ -199,6 +200,7 @@ func (p *parser) line(words []string) error {
 func (p *parser) server(v *values) error {
 	p.options.ESXi, p.options.StrictLogin = v.yes("esxi"), v.yes("strict")
 	p.options.IdleLimit, p.options.ManagedBy = v.duration("idle"), v.text("managed-by")
+	p.options.Version = v.text("version")
 	p.options.User, p.options.Password = v.text("user"), v.text("password")
 	return v.end()
 }

@@ -18,7 +18,7 @@ func equal(t *testing.T, what string, got, want any) {
 
 func snapshotDisks(t *testing.T, c *govmomi.Client, ref types.ManagedObjectReference) ([][]string, error) {
 	var snapshot mo.VirtualMachineSnapshot
-	if err := c.RetrieveOne(t.Context(), ref, nil, &snapshot); err != nil {
+	if err := c.RetrieveOne(t.Context(), ref, []string{"config.hardware.device"}, &snapshot); err != nil {
 		return nil, err
 	}
 	return disks(snapshot.Config.Hardware.Device), nil

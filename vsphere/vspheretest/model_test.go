@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
@@ -95,7 +96,10 @@ func TestSnapshotModel(t *testing.T) {
 			}
 			want[disks[0][0]] = true
 		}
-		_, properties := machine(t, c, s, "web01")
+		var properties mo.VirtualMachine
+		if err := c.RetrieveOne(t.Context(), vm, []string{"layoutEx.file"}, &properties); err != nil {
+			t.Fatal(err)
+		}
 		for _, f := range properties.LayoutEx.File {
 			if f.Type == "diskDescriptor" {
 				want[f.Name] = true

@@ -18,6 +18,7 @@ type Options struct {
 	User, Password string        // "": DefaultUser, DefaultPassword
 	IdleLimit      time.Duration // a session without calls ends after this time; 0: never
 	ESXi           bool          // the server says that it is an ESXi host
+	Version        string        // of the server and its hosts, such as "7.0.3"; "": what the simulator says
 	ManagedBy      string        // address of the vCenter server that manages the hosts; "": none
 
 	// LibDir is the folder of a stand-in for VDDK's library. The server keeps the folder "disks"

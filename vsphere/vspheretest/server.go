@@ -184,9 +184,16 @@ func (s *Server) about() {
 	if s.options.ESXi {
 		instance.Content.About.ApiType = "HostAgent"
 	}
-	if s.options.ManagedBy != "" {
-		for _, e := range registry.All("HostSystem") {
-			e.(*simulator.HostSystem).Summary.ManagementServerIp = s.options.ManagedBy
+	if v := s.options.Version; v != "" {
+		instance.Content.About.Version, instance.Content.About.ApiVersion = v, v
+	}
+	for _, e := range registry.All("HostSystem") {
+		host := e.(*simulator.HostSystem)
+		host.Summary.ManagementServerIp = s.options.ManagedBy
+		if v := s.options.Version; v != "" && host.Summary.Config.Product != nil {
+			product := *host.Summary.Config.Product
+			product.Version, product.ApiVersion = v, v
+			host.Summary.Config.Product = &product
 		}
 	}
 }
