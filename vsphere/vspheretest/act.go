@@ -281,6 +281,14 @@ func (s *Server) track(ctx *simulator.Context, vm *simulator.VirtualMachine, m *
 	s.changed(ctx, vm)
 }
 
+// OpenHandles returns the number of handles that are open in the stand-in library. Those of workers
+// that were killed count for ever. A test may ask when a call arrives:
+//
+//	s.On("RemoveSnapshot_Task", vspheretest.Fault{Do: func() { open = s.OpenHandles() }})
+func (s *Server) OpenHandles() int64 {
+	return s.Library.Figures()["handles"] - s.Library.Calls()["Close"]
+}
+
 // Files returns the files of a VM's disks, as "[DATASTORE] PATH", in the order of the VM's disks.
 func (s *Server) Files(vm string) []string {
 	var list []string

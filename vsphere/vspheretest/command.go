@@ -28,6 +28,7 @@ var commands = map[string]command{
 	"stop":              {"", 0, 0, func(s *Server, a []string) string { s.Stop(); return "" }},
 	"resume":            {"", 0, 0, func(s *Server, a []string) string { s.Resume(); return "" }},
 	"cut":               {"", 0, 0, func(s *Server, a []string) string { s.CutConnections(); return "" }},
+	"settle":            {"", 0, 0, func(s *Server, a []string) string { s.Settle(); return "" }},
 	"sessions":          {"", 0, 0, func(s *Server, a []string) string { return lines(s.Sessions()) }},
 	"calls":             {"[METHOD]", 0, 1, printCalls},
 	"snapshots":         {"VM", 1, 1, printSnapshots},
@@ -58,7 +59,7 @@ var commands = map[string]command{
 	"revoke":           {"PRIVILEGE", 1, 1, func(s *Server, a []string) string { s.RevokePrivilege(a[0]); return "" }},
 	"grant":            {"PRIVILEGE", 1, 1, func(s *Server, a []string) string { s.GrantPrivilege(a[0]); return "" }},
 
-	"fault":   {"METHOD [soap=TYPE] [task=TYPE] [status=N] [cut=before|after] [truncate] [hang] [late] [hangtask] [times=N] [skip=N] [vm=NAME]", 1, -1, addFault},
+	"fault":   {"METHOD [soap=TYPE] [task=TYPE] [status=N] [cut=before|after] [truncate] [hang] [late] [hangtask] [times=N] [skip=N] [vm=NAME] [body=TEXT]", 1, -1, addFault},
 	"clear":   {"", 0, 0, func(s *Server, a []string) string { s.ClearFaults(); return "" }},
 	"release": {"[METHOD]", 0, 1, release},
 }
@@ -187,6 +188,9 @@ func addFault(s *Server, args []string) string {
 	f := Fault{
 		Soap: faultOf(v.text("soap")), Task: faultOf(v.text("task")), Status: v.number("status"), Truncate: v.yes("truncate"),
 		Hang: v.yes("hang"), Late: v.yes("late"), HangTask: v.yes("hangtask"), Times: v.number("times"), Skip: v.number("skip"), VM: v.text("vm"),
+	}
+	if text := v.text("body"); text != "" {
+		f.Where = func(c Call) bool { return strings.Contains(c.Body, text) }
 	}
 	switch cut := v.text("cut"); cut {
 	case "before":

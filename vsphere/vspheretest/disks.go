@@ -210,6 +210,9 @@ func (b *builder) add(i int, d Disk) error {
 	if d.Edit != nil {
 		d.Edit(disk)
 	}
+	if d.KeyID != "" {
+		b.vm.Config.KeyId = &types.CryptoKeyId{KeyId: d.KeyID, ProviderId: &types.KeyProviderId{Id: "kms"}}
+	}
 	b.m.current[disk.Key] = n
 	b.devices = append(b.devices, disk)
 	return nil

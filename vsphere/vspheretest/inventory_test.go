@@ -147,3 +147,20 @@ func TestThousandVMs(t *testing.T) {
 		t.Errorf("%d VMs, %d disks of 100 of them", len(vms), disks)
 	}
 }
+
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	s := vspheretest.New(t, vspheretest.Configure(func(o *vspheretest.Options) { o.ESXi, o.Version, o.ManagedBy = true, "7.0.3", "vc.test" }))
+	c := connect(t, s)
+	about := c.ServiceContent.About
+	equal(t, "server", about.ApiType+" "+about.Version, "HostAgent 7.0.3")
+	list, err := find.NewFinder(c.Client).HostSystemList(t.Context(), "/...")
+	if err != nil || len(list) != 2 {
+		t.Fatalf("hosts %v, %v", list, err)
+	}
+	var host mo.HostSystem
+	if err := c.RetrieveOne(t.Context(), list[0].Reference(), nil, &host); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "host", host.Name+" "+host.Summary.Config.Product.Version+" "+host.Summary.ManagementServerIp, "esx1.test 7.0.3 vc.test")
+}

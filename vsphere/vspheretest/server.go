@@ -1,14 +1,15 @@
 package vspheretest
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -164,11 +165,22 @@ func (s *Server) start() error {
 	}
 	s.http = &http.Server{
 		Handler:   http.HandlerFunc(s.serve),
-		ErrorLog:  log.New(io.Discard, "", 0), // of handshakes that tests break off
+		ErrorLog:  log.New(errorLog{}, "vspheretest: ", 0),
 		ConnState: s.connState,
 	}
 	go s.http.Serve(tls.NewListener(&door{l, s}, config))
 	return nil
+}
+
+// errorLog prints errors of the HTTP server, such as panics of the simulator, but not those of
+// handshakes, which tests break off.
+type errorLog struct{}
+
+func (errorLog) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("TLS handshake error")) {
+		return len(p), nil
+	}
+	return os.Stderr.Write(p)
 }
 
 // about sets what the server says about itself.

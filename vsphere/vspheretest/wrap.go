@@ -115,6 +115,7 @@ func (s *Server) exclusive(ctx *simulator.Context, vm types.ManagedObjectReferen
 		return types.ManagedObjectReference{}, simulator.Fault("", &types.TaskInProgress{Task: other})
 	}
 	started := make(chan struct{})
+	var task *simulator.Task
 	ref := s.startTask(ctx, vm, name, func(ctx *simulator.Context) (types.AnyType, types.BaseMethodFault) {
 		<-started
 		defer func() {
@@ -123,6 +124,7 @@ func (s *Server) exclusive(ctx *simulator.Context, vm types.ManagedObjectReferen
 			s.mu.Unlock()
 		}()
 		if rule != nil {
+			ctx.Map.AtomicUpdate(ctx, task, []types.PropertyChange{{Name: "info.progress", Val: int32(50)}})
 			if rule.HangTask && !rule.await(s.closed) {
 				return nil, &types.RequestCanceled{}
 			}
@@ -132,6 +134,7 @@ func (s *Server) exclusive(ctx *simulator.Context, vm types.ManagedObjectReferen
 		}
 		return do(ctx)
 	})
+	task = ctx.Map.Get(ref).(*simulator.Task)
 	s.mu.Lock()
 	s.busy[vm] = ref
 	s.mu.Unlock()
@@ -139,19 +142,25 @@ func (s *Server) exclusive(ctx *simulator.Context, vm types.ManagedObjectReferen
 	return ref, nil
 }
 
-// locked returns work that runs while the VM is locked. If the VM was removed, the work fails.
+// locked returns work that runs while the VM is locked. If the VM was removed, the work fails. If
+// the work panics, the VM is unlocked first: other tests go on with the server.
 func (s *Server) locked(ref types.ManagedObjectReference, do func(*simulator.Context, *simulator.VirtualMachine, *machine) (types.AnyType, types.BaseMethodFault)) work {
 	return func(ctx *simulator.Context) (result types.AnyType, fault types.BaseMethodFault) {
 		vm, ok := ctx.Map.Get(ref).(*simulator.VirtualMachine)
 		if !ok {
 			return nil, &types.ManagedObjectNotFound{Obj: ref}
 		}
+		var reason any
 		ctx.WithLock(vm, func() {
+			defer func() { reason = recover() }()
 			s.mu.Lock()
 			m := s.machines[ref]
 			s.mu.Unlock()
 			result, fault = do(ctx, vm, m)
 		})
+		if reason != nil {
+			panic(reason)
+		}
 		return result, fault
 	}
 }
