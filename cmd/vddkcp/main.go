@@ -20,6 +20,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/internal/nearest"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
@@ -223,6 +224,7 @@ func withSignals(parent context.Context, beforeExit func()) (ctx context.Context
 		}
 		begun := time.Now()
 		cancel(&signalError{first.(syscall.Signal)})
+		killpoint.At("signal")
 		for second := range signals {
 			if second == syscall.SIGHUP || second == first && time.Since(begun) < echo {
 				continue

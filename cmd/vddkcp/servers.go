@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/batch"
@@ -58,6 +59,7 @@ func (s *servers) session(ctx context.Context, f *serverFlags, o sessionOptions)
 		return nil, err
 	}
 	options.Timeout, options.TaskTimeout, options.Retry, options.Log = o.timeout, o.taskTimeout, o.retry.Policy(), o.log
+	options.Poll = killpoint.Poll()
 	options.UserAgent = "vddkcp/" + version
 	key := sessionKey{options.Server, options.User, options.Port, options.Password.Reveal(), options.Cookie.Reveal()}
 	s.mu.Lock()

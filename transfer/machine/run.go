@@ -64,6 +64,7 @@ func (r *run) run(ctx context.Context) error {
 		return err
 	}
 	defer r.store.close()
+	killpoint.At("machine-new")
 	if !r.state.Step.reached(stepCopied) {
 		if err := r.copyAll(ctx); err != nil {
 			return err

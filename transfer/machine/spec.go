@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
@@ -64,7 +65,7 @@ const (
 // withDefaults returns s with the defaults for the fields that have the zero value.
 func (s Spec) withDefaults() Spec {
 	s.Parallel = cmp.Or(s.Parallel, 2)
-	s.interval = cmp.Or(s.interval, time.Minute)
+	s.interval = cmp.Or(s.interval, killpoint.Watch(), time.Minute)
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
