@@ -277,6 +277,9 @@ func (r *run) copyDisks(ctx context.Context) error {
 		}
 	}
 	r.report.Rounds = append(r.report.Rounds, *round)
+	if cause == context.Cause(ctx) && errors.Join(errs...) == nil {
+		return nil // a signal that has come too late to stop a copy
+	}
 	if cause != nil && cause != errOther {
 		return cause // a signal, or what watch has seen
 	}
