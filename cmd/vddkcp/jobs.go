@@ -12,6 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/profile"
 	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/vsphere"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
@@ -42,26 +43,24 @@ func (c *jobsCommand) Run(ctx context.Context, logs *logFlags) error {
 		if err != nil {
 			return err
 		}
-		file := jobFile{1, jobDefaults{Server: s.Server, Port: defaultPort(s.Port), User: s.User, Thumbprint: s.Thumbprint}, list.jobs}
-		if err := printJSON(standardOutput(ctx), file); err != nil {
+		r, err := c.resolve()
+		if err != nil {
+			return err
+		}
+		defaults := r.jobDefaults()
+		if err := printJSON(standardOutput(ctx), jobFile{1, defaults, list.jobs}); err != nil {
 			return err
 		}
 		log.Info(list.summary(len(vms)))
-		log.Info(`the job file has no password: set VDDKCP_PASSWORD for vddkcp run, or add "password": "+FILE" to its defaults`)
+		if !defaults.hasSecret(r.profile) {
+			log.Info(`the job file has no password: set VDDKCP_PASSWORD for vddkcp run, or add "password": "+FILE" to its defaults`)
+		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("jobs: %w", err)
 	}
 	return nil
-}
-
-// defaultPort returns the port of a server for a job file, 0 for the usual one.
-func defaultPort(port uint32) int {
-	if port == certificate.DefaultPort {
-		return 0
-	}
-	return int(port)
 }
 
 // jobFile is a job file for vddkcp run, as vddkcp jobs prints it.
@@ -73,10 +72,40 @@ type jobFile struct {
 
 // jobDefaults are the fields of all jobs. They say how to reach the server, without secrets.
 type jobDefaults struct {
+	Profile    string `json:"profile,omitempty"`
 	Server     string `json:"server,omitempty"`
 	Port       int    `json:"port,omitempty"`
 	User       string `json:"user,omitempty"`
 	Thumbprint string `json:"thumbprint,omitempty"`
+}
+
+// The method jobDefaults returns the fields with which jobs reach the same server. If a profile is
+// used, they have its name, and only those other values that the profile does not have.
+func (r *settled) jobDefaults() jobDefaults {
+	d := jobDefaults{Server: r.server, Port: int(r.port), User: r.user, Thumbprint: r.thumbprint}
+	if r.profile == nil {
+		if r.port == certificate.DefaultPort {
+			d.Port = 0
+		}
+		return d
+	}
+	d.Profile, d.Server = r.profile.Name, ""
+	if d.User == r.profile.User {
+		d.User = ""
+	}
+	if d.Thumbprint == r.profile.Thumbprint {
+		d.Thumbprint = ""
+	}
+	if r.port == r.profile.Port {
+		d.Port = 0
+	}
+	return d
+}
+
+// The method hasSecret reports whether jobs with these fields get a password or a cookie from the
+// given profile. The profile is nil if none is used.
+func (d *jobDefaults) hasSecret(p *profile.Profile) bool {
+	return p != nil && d.User == "" && (p.Password.IsSet() || p.Cookie.IsSet())
 }
 
 // diskJob is the job that copies one disk.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/profile"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/machine"
@@ -117,6 +118,28 @@ func TestJobFileIsValid(t *testing.T) {
 	}
 	if jobs, err := f.Select(batch.Selection{Labels: map[string]string{"vm": "web01", "folder": "prod", "datastore": "ds1", "host": "esx1", "power": "on"}}); err != nil || len(jobs) != 2 {
 		t.Errorf("%d jobs have the labels of web01, %v", len(jobs), err)
+	}
+}
+
+// TestJobDefaults checks that a job file names the profile instead of what the profile has.
+func TestJobDefaults(t *testing.T) {
+	vc1 := &profile.Profile{Name: "vc1", Server: "vc", User: "u", Port: 8443, Thumbprint: "ab", Password: profile.Secret{File: "pw"}}
+	for _, c := range []struct {
+		r      settled
+		want   jobDefaults
+		secret bool
+	}{
+		{settled{server: "vc", user: "u"}, jobDefaults{Server: "vc", User: "u"}, false},
+		{settled{server: "vc", user: "u", port: 443, thumbprint: "ab"}, jobDefaults{Server: "vc", User: "u", Thumbprint: "ab"}, false},
+		{settled{server: "vc", port: 8443}, jobDefaults{Server: "vc", Port: 8443}, false},
+		{settled{server: "vc", user: "u", port: 8443, thumbprint: "ab", profile: vc1}, jobDefaults{Profile: "vc1"}, true},
+		{settled{server: "vc", user: "other", port: 443, thumbprint: "cd", profile: vc1}, jobDefaults{Profile: "vc1", User: "other", Port: 443, Thumbprint: "cd"}, false},
+		{settled{server: "vc", user: "u", profile: &profile.Profile{Name: "p", User: "u"}}, jobDefaults{Profile: "p"}, false},
+	} {
+		got := c.r.jobDefaults()
+		if got != c.want || got.hasSecret(c.r.profile) != c.secret {
+			t.Errorf("%+v: %+v, want %+v", c.r, got, c.want)
+		}
 	}
 }
 
