@@ -153,7 +153,7 @@ func TestHosts(t *testing.T) {
 	s := vspheretest.New(t, vspheretest.Configure(func(o *vspheretest.Options) { o.ESXi, o.Version, o.ManagedBy = true, "7.0.3", "vc.test" }))
 	c := connect(t, s)
 	about := c.ServiceContent.About
-	equal(t, "server", about.ApiType+" "+about.Version, "HostAgent 7.0.3")
+	equal(t, "server", about.ApiType+" "+about.Version+" "+about.FullName, "HostAgent 7.0.3 VMware vCenter Server 7.0.3 build-5973321")
 	list, err := find.NewFinder(c.Client).HostSystemList(t.Context(), "/...")
 	if err != nil || len(list) != 2 {
 		t.Fatalf("hosts %v, %v", list, err)

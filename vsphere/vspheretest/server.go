@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -197,7 +198,9 @@ func (s *Server) about() {
 		instance.Content.About.ApiType = "HostAgent"
 	}
 	if v := s.options.Version; v != "" {
-		instance.Content.About.Version, instance.Content.About.ApiVersion = v, v
+		about := &instance.Content.About
+		about.FullName = strings.Replace(about.FullName, about.Version, v, 1)
+		about.Version, about.ApiVersion = v, v
 	}
 	for _, e := range registry.All("HostSystem") {
 		host := e.(*simulator.HostSystem)
