@@ -112,7 +112,7 @@ func (p *Params) validateRemote() error {
 	need(p.Password.IsSet() || p.Cookie.IsSet(), "--password or --cookie")
 	need(p.VM != "", "--vm")
 	if len(missing) > 0 {
-		return wrongParams("a disk on a server needs a VM and a login; write the managed object reference of the VM as --vm moref=ID; for the login, the password can also be in the environment variable VDDKCP_PASSWORD, or the cookie of an open session in VDDKCP_COOKIE",
+		return wrongParams("a disk on a server needs a VM and a login; write the managed object reference of the VM as --vm moref=ID; for the login, the password can also be in the environment variable VDDKCP_PASSWORD, or the cookie of an open session in VDDKCP_COOKIE; a profile (--profile NAME) can have the server and the login",
 			"missing: %s", strings.Join(missing, ", "))
 	}
 	if strings.ContainsAny(p.Server, "/ \t\n\x00@[]") || strings.HasPrefix(p.Server, "-") {

@@ -112,8 +112,7 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 	outputs.add("--report", c.Report)
 	outputs.add("--log-file", logs.LogFile)
 	outputs.addOwn("--state", c.State)
-	outputs.protectSecret("the password", c.Password)
-	outputs.protectSecret("the cookie", c.Cookie)
+	c.protectSecrets(outputs)
 	if err := outputs.check(); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}

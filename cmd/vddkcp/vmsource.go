@@ -42,15 +42,15 @@ func (f *sourceFlags) findVM(ctx context.Context, name string, o sessionOptions)
 	case f.Snapshot != "":
 		return nil, usage.Errorf("--snapshot: vddkcp makes a snapshot of the VM %s itself: leave this flag out", printable.Name(name))
 	}
-	session, err := f.servers.session(ctx, &f.serverFlags, o)
-	if err != nil {
-		return nil, err
-	}
 	if r, err := f.resolve(); err == nil {
 		f.library(r, f.LibDir, f.NFCHostPort)
 	}
 	if o.log != nil {
 		f.logProvenance(o.log)
+	}
+	session, err := f.servers.session(ctx, &f.serverFlags, o)
+	if err != nil {
+		return nil, err
 	}
 	vm, err := f.servers.find(ctx, session, name)
 	if err != nil {
