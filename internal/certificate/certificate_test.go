@@ -172,6 +172,54 @@ func TestThumbprintOfOldServers(t *testing.T) {
 	}
 }
 
+// dial opens a connection with the configuration that Config returns, and closes it.
+func dial(t *testing.T, server string, port uint32, want string, accepted func(*certificate.Certificate)) error {
+	t.Helper()
+	config, err := certificate.Config(server, port, want, accepted)
+	if err != nil {
+		return err
+	}
+	conn, err := tls.Dial("tcp", net.JoinHostPort(server, fmt.Sprint(port)), config)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func TestConfig(t *testing.T) {
+	leaf := &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	port, sum1, sum256 := serve(t, nil, leaf, &tls.Config{})
+	old, old1, _ := serve(t, nil, leaf, &tls.Config{MaxVersion: tls.VersionTLS10, MinVersion: tls.VersionTLS10})
+	other1, other256 := strings.Repeat("0A", 20), strings.Repeat("0a", 32)
+	for name, c := range map[string]struct {
+		port  uint32
+		want  string
+		fails string
+	}{
+		"SHA-1":          {port, strings.ToLower(sum1), ""},
+		"SHA-256":        {port, colons(sum256), ""},
+		"TLS 1.0":        {old, old1, ""},
+		"other SHA-1":    {port, other1, "has the SHA-1 thumbprint " + colons(sum1) + ", expected " + colons(other1)},
+		"other SHA-256":  {port, other256, "has the SHA-256 thumbprint " + colons(sum256) + ", expected "},
+		"nobody vouches": {port, "", "does not verify"},
+		"no thumbprint":  {port, "xx", "not a thumbprint"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var accepted []string
+			err := dial(t, "127.0.0.1", c.port, c.want, func(got *certificate.Certificate) { accepted = append(accepted, got.SHA1) })
+			if c.fails == "" {
+				if err != nil || len(accepted) != 1 {
+					t.Errorf("%v, accepted %v", err, accepted)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.fails) || len(accepted) != 0 || errors.As(err, new(*certificate.Error)) == (c.want == "xx") {
+				t.Errorf("%T %v, want %q; accepted %v", err, err, c.fails, accepted)
+			}
+		})
+	}
+}
+
 // Go reads the root certificates once in each process, so that each case runs in its own process.
 func TestCertificateMustVerify(t *testing.T) {
 	if port := os.Getenv("VDDKCP_TEST_CHECK"); port != "" {
@@ -179,6 +227,9 @@ func TestCertificateMustVerify(t *testing.T) {
 		fmt.Sscan(port, &n)
 		sum, err := certificate.CheckThumbprint(t.Context(), os.Getenv("VDDKCP_TEST_SERVER"), n, "")
 		fmt.Printf("got %s %v\n", sum, err)
+		if again := dial(t, os.Getenv("VDDKCP_TEST_SERVER"), n, "", nil); fmt.Sprint(again) != fmt.Sprint(err) {
+			t.Errorf("a connection with Config: %v", again)
+		}
 		return
 	}
 	known, unknown := newAuthority(t), newAuthority(t)
