@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +22,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/secret"
+	"github.com/vddkcp/vddkcp/internal/sha1"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
@@ -112,6 +116,39 @@ func TestConnect(t *testing.T) {
 				t.Errorf("%v, want %v", err, errClosed)
 			}
 		})
+	}
+}
+
+// Where SHA-1 is not allowed, a SHA-256 thumbprint is enough for the calls of the API.
+func TestNoSHA1(t *testing.T) {
+	if port := os.Getenv("VDDKCP_TEST_PORT"); port != "" {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := Options{
+			Server: "127.0.0.1", Port: uint32(n), User: vspheretest.DefaultUser, Password: secret.New(vspheretest.DefaultPassword),
+			Thumbprint: os.Getenv("VDDKCP_TEST_THUMBPRINT"),
+		}
+		session, err := Connect(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := session.Close(); err != nil {
+			t.Error(err)
+		}
+		o.Thumbprint = strings.Repeat("ab", 20)
+		if _, err := Connect(t.Context(), o); !errors.As(err, new(*sha1.NotAllowedError)) {
+			t.Errorf("%v", err)
+		}
+		return
+	}
+	t.Parallel()
+	s := vspheretest.New(t)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoSHA1$")
+	cmd.Env = append(os.Environ(), "GODEBUG=fips140=only", "VDDKCP_TEST_PORT="+strconv.FormatUint(uint64(s.Port), 10), "VDDKCP_TEST_THUMBPRINT="+s.Thumbprint())
+	if out, err := cmd.CombinedOutput(); err != nil || s.Calls()["Login"] != 1 {
+		t.Errorf("%v, calls %v\n%s", err, s.Calls(), out)
 	}
 }
 
