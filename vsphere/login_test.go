@@ -25,6 +25,16 @@ func at(n int, f func() error) []error {
 	return errs
 }
 
+// together makes the first n calls of a method wait until all of them have arrived.
+func together(s *vspheretest.Server, method string, n int) {
+	var arrived sync.WaitGroup
+	arrived.Add(n)
+	s.On(method, vspheretest.Fault{Times: n, Do: func() {
+		arrived.Done()
+		arrived.Wait()
+	}})
+}
+
 // When a session has ended, all callers share one login, and their calls are repeated.
 func TestSessionEnded(t *testing.T) {
 	t.Parallel()
@@ -35,8 +45,11 @@ func TestSessionEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.EndSessions()
-	vm := s.Find("web01")
-	for _, err := range at(20, func() error { return session.names(t.Context(), vm) }) {
+	together(s, "CurrentTime", 20)
+	for _, err := range at(20, func() error {
+		_, err := methods.GetCurrentTime(t.Context(), session.client)
+		return err
+	}) {
 		if err != nil {
 			t.Error(err)
 		}
@@ -61,7 +74,7 @@ func TestSessionSeemsEnded(t *testing.T) {
 	session := openSession(t, s)
 	s.On("RetrievePropertiesEx", vspheretest.Fault{Soap: new(types.NotAuthenticated), Times: 1})
 	s.On("RetrieveProperties", vspheretest.Fault{Soap: new(types.NotAuthenticated), Times: 1})
-	logout := s.On("Logout", vspheretest.Fault{Status: 503, Times: 1}) // the first attempt fails
+	logout := s.On("Logout", vspheretest.Fault{Hang: true, Times: 1}) // in the background; Close interrupts it
 	if err := session.names(t.Context(), s.Find("web01")); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +140,11 @@ func TestRefusedLoginLater(t *testing.T) {
 			s.EndSessions()
 			rule := s.On("Login", vspheretest.Fault{Soap: f})
 			vm := s.Find("web01")
-			errs := at(20, func() error { return session.names(t.Context(), vm) })
+			together(s, "CurrentTime", 20)
+			errs := at(20, func() error {
+				_, err := methods.GetCurrentTime(t.Context(), session.client)
+				return err
+			})
 			rule.Remove()
 			errs = append(errs, at(3, func() error { return session.snapshot(t.Context(), vm) })...)
 			_, err := session.Cookie(t.Context())

@@ -108,6 +108,20 @@ func TestDeniedSnapshot(t *testing.T) {
 	}
 }
 
+// A server that refuses a request has not carried it out.
+func TestRefusedSnapshot(t *testing.T) {
+	t.Parallel()
+	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
+	session := openSession(t, s)
+	for _, f := range []vspheretest.Fault{{Status: 403}, {Soap: new(types.NoPermission)}, {Soap: new(types.TaskInProgress)}} {
+		rule := s.On("CreateSnapshot_Task", f)
+		err := session.snapshot(t.Context(), s.Find("web01"))
+		if err == nil || errors.As(err, new(*UncertainError)) || rule.Hits() != 1 {
+			t.Errorf("%v after %d calls", err, rule.Hits())
+		}
+	}
+}
+
 // A call that has not reached the server at all is repeated, whatever it does.
 func TestServerAway(t *testing.T) {
 	t.Parallel()

@@ -357,6 +357,11 @@ func TestTogether(t *testing.T) {
 				s.EndSessions()
 			}
 		},
+		"session ended early": func(s *vspheretest.Server, page int) {
+			if page == 0 {
+				s.EndSessions()
+			}
+		},
 		"page lost": func(s *vspheretest.Server, page int) {
 			if page == 2 {
 				s.On("ContinueRetrievePropertiesEx", vspheretest.Fault{Cut: vspheretest.After, Times: 1})
@@ -378,7 +383,9 @@ func TestTogether(t *testing.T) {
 				found = nil
 				runs++
 				return session.nameOnEachPage(ctx, func(page int, name string) {
-					found = append(found, name)
+					if page > 0 {
+						found = append(found, name)
+					}
 					if runs == 1 {
 						disturb(s, page)
 					}
@@ -399,7 +406,8 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// nameOnEachPage reads the names of all VMs through a view, one VM on each page.
+// nameOnEachPage reads the names of all VMs through a view, one VM on each page. At
+// first it calls f with page 0 and no name.
 func (s *Session) nameOnEachPage(ctx context.Context, f func(page int, name string)) error {
 	view, err := methods.CreateContainerView(ctx, s.client, &types.CreateContainerView{
 		This: *s.client.ServiceContent.ViewManager, Container: s.client.ServiceContent.RootFolder, Type: []string{"VirtualMachine"}, Recursive: true,
@@ -407,7 +415,7 @@ func (s *Session) nameOnEachPage(ctx context.Context, f func(page int, name stri
 	if err != nil {
 		return err
 	}
-	defer methods.DestroyView(ctx, s.client, &types.DestroyView{This: view.Returnval})
+	f(0, "")
 	collector := s.client.ServiceContent.PropertyCollector
 	first, err := methods.RetrievePropertiesEx(ctx, s.client, &types.RetrievePropertiesEx{
 		This: collector, Options: types.RetrieveOptions{MaxObjects: 1},
@@ -428,7 +436,8 @@ func (s *Session) nameOnEachPage(ctx context.Context, f func(page int, name stri
 			f(page, o.PropSet[0].Val.(string))
 		}
 		if result.Token == "" {
-			return nil
+			_, err := methods.DestroyView(ctx, s.client, &types.DestroyView{This: view.Returnval})
+			return err
 		}
 		next, err := methods.ContinueRetrievePropertiesEx(ctx, s.client, &types.ContinueRetrievePropertiesEx{This: collector, Token: result.Token})
 		if err != nil {

@@ -5,8 +5,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"sync/atomic"
 	"testing"
+
+	"github.com/vmware/govmomi/vim25/methods"
 
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
@@ -56,17 +59,20 @@ func TestEndOfAnswer(t *testing.T) {
 	}
 }
 
-// A connection that the server has closed while it was idle does not make a call uncertain.
-func TestIdleConnectionClosed(t *testing.T) {
+// A call that must not be repeated uses a new connection, because the server may have closed one that
+// was idle.
+func TestNewConnection(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
 	session := openSession(t, s)
-	vm := s.Find("web01")
-	for range 10 {
-		s.CutConnections()
-		if err := session.snapshot(t.Context(), vm); err != nil {
-			t.Fatal(err)
-		}
-		s.Settle()
+	var reused atomic.Bool
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { reused.Store(info.Reused) },
+	})
+	if _, err := methods.GetCurrentTime(ctx, session.client); err != nil || !reused.Load() {
+		t.Errorf("%v; reused %v, want true", err, reused.Load())
+	}
+	if err := session.snapshot(ctx, s.Find("web01")); err != nil || reused.Load() {
+		t.Errorf("%v; reused %v, want false", err, reused.Load())
 	}
 }
