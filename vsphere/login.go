@@ -82,13 +82,13 @@ func (l *logins) get(ctx context.Context, ended *login) (*login, error) {
 		l.mu.Unlock()
 		return nil, errClosed
 	}
-	if l.current != nil && l.current != ended {
-		defer l.mu.Unlock()
-		return l.current, nil
-	}
 	if l.refused != nil {
 		defer l.mu.Unlock()
 		return nil, l.refused
+	}
+	if l.current != nil && l.current != ended {
+		defer l.mu.Unlock()
+		return l.current, nil
 	}
 	if l.progress == nil {
 		l.progress = &attempt{done: make(chan struct{})}
@@ -199,6 +199,7 @@ func (l *logins) close(ctx context.Context) error {
 		sessions = append(sessions, l.current)
 	}
 	l.mu.Unlock()
+	l.session.transport.dialAgain() // the connections may have been idle for hours
 	errs := make([]error, len(sessions))
 	var wg sync.WaitGroup
 	for i, c := range sessions {
@@ -208,13 +209,21 @@ func (l *logins) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// logout ends a session of the server. It makes a second attempt if the connection is lost.
 func (s *Session) logout(ctx context.Context, c *login) error {
-	_, err := methods.Logout(ctx, roundTripper{Session: s, login: c}, &types.Logout{This: *s.client.ServiceContent.SessionManager})
-	if err == nil || fault.Is(err, &types.NotAuthenticated{}) {
-		return nil
-	}
-	if ctx.Err() != nil {
-		err = fmt.Errorf("%s did not answer within %v", s.address(), s.closeTimeout)
+	var err error
+	for range 2 {
+		_, err = methods.Logout(ctx, roundTripper{Session: s, login: c}, &types.Logout{This: *s.client.ServiceContent.SessionManager})
+		if err == nil || sessionEnded(err) {
+			return nil
+		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%s did not answer within %v", s.address(), s.closeTimeout)
+			break
+		}
+		if !isTransient(err) {
+			break
+		}
 	}
 	return fmt.Errorf("cannot log out; the server ends the session when it has been idle for some time: %w", err)
 }

@@ -47,8 +47,7 @@ func (r roundTripper) RoundTrip(ctx context.Context, req, res soap.HasFault) err
 	attempts := r.Retry.Start(r.progress)
 	var ended *login
 	for logins := 0; ; {
-		err := ctx.Err()
-		if err != nil {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		c, err := r.loggedIn(ctx, m, ended)
@@ -108,7 +107,7 @@ func (r roundTripper) failed(ctx context.Context, m method, attempts *retry.Atte
 		err = context.Cause(ctx)
 	}
 	switch g := groupOf(ctx); {
-	case r.login != nil: // the callers of loggedIn repeat the whole login
+	case r.login != nil: // a call that belongs to a login or a logout, which its caller repeats
 		return 0, err
 	case uncertain:
 		return 0, &UncertainError{Server: r.address(), request: m.words, Err: err}
@@ -279,7 +278,7 @@ func (e *lostError) Unwrap() error { return e.err }
 // Hint tells the user what to do about the error.
 func (e *lostError) Hint() string {
 	switch {
-	case isMalformed(e.err) || errors.As(e.err, new(*statusError)):
+	case isMalformed(e.err) || errors.As(e.err, new(*statusError)) && !e.Transient():
 		return "check that --server and --port are those of a vCenter server or an ESXi host"
 	case e.sent:
 		return ""
@@ -294,7 +293,7 @@ func (e *lostError) Hint() string {
 // unless an earlier call was successful.
 func (e *lostError) Transient() bool {
 	if status := (*statusError)(nil); errors.As(e.err, &status) {
-		return status.passing()
+		return status.passing() || e.known && status.starting()
 	}
 	if isMalformed(e.err) {
 		return false
@@ -328,7 +327,8 @@ func isMalformed(err error) bool {
 }
 
 // UncertainError says that it is not known whether the server has carried out a request, and that
-// doing it twice would do harm. The caller must look what the server has done before it asks again.
+// carrying it out twice would do harm. The caller must find out what the server has done before it
+// makes the request again.
 type UncertainError struct {
 	Server  string
 	request string

@@ -223,6 +223,19 @@ func TestCloseIsBounded(t *testing.T) {
 	<-logout.Arrived()
 }
 
+// A lost connection does not keep Close from logging out.
+func TestCloseLogsOut(t *testing.T) {
+	t.Parallel()
+	s := vspheretest.New(t)
+	for _, f := range []vspheretest.Fault{{Cut: vspheretest.Before, Times: 1}, {Cut: vspheretest.After, Times: 1}, {Status: 503, Times: 1}} {
+		session := openSession(t, s)
+		s.On("Logout", f)
+		if err := session.Close(); err != nil || len(s.Sessions()) != 0 {
+			t.Errorf("%+v: %v; sessions %v", f, err, s.Sessions())
+		}
+	}
+}
+
 // If Connect is interrupted during the login, or fails after it, no session stays.
 func TestConnectLeavesNoSession(t *testing.T) {
 	t.Parallel()

@@ -144,6 +144,12 @@ func (e *statusError) passing() bool {
 	return e.code >= 500 || e.code == http.StatusTooManyRequests || e.code == http.StatusRequestTimeout
 }
 
+// starting reports whether a server that is starting gives such an answer: the services of vCenter
+// start one after the other, and the first one answers for those that are not there yet.
+func (e *statusError) starting() bool {
+	return e.code == http.StatusNotFound || e.code == http.StatusOK
+}
+
 // dialAgain closes idle connections, so that the next request uses a new one. Otherwise a request
 // could be sent on a connection that the server has already closed, and it would remain unknown
 // whether the server has carried out the request.
