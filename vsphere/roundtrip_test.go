@@ -108,6 +108,17 @@ func TestDeniedSnapshot(t *testing.T) {
 	}
 }
 
+// A server that is starting answers with 404 for the services that are not there yet.
+func TestServerStarts(t *testing.T) {
+	t.Parallel()
+	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
+	session := openSession(t, s)
+	s.On("CreateSnapshot_Task", vspheretest.Fault{Status: 404, Times: 2})
+	if err := session.snapshot(t.Context(), s.Find("web01")); err != nil || s.Calls()["CreateSnapshot_Task"] != 3 {
+		t.Errorf("%v after %d calls", err, s.Calls()["CreateSnapshot_Task"])
+	}
+}
+
 // A server that refuses a request has not carried it out.
 func TestRefusedSnapshot(t *testing.T) {
 	t.Parallel()
