@@ -87,7 +87,7 @@ func TestLsOfManyVMs(t *testing.T) {
 	if used := c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10; used > 100<<20 {
 		t.Errorf("the command used %d MiB of memory, want at most 100 MiB", used>>20)
 	} else {
-		t.Logf("%d calls, %d MiB", calls, used>>20)
+		t.Logf("%d calls, %d MiB, %v of processor time", calls, used>>20, c.ProcessState.UserTime()+c.ProcessState.SystemTime())
 	}
 	if left := s.Sessions(); len(left) > 0 {
 		t.Errorf("sessions are left: %v", left)
