@@ -255,6 +255,21 @@ func TestRemoveWaitsForOtherTask(t *testing.T) {
 	}
 }
 
+func TestRemoveProgress(t *testing.T) {
+	server, v, r := withSnapshot(t)
+	rule := server.On("RemoveSnapshot_Task", vspheretest.Fault{HangTask: true})
+	var got []int
+	err := v.Remove(t.Context(), r.Name, func(percent int) {
+		got = append(got, percent)
+		if percent == 50 {
+			rule.Release()
+		}
+	})
+	if err != nil || got[len(got)-1] != 50 || !slices.IsSorted(got) || len(got) > 2 {
+		t.Errorf("progress %v, error %v", got, err)
+	}
+}
+
 func TestRemoveInterrupted(t *testing.T) {
 	server, v, r := withSnapshot(t)
 	rule := server.On("RemoveSnapshot_Task", vspheretest.Fault{HangTask: true})

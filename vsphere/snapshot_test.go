@@ -403,6 +403,24 @@ func TestSnapshotLingers(t *testing.T) {
 	}
 }
 
+// A process that was killed has asked for the snapshot. The next one finds it as soon as it is made.
+func TestFindWaitsForSnapshot(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	v, other := findVM(t, server, "web01"), findVM(t, server, "web01")
+	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	called := onceCalled(server, "CreateSnapshot_Task", cancel)
+	r := newRequest()
+	if s, err := v.Snapshot(ctx, r); err == nil {
+		t.Errorf("snapshot %+v", s)
+	}
+	called.Remove()
+	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: countdown(6, rule.Release)})
+	if s, err := other.Find(t.Context(), r.Name); err != nil || s.Name != r.Name {
+		t.Errorf("Find = %+v, %v", s, err)
+	}
+}
+
 func TestSnapshotTimeout(t *testing.T) {
 	server := vspheretest.New(t, web01)
 	s := connect(t, server, func(o *Options) { o.TaskTimeout = 100 * time.Millisecond })
