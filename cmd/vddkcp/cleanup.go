@@ -224,7 +224,7 @@ func logOwnSnapshots(log *slog.Logger, all []*ownSnapshot, remove bool) {
 		return
 	}
 	if n := count[snapshotYoung]; n > 0 {
-		log.Info(plural(n, "snapshot is", "snapshots are") + " kept, because the run that made it may be alive: see --older-than")
+		log.Info(plural(n, "snapshot is", "snapshots are") + " kept, because runs that are alive may need them: see --older-than")
 	}
 	if n := count[snapshotOld]; n > 0 && !remove {
 		log.Info("to remove " + plural(n, "old snapshot", "old snapshots") + ", add --remove")
