@@ -16,8 +16,8 @@ import (
 
 // CheckTarget checks the target of a copy of a disk of the given size in bytes. It opens no source and
 // writes nothing. It is for a caller that must know before it opens the source whether the target can
-// be written.
-func CheckTarget(ctx context.Context, spec Spec, size int64) error {
+// be written. With drop, an existing .partial file is no error, because the caller will call Discard.
+func CheckTarget(ctx context.Context, spec Spec, size int64, drop bool) error {
 	j := newJob(spec)
 	j.dry = true
 	if err := j.Parse(); err != nil {
@@ -26,6 +26,7 @@ func CheckTarget(ctx context.Context, spec Spec, size int64) error {
 	if err := j.findEarlier(); err != nil {
 		return err
 	}
+	j.stale = j.stale || drop
 	target, err := j.place.Plan(ctx, size, j.resumeOptions(j.targetOptions(func(string) {})))
 	if err != nil {
 		return notThisTarget(err)
@@ -65,6 +66,18 @@ func Discard(spec Spec) error {
 		}
 	}
 	return nil
+}
+
+// Partial returns the path of the .partial file at the target, or "" if there is no such file.
+func Partial(target string) string {
+	place := placeOf(target)
+	if place.Kind != "file" {
+		return ""
+	}
+	if _, err := os.Lstat(place.Partial); err != nil {
+		return ""
+	}
+	return place.Partial
 }
 
 // Seal returns a text that changes when somebody writes to the target of a copy with Spec.Hold, or

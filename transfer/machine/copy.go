@@ -34,7 +34,10 @@ func (r *run) copyAll(ctx context.Context) error {
 		return err
 	}
 	r.Phase(PhaseCopy, -1)
-	err := r.save(stepCopy)
+	err := r.discard()
+	if err == nil {
+		err = r.save(stepCopy)
+	}
 	if err == nil {
 		err = r.copyDisks(ctx)
 	}
@@ -53,19 +56,42 @@ func (r *run) copyAll(ctx context.Context) error {
 	return nil
 }
 
-// The method checkTargets finds mistakes in the targets before anything is changed. If this run
-// starts over, it removes what an earlier run has written.
+// The method checkTargets finds mistakes in the targets before anything is changed.
 func (r *run) checkTargets(ctx context.Context) error {
 	for i := range r.disks {
-		d := &r.disks[i]
-		spec := r.jobOf(d, i)
-		if r.Resume && !r.continues {
-			if err := job.Discard(spec); err != nil {
+		if err := r.checkTarget(ctx, i); err != nil {
+			return r.ofDisk(&r.disks[i], err)
+		}
+	}
+	return nil
+}
+
+func (r *run) checkTarget(ctx context.Context, i int) error {
+	d, st := &r.disks[i], &r.state.Disks[i]
+	if st.Whole {
+		return st.checkHeld()
+	}
+	spec := r.jobOf(d, i)
+	if r.Resume && !r.hasEarlier && !spec.Force {
+		if partial := job.Partial(st.Target); partial != "" {
+			return usage.New(fmt.Sprintf("the file %s of an unfinished copy is there, but no state file %s says which copy it belongs to", printable.Name(partial), printable.Name(r.store.path)),
+				"if the state file has another name, give it with --state; or use --force to start over")
+		}
+	}
+	return job.CheckTarget(ctx, spec, d.Size, r.startsOver())
+}
+
+// The method startsOver reports whether this run was to continue an earlier one, but copies everything
+// from the beginning.
+func (r *run) startsOver() bool { return r.Resume && r.hasEarlier && !r.continues }
+
+// The method discard removes what an earlier run has written, if this run does not continue it.
+func (r *run) discard() error {
+	for i := range r.disks {
+		if d := &r.disks[i]; r.startsOver() {
+			if err := job.Discard(r.jobOf(d, i)); err != nil {
 				return r.ofDisk(d, err)
 			}
-		}
-		if err := job.CheckTarget(ctx, spec, d.Size); err != nil {
-			return r.ofDisk(d, err)
 		}
 	}
 	return nil
@@ -123,6 +149,9 @@ func (r *run) acquire(ctx context.Context) error {
 		return r.removeOld(ctx)
 	}
 	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
+		if s, err := r.earlierSnapshot(ctx); s != nil || err != nil {
+			return s, err
+		}
 		if err := r.removeOld(ctx); err != nil {
 			return nil, err
 		}
@@ -134,6 +163,9 @@ func (r *run) acquire(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if r.continues && snapshot.Name != r.state.Snapshot {
+		r.startOver(fmt.Sprintf("the snapshot %s is gone", r.state.Snapshot))
 	}
 	r.snapshot = snapshot
 	if err := r.checkSnapshot(ctx); err != nil {
@@ -155,8 +187,35 @@ func (r *run) removeOld(ctx context.Context) error {
 	return nil
 }
 
-// The method makeSnapshot makes a snapshot, or returns the one that an earlier run has made. The name
-// of a new one is stored durably before the snapshot is made, so that a later run finds it.
+// The method earlierSnapshot returns the snapshot from which an earlier run has copied, if this run
+// continues it. If that snapshot is gone in the meantime, this run starts over: another snapshot must
+// not get the name of the old one, which stands for the content of the disks.
+func (r *run) earlierSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
+	if !r.continues {
+		return nil, nil
+	}
+	r.Phase(PhaseSnapshot, -1)
+	vm, err := r.Machine.Describe(ctx)
+	if err == nil {
+		err = r.ours(vm, r.state.Snapshot)
+	}
+	if err != nil {
+		return nil, r.stopped(err)
+	}
+	s, err := r.Machine.Find(ctx, r.state.Snapshot)
+	switch {
+	case errors.Is(err, inventory.ErrSnapshotGone):
+		r.startOver(fmt.Sprintf("the snapshot %s is gone", r.state.Snapshot))
+		return nil, r.checkTargets(ctx)
+	case err != nil:
+		return nil, r.stopped(err)
+	}
+	r.Left(r.vm.Name, s.Name)
+	return s, nil
+}
+
+// The method makeSnapshot makes a snapshot. Its name is stored durably before, so that a later run finds
+// it. If an earlier run has stored a name, the snapshot may have been made already.
 func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	r.Phase(PhaseSnapshot, -1)
 	name := r.state.Snapshot
@@ -199,9 +258,6 @@ func (r *run) ours(vm *inventory.VM, name string) error {
 // The method undo removes a snapshot that could not be made with certainty: the server may have made
 // it nevertheless. It returns err.
 func (r *run) undo(ctx context.Context, err error) error {
-	if r.state.Step == stepCopy { // an earlier run has made the snapshot, and a later run can continue with it
-		return r.stopped(err)
-	}
 	r.removeByName(ctx, r.state.Snapshot)
 	if r.left == nil {
 		r.state.restart()

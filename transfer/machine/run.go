@@ -43,11 +43,12 @@ type run struct {
 	store    *store              // nil: the state is not stored
 	snapshot *inventory.Snapshot // nil: no snapshot is needed, or it is not made yet
 	// continues says that the copies of the disks continue where an earlier run has stopped.
-	continues bool
-	old       string        // name of a snapshot that an earlier run left and that this run does not continue
-	before    *inventory.VM // the VM as it was when the snapshot was there and no disk was copied yet
-	left      *inventory.LeftError
-	saving    sync.Mutex // guards state and store while disks are copied
+	continues  bool
+	hasEarlier bool          // there is a state file of an earlier run
+	old        string        // name of a snapshot that an earlier run left and that this run does not continue
+	before     *inventory.VM // the VM as it was when the snapshot was there and no disk was copied yet
+	left       *inventory.LeftError
+	saving     sync.Mutex // guards state and store while disks are copied
 }
 
 func newRun(spec Spec) *run {
@@ -115,10 +116,11 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 	if earlier == nil {
 		return nil
 	}
+	r.hasEarlier = true
 	differs := r.state.differs(earlier)
 	switch {
 	case differs == "" && r.Resume:
-		r.state, r.continues = earlier, earlier.Step.reached(stepSnapshot)
+		r.state, r.continues = earlier, earlier.Step.reached(stepCopy)
 		return r.findSnapshot(ctx)
 	case differs != "" && !r.Force && (r.Resume || earlier.Step != stepDone):
 		return usage.New(fmt.Sprintf("the state file %s is of another copy: %s", r.store.path, differs),

@@ -1,0 +1,131 @@
+package machine_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vddkcp/vddkcp/transfer/machine"
+	"github.com/vddkcp/vddkcp/transfer/report"
+)
+
+// interrupted copies a VM until a signal arrives at the given read of a disk. The snapshot is kept. It
+// returns the Spec of a run that continues.
+func interrupted(t *testing.T, f *fakeVM, dir string, read int) machine.Spec {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reads := 0
+	f.reading = func() error {
+		if reads++; reads == read {
+			cancel(signalled{})
+		}
+		return nil
+	}
+	spec := f.spec(dir)
+	spec.KeepSnapshot, spec.Parallel = true, 1
+	if _, err := machine.Run(ctx, spec); report.Of(err).Exit != 143 || len(f.names()) != 1 {
+		t.Fatalf("snapshots %v, error %v", f.names(), err)
+	}
+	f.reading, spec.KeepSnapshot, spec.Resume = nil, false, true
+	return spec
+}
+
+// TestSnapshotGoneAfterFind removes the snapshot after the run that continues has found it, and
+// changes the disks. Nothing of the earlier copy may be in the targets.
+func TestSnapshotGoneAfterFind(t *testing.T) {
+	for _, call := range []string{"describe", "find"} {
+		t.Run(call, func(t *testing.T) {
+			f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+			spec := interrupted(t, f, dir, 3)
+			found := false
+			f.before = func(now string) error {
+				if f.mu.Lock(); found && now == call {
+					f.remove(f.vm.Snapshots[0].Name)
+					rand.Read(f.live[0])
+					f.before = nil
+				}
+				found = found || now == "find"
+				f.mu.Unlock()
+				return nil
+			}
+			r, err := machine.Run(t.Context(), spec)
+			if err != nil || f.made != 2 || len(r.Warnings) != 1 {
+				t.Errorf("%d snapshots, report %+v, error %v", f.made, r, err)
+			}
+			f.check(dir)
+		})
+	}
+}
+
+// TestPlanKeepsFiles checks that Plan removes no file of an earlier run, even if Run would start over.
+func TestPlanKeepsFiles(t *testing.T) {
+	for _, stands := range []bool{false, true} {
+		f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+		spec := interrupted(t, f, dir, 7)
+		if !stands {
+			f.remove(f.names()[0])
+		}
+		before := files(t, dir)
+		if p, err := machine.Plan(t.Context(), spec); err != nil {
+			t.Errorf("stands=%t: report %+v, error %v", stands, p.Report, err)
+		}
+		if after := files(t, dir); !slices.Equal(after, before) {
+			t.Errorf("stands=%t: files %v, expected %v", stands, after, before)
+		}
+		if _, err := machine.Run(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+		f.check(dir)
+	}
+}
+
+// TestStateMissing continues a copy whose state file is missing. Its files belong to a copy about which
+// nothing is known.
+func TestStateMissing(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	spec := interrupted(t, f, dir, 7)
+	os.Remove(filepath.Join(dir, "web01.vddkcp.json"))
+	f.remove(f.names()[0])
+	before := files(t, dir)
+	_, planned := machine.Plan(t.Context(), spec)
+	_, err := machine.Run(t.Context(), spec)
+	for _, err := range []error{planned, err} {
+		if report.Of(err).Exit != 2 || !strings.Contains(err.Error(), "web01-disk1.raw.partial") {
+			t.Errorf("error %v", err)
+		}
+	}
+	if after := files(t, dir); !slices.Equal(after, before) {
+		t.Errorf("files %v, expected %v", after, before)
+	}
+	spec.Force = true
+	if _, err := machine.Run(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	f.check(dir)
+}
+
+// TestWholeFileChanged changes a complete target, while another disk is not complete. The run that
+// continues is refused, and the rest of the earlier copy stays of use.
+func TestWholeFileChanged(t *testing.T) {
+	f, dir := newFake(t, 64*kib, 300*kib), t.TempDir()
+	spec := interrupted(t, f, dir, 3)
+	whole := filepath.Join(dir, "web01-disk1.raw.partial")
+	if err := errors.Join(os.Rename(whole, whole+"2"), os.WriteFile(whole, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 2 || len(f.names()) != 1 {
+		t.Errorf("snapshots %v, error %v", f.names(), err)
+	}
+	if err := os.Rename(whole+"2", whole); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := machine.Run(t.Context(), spec); err != nil || f.made != 1 || r.Rounds[0].Disks[0].Status != report.StatusSkipped {
+		t.Errorf("%d snapshots, error %v", f.made, err)
+	}
+	f.check(dir)
+}
