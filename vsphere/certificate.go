@@ -17,8 +17,8 @@ type certificates struct {
 	server string
 	config *tls.Config
 
-	mu    sync.Mutex
-	first *certificate.Certificate // the one that was accepted first; nil before that
+	mu   sync.Mutex
+	last *certificate.Certificate // the one that was accepted last; nil if none was
 }
 
 func newCertificates(o *Options) (*certificates, error) {
@@ -36,9 +36,7 @@ func newCertificates(o *Options) (*certificates, error) {
 func (c *certificates) accepted(got *certificate.Certificate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.first == nil {
-		c.first = got
-	}
+	c.last = got
 }
 
 // explain returns the error of a certificate that was not accepted. After a certificate was
@@ -49,24 +47,24 @@ func (c *certificates) explain(err error) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if wrong := (*certificate.Error)(nil); errors.As(err, &wrong) && c.first != nil {
-		err = &ChangedError{Server: c.server, Old: *c.first, Err: wrong}
+	if wrong := (*certificate.Error)(nil); errors.As(err, &wrong) && c.last != nil {
+		err = &ChangedError{Server: c.server, Old: *c.last, Err: wrong}
 	}
 	return retry.Permanent(err)
 }
 
-// ChangedError says that a server has another certificate than at the first connection, and that
+// ChangedError says that a server has another certificate than at an earlier connection, and that
 // this one is not accepted.
 type ChangedError struct {
 	Server string
-	Old    certificate.Certificate // at the first connection
+	Old    certificate.Certificate // at the last connection that was accepted
 	Err    *certificate.Error      // has the new certificate
 }
 
 func (e *ChangedError) Error() string {
 	hash, old := e.Old.Thumbprint(e.Err.Want)
 	_, now := e.Err.Got.Thumbprint(e.Err.Want)
-	text := fmt.Sprintf("%s: the certificate has changed since the first connection: its %s thumbprint was %s and is now %s", e.Server, hash, old, now)
+	text := fmt.Sprintf("%s: the certificate has changed: its %s thumbprint was %s and is now %s", e.Server, hash, old, now)
 	if e.Err.Want == "" {
 		text += fmt.Sprintf(", and it does not verify: %v", e.Err.Got.Trust)
 	}

@@ -235,6 +235,22 @@ func TestCertificateChanges(t *testing.T) {
 	}
 }
 
+func TestChangedErrorWithoutThumbprint(t *testing.T) {
+	t.Parallel()
+	c := certificates{server: "vc"}
+	now := certificate.Certificate{SHA256: "NEW", Trust: errors.New("signed by nobody")}
+	if err := c.explain(&certificate.Error{Server: "vc", Got: now}); errors.As(err, new(*ChangedError)) || exitStatus(err) != 2 {
+		t.Errorf("%v at the first connection", err)
+	}
+	c.accepted(&certificate.Certificate{SHA256: "OLD"})
+	c.accepted(&certificate.Certificate{SHA256: "RENEWED"})
+	err := c.explain(&certificate.Error{Server: "vc", Got: now})
+	const want = "vc: the certificate has changed: its SHA-256 thumbprint was RENEWED and is now NEW, and it does not verify: signed by nobody"
+	if err.Error() != want {
+		t.Errorf("%v\nwant %s", err, want)
+	}
+}
+
 // Nothing is sent to a server whose certificate is not accepted.
 func TestCertificateRefused(t *testing.T) {
 	t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,36 +120,74 @@ func TestConnect(t *testing.T) {
 	}
 }
 
+// inChild runs a test again in a process of its own, with an environment that names a server.
+func inChild(t *testing.T, s *vspheretest.Server, environment ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "VDDKCP_TEST_PORT="+strconv.FormatUint(uint64(s.Port), 10), "VDDKCP_TEST_THUMBPRINT="+s.Thumbprint())
+	cmd.Env = append(cmd.Env, environment...)
+	if out, err := cmd.CombinedOutput(); err != nil || s.Calls()["Login"] != 1 || s.Calls()["Logout"] != 1 {
+		t.Errorf("%v, calls %v\n%s", err, s.Calls(), out)
+	}
+}
+
+// childOptions returns the options for the server that the environment names. The result is nil in
+// the process in which the test begins.
+func childOptions(t *testing.T) *Options {
+	t.Helper()
+	port := os.Getenv("VDDKCP_TEST_PORT")
+	if port == "" {
+		return nil
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Options{
+		Server: "127.0.0.1", Port: uint32(n), User: vspheretest.DefaultUser, Password: secret.New(vspheretest.DefaultPassword),
+		Thumbprint: os.Getenv("VDDKCP_TEST_THUMBPRINT"),
+	}
+}
+
 // Where SHA-1 is not allowed, a SHA-256 thumbprint is enough for the calls of the API.
 func TestNoSHA1(t *testing.T) {
-	if port := os.Getenv("VDDKCP_TEST_PORT"); port != "" {
-		n, err := strconv.ParseUint(port, 10, 16)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o := Options{
-			Server: "127.0.0.1", Port: uint32(n), User: vspheretest.DefaultUser, Password: secret.New(vspheretest.DefaultPassword),
-			Thumbprint: os.Getenv("VDDKCP_TEST_THUMBPRINT"),
-		}
-		session, err := Connect(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := session.Close(); err != nil {
-			t.Error(err)
-		}
-		o.Thumbprint = strings.Repeat("ab", 20)
-		if _, err := Connect(t.Context(), o); !errors.As(err, new(*sha1.NotAllowedError)) {
-			t.Errorf("%v", err)
-		}
+	o := childOptions(t)
+	if o == nil {
+		inChild(t, vspheretest.New(t), "GODEBUG=fips140=only")
 		return
 	}
-	t.Parallel()
-	s := vspheretest.New(t)
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoSHA1$")
-	cmd.Env = append(os.Environ(), "GODEBUG=fips140=only", "VDDKCP_TEST_PORT="+strconv.FormatUint(uint64(s.Port), 10), "VDDKCP_TEST_THUMBPRINT="+s.Thumbprint())
-	if out, err := cmd.CombinedOutput(); err != nil || s.Calls()["Login"] != 1 {
-		t.Errorf("%v, calls %v\n%s", err, s.Calls(), out)
+	session, err := Connect(t.Context(), *o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Close(); err != nil {
+		t.Error(err)
+	}
+	o.Thumbprint = strings.Repeat("ab", 20)
+	if _, err := Connect(t.Context(), *o); !errors.As(err, new(*sha1.NotAllowedError)) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Without a thumbprint, the authorities of the system must verify the certificate. Go reads them
+// once in each process.
+func TestSystemAuthorities(t *testing.T) {
+	o := childOptions(t)
+	if o == nil {
+		s := vspheretest.New(t)
+		roots := filepath.Join(t.TempDir(), "roots.pem")
+		if err := os.WriteFile(roots, s.CertificatePEM(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		inChild(t, s, "SSL_CERT_FILE="+roots, "SSL_CERT_DIR=/nowhere", "VDDKCP_TEST_THUMBPRINT=")
+		return
+	}
+	session, err := Connect(t.Context(), *o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -28,12 +28,14 @@ import (
 
 // Options say how to reach a server and how to log in.
 type Options struct {
-	Server     string        // host name or address
-	Port       uint32        // 0: 443
-	User       string        // not needed with a Cookie
-	Password   secret.Secret // not needed with a Cookie
-	Cookie     secret.Secret // the value of vmware_soap_session of a session that is open; used instead of logging in
-	Thumbprint string        // SHA-1 or SHA-256 of the server's certificate; "": the system's authorities must verify it
+	Server   string        // host name or address
+	Port     uint32        // 0: 443
+	User     string        // not needed with a Cookie
+	Password secret.Secret // not needed with a Cookie
+	// Cookie is the value of vmware_soap_session of a session that is open. Session uses it instead
+	// of logging in. If that session ends, Session logs in with User and Password if they are set.
+	Cookie     secret.Secret
+	Thumbprint string // SHA-1 or SHA-256 of the server's certificate; "": the system's authorities must verify it
 
 	Timeout     time.Duration // of one call; 0: 2 minutes
 	TaskTimeout time.Duration // how long to wait for a task; 0: 6 hours
