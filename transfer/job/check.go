@@ -27,6 +27,9 @@ func CheckTarget(ctx context.Context, spec Spec, size int64, drop bool) error {
 		return err
 	}
 	j.stale = j.stale || drop
+	if _, err := os.Lstat(j.place.Path()); err == nil && j.KeepOld && j.place.Kind == "file" {
+		j.Force = true // the copy will keep the file under another name
+	}
 	target, err := j.place.Plan(ctx, size, j.resumeOptions(j.targetOptions(func(string) {})))
 	if err != nil {
 		return notThisTarget(err)

@@ -13,7 +13,7 @@ import (
 // nothing.
 //
 // Publish fails if the .partial file is not the file that mark identifies. It replaces an existing
-// file at the final name only if Spec.Force is set. If the file already has its
+// file at the final name only if Spec.Force is set, or if Spec.KeepOld is set and the file is kept. If the file already has its
 // final name, because an earlier call was interrupted, Publish completes that call and returns nil.
 // After success there is no journal next to the target.
 func Publish(ctx context.Context, spec Spec, mark string) error {
@@ -30,6 +30,9 @@ func Publish(ctx context.Context, spec Spec, mark string) error {
 		return nil
 	default:
 		return fmt.Errorf("cannot give the complete copy its final name: %s was a file when it was written, and is now a %s", j.Target, place.Kind)
+	}
+	if j.KeepOld && !j.Force && !Published(spec.Target, mark) {
+		j.keepOld()
 	}
 	if err := sinkraw.PublishHeld(ctx, place.Address.String(), mark, j.Force); err != nil {
 		return err

@@ -374,7 +374,9 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 	var done func(error)
 	spec.Counters, done = r.Begin(d, spec.Target)
 	var stored error
+	marked := "" // the target that is a file
 	spec.Whole = func(mark string) {
+		marked = mark
 		r.saving.Lock()
 		defer r.saving.Unlock()
 		st.Whole, st.Mark, st.Seal = true, mark, job.Seal(st.Target, mark)
@@ -387,7 +389,7 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 	done(err)
 	if err == nil && !st.Whole {
 		// The target is not a file, or the state could not be stored.
-		spec.Whole("")
+		spec.Whole(marked)
 	}
 	return copied, errors.Join(err, stored)
 }

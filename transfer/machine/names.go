@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"unicode"
 	"unicode/utf8"
 
@@ -214,13 +216,14 @@ func CheckTargets(targets []Target) error {
 		}
 		users[file] = append(users[file], t)
 	}
+	first := firstNames{}
 	for i := range targets {
 		t := &targets[i]
 		switch a, err := address.Parse(t.Address, address.Target); a.(type) {
 		case address.Null:
 		case address.Path:
 			path := filepath.Clean(t.Address)
-			add(path, t)
+			add(cmp.Or(first.nameOf(path), path), t)
 			add(path+".partial", t)
 			add(path+".partial.journal", t)
 		default:
@@ -248,6 +251,30 @@ func CheckTargets(targets []Target) error {
 		return nil
 	}
 	return usage.WithHint(&sameTargetError{lines}, "add {n} to the template of the target for VMs with several disks, and {folder} or {moref} for VMs of the same name")
+}
+
+// firstNames has the first path of each file and device that exists. A file or device may have several
+// paths, such as /dev/sdb and a symbolic link in /dev/disk.
+type firstNames map[[3]uint64]string
+
+// nameOf returns the first path of the file or device at the given path, or "" if it does not exist.
+func (f firstNames) nameOf(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || info.Mode()&os.ModeCharDevice != 0 {
+		return ""
+	}
+	id := [3]uint64{st.Dev, st.Ino, 0}
+	if info.Mode()&os.ModeDevice != 0 {
+		id = [3]uint64{0, 0, st.Rdev}
+	}
+	if f[id] == "" {
+		f[id] = path
+	}
+	return f[id]
 }
 
 // sameTargetError lists the disks that would be copied to the same target.

@@ -3,6 +3,7 @@ package machine_test
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -186,5 +187,20 @@ func TestCheckTargets(t *testing.T) {
   "nbd://h/1": disk 1 of the VM "web/01" (vm-1), disk 2 of the VM "web\n01" (vm-2)`
 	if got := printable.Error(err); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestCheckTargetsLinks checks targets that are the same file under different names.
+func TestCheckTargetsLinks(t *testing.T) {
+	dir, vm := t.TempDir(), &inventory.VM{Name: "web01", Moref: "vm-1"}
+	file, link, other := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, "other")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Symlink("file", link), os.WriteFile(other, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for second, same := range map[string]bool{file: true, link: true, other: false} {
+		err := machine.CheckTargets([]machine.Target{{vm, &inventory.Disk{N: 1}, file}, {vm, &inventory.Disk{N: 2}, second}})
+		if (err != nil) != same {
+			t.Errorf("%s: error %v", second, err)
+		}
 	}
 }

@@ -10,8 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/machine"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
 // interrupted copies a VM until a signal arrives at the given read of a disk. The snapshot is kept. It
@@ -128,4 +132,141 @@ func TestWholeFileChanged(t *testing.T) {
 		t.Errorf("%d snapshots, error %v", f.made, err)
 	}
 	f.check(dir)
+}
+
+// TestStateNotWritten fails to store that a target is complete, and can store it a moment later. The
+// target is then given its name as any other.
+func TestStateNotWritten(t *testing.T) {
+	f, dir := newFake(t, 64*kib), t.TempDir()
+	states := filepath.Join(t.TempDir(), "states")
+	move := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Mkdir(states, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	spec := f.spec(dir)
+	spec.State = func(*inventory.VM, []string) (string, error) { return filepath.Join(states, "state.json"), nil }
+	f.reading = func() error { move(states, states+"2"); return nil }
+	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) {
+		return nil, func(error) { move(states+"2", states) }
+	}
+	if _, err := machine.Run(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	f.check(dir)
+}
+
+// TestLeftByOneThatIsDone copies a VM again after a run that could not remove its snapshot.
+func TestLeftByOneThatIsDone(t *testing.T) {
+	for _, single := range []bool{false, true} {
+		for _, resume := range []bool{false, true} {
+			f, dir := newFake(t, 64*kib), t.TempDir()
+			f.before = func(call string) error {
+				if call == "remove" {
+					return errServer
+				}
+				return nil
+			}
+			spec := f.spec(dir)
+			spec.Single = single
+			if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 5 {
+				t.Fatal(err)
+			}
+			f.before = nil
+			spec.Resume, spec.Force = resume, true
+			if _, err := machine.Run(t.Context(), spec); err != nil {
+				t.Errorf("single=%t resume=%t: %v", single, resume, err)
+			}
+			f.check(dir)
+			if got := files(t, dir); single != (len(got) == 1) {
+				t.Errorf("single=%t resume=%t: files %v", single, resume, got)
+			}
+		}
+	}
+}
+
+// TestStateOfAnotherWithoutUUID continues the copy of another VM. Neither has an instance UUID.
+func TestStateOfAnotherWithoutUUID(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	f.vm.InstanceUUID = ""
+	spec := interrupted(t, f, dir, 3)
+	f.vm.Moref = "vm-2"
+	if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 2 || !strings.Contains(err.Error(), "another VM") {
+		t.Errorf("error %v", err)
+	}
+	f.vm.Moref = "vm-1"
+	if _, err := machine.Run(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStateWithForeignSnapshot continues from a state file whose snapshot vddkcp cannot have made.
+func TestStateWithForeignSnapshot(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	spec := interrupted(t, f, dir, 3)
+	path := filepath.Join(dir, "web01.vddkcp.json")
+	text, err := os.ReadFile(path)
+	changed := strings.ReplaceAll(string(text), f.names()[0], "x")
+	if err = errors.Join(err, os.WriteFile(path, []byte(changed), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	f.vm.Snapshots[0].Name = "x"
+	if _, err := machine.Run(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "no name of a snapshot of vddkcp") || len(f.names()) != 1 {
+		t.Errorf("snapshots %v, error %v", f.names(), err)
+	}
+}
+
+// TestKeepOld replaces files and keeps them under other names.
+func TestKeepOld(t *testing.T) {
+	for _, taken := range []string{"", "remove"} {
+		f, dir := newFake(t, 64*kib), t.TempDir()
+		target := filepath.Join(dir, "web01-disk1.raw")
+		write := func() {
+			if err := os.WriteFile(target, []byte("old"), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+		f.before = func(call string) error {
+			if call == taken {
+				write()
+			}
+			return nil
+		}
+		if taken == "" {
+			write()
+		}
+		spec := f.spec(dir)
+		spec.Single = true
+		spec.Job = func(*inventory.Disk, string) job.Spec { return job.Spec{KeepOld: true} }
+		if _, err := machine.Run(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+		f.check(dir)
+		if old, err := os.ReadFile(target + ".old"); err != nil || string(old) != "old" {
+			t.Errorf("the old file has %q, error %v", old, err)
+		}
+	}
+}
+
+// TestToldBeforeStateIsRemoved checks that the caller knows of the complete target before the state
+// file is gone.
+func TestToldBeforeStateIsRemoved(t *testing.T) {
+	f, dir := newFake(t, 64*kib), t.TempDir()
+	spec := f.spec(dir)
+	spec.Single = true
+	marks := 0
+	spec.Job = func(*inventory.Disk, string) job.Spec {
+		return job.Spec{Whole: func(mark string) {
+			marks++
+			if got := files(t, dir); !slices.Contains(got, "web01.vddkcp.json") || len(f.names()) > 0 || mark != fileid.MarkOf(filepath.Join(dir, "web01-disk1.raw")) {
+				t.Errorf("files %v, snapshots %v, mark %q", got, f.names(), mark)
+			}
+		}}
+	}
+	if _, err := machine.Run(t.Context(), spec); err != nil || marks != 1 {
+		t.Errorf("%d calls, error %v", marks, err)
+	}
 }

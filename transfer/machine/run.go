@@ -125,7 +125,7 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 	case differs != "" && !r.Force && (r.Resume || earlier.Step != stepDone):
 		return usage.New(fmt.Sprintf("the state file %s is of another copy: %s", r.store.path, differs),
 			"give this copy another folder or a state file of its own with --state, or use --force to start over; the snapshot of the other copy, if there is one, is listed by vddkcp cleanup")
-	case earlier.VM.Server == r.Server && earlier.VM.InstanceUUID == r.vm.InstanceUUID && earlier.Step != stepDone:
+	case earlier.VM.Server == r.Server && earlier.VM.InstanceUUID == r.vm.InstanceUUID:
 		r.old = earlier.Snapshot
 	}
 	return nil
@@ -178,7 +178,20 @@ func (r *run) alreadyDone() error {
 		r.report.Files = append(r.report.Files, d.Target)
 	}
 	r.Log.Info("the copy is done already", "state", r.store.path)
-	return r.save(stepDone)
+	return r.finish()
+}
+
+// The method finish ends a run whose targets have their names.
+func (r *run) finish() error {
+	if !r.Single || r.left != nil {
+		return r.save(stepDone)
+	}
+	// If the process is killed from here on, the caller must know that the target is complete, because
+	// no state file says so any more.
+	if published := r.Job(&r.disks[0], r.targets[0]).Whole; published != nil {
+		published(r.state.Disks[0].Mark)
+	}
+	return r.store.remove()
 }
 
 // The method save stores the state, with the given step.
@@ -211,10 +224,7 @@ func (r *run) publish(ctx context.Context) error {
 		r.report.Files = append(r.report.Files, d.Target)
 		killpoint.At("machine-published")
 	}
-	if r.Single && r.left == nil {
-		return r.store.remove()
-	}
-	return r.save(stepDone)
+	return r.finish()
 }
 
 // The method checkPublish checks all targets before the first file gets its name, because the files of
@@ -225,7 +235,7 @@ func (r *run) checkPublish() error {
 		if err := d.checkHeld(); err != nil {
 			return r.ofDisk(&r.disks[i], err)
 		}
-		if d.Mark == "" || r.Force || job.Published(d.Target, d.Mark) {
+		if spec := r.jobOf(&r.disks[i], i); d.Mark == "" || spec.Force || spec.KeepOld || job.Published(d.Target, d.Mark) {
 			continue
 		}
 		if _, err := os.Lstat(d.Target); err == nil {

@@ -20,7 +20,8 @@ type Spec struct {
 	Name    string // the VM as the user named it, for messages and reports
 	// Targets returns the address of the target of each disk, in the order of the disks.
 	Targets func(*inventory.VM, []inventory.Disk) ([]string, error)
-	// Job returns the options of the copy of a disk, without its addresses.
+	// Job returns the options of the copy of a disk, without its addresses. With Single, the function
+	// Whole of the result is called when the target has its final name and the snapshot is removed.
 	Job func(d *inventory.Disk, target string) job.Spec
 	// State returns the path of the state file.
 	State func(vm *inventory.VM, targets []string) (string, error)

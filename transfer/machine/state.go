@@ -91,6 +91,9 @@ func (s *state) differs(old *state) string {
 	switch {
 	case s.VM.Server != old.VM.Server:
 		return fmt.Sprintf("it is about a VM of another server (%s, and not %s)", printable.Name(old.VM.Server), printable.Name(s.VM.Server))
+	case s.VM.InstanceUUID == "" && old.VM.InstanceUUID == "" && s.VM.Moref != old.VM.Moref:
+		return fmt.Sprintf("it is about another VM, %s (%s), and not about %s (%s)",
+			printable.Name(old.VM.Name), printable.Name(old.VM.Moref), printable.Name(s.VM.Name), printable.Name(s.VM.Moref))
 	case s.VM.InstanceUUID != old.VM.InstanceUUID:
 		return fmt.Sprintf("it is about another VM, %s with the instance UUID %s, and not about %s with the instance UUID %s",
 			printable.Name(old.VM.Name), printable.Name(old.VM.InstanceUUID), printable.Name(s.VM.Name), printable.Name(s.VM.InstanceUUID))
@@ -127,6 +130,9 @@ func (s *state) check() error {
 	}
 	if !slices.Contains(steps, s.Step) {
 		return fmt.Errorf("it has the unknown state %q", s.Step)
+	}
+	if s.Snapshot != "" && !inventory.OurName(s.Snapshot) {
+		return fmt.Errorf("it has the snapshot %q, which is no name of a snapshot of vddkcp", s.Snapshot)
 	}
 	for i, d := range s.Disks {
 		if d.Target == "" || d.Size < 0 {
