@@ -194,8 +194,9 @@ func (m *making) run(ctx context.Context) (*snapshotNode, error) {
 				return nil, &inventory.BusyError{VM: m.name, Name: n.Name, Mark: n.Mark}
 			}
 		}
-		m.recordConsolidation(m.request.Name, st.needsConsolidation)
-		m.request.Mark.Unconsolidated = st.needsConsolidation
+		unconsolidated := st.needsConsolidation && !m.request.Consolidate
+		m.recordConsolidation(m.request.Name, unconsolidated)
+		m.request.Mark.Unconsolidated = unconsolidated
 		err = m.create(ctx)
 		if err == nil {
 			if _, node, err = m.settled(ctx, m.request.Name); err == nil && node == nil {

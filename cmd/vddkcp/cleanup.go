@@ -22,6 +22,7 @@ type cleanupCommand struct {
 	OlderThan atLeast `help:"Age from which snapshots are removed (default 24h). The run that made a younger snapshot may be alive." default:"24h" placeholder:"TIME"`
 	JSON      bool    `name:"json" help:"Print JSON."`
 	serverFlags
+	diskFlags
 }
 
 // The type atLeast is a duration that is not negative.

@@ -22,6 +22,9 @@ type jobsCommand struct {
 	Pattern string `arg:"" optional:"" name:"PATTERN" help:"The VMs whose disks are to be copied, as for ls. Without PATTERN, these are all VMs."`
 	Target  string `help:"Where the disks are copied to: the path of a folder, or a template for paths or NBD URIs with the placeholders {vm}, {n}, {key}, {label}, {folder} and {moref}." required:"" placeholder:"TEMPLATE"`
 	serverFlags
+
+	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi hosts for the disk data, for the job file (default 902)." placeholder:"PORT" group:"VDDK:"`
+	LibDir      string   `name:"libdir" help:"The VDDK library, for the job file: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
 }
 
 func (c *jobsCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -48,6 +51,10 @@ func (c *jobsCommand) Run(ctx context.Context, logs *logFlags) error {
 			return err
 		}
 		defaults := r.jobDefaults()
+		defaults.LibDir, defaults.NFCHostPort = c.LibDir, int(c.NFCHostPort)
+		if defaults.Password, err = c.Password.pathForJobs(); err != nil {
+			return err
+		}
 		if err := printJSON(standardOutput(ctx), jobFile{1, defaults, list.jobs}); err != nil {
 			return err
 		}
@@ -70,13 +77,17 @@ type jobFile struct {
 	Jobs     []diskJob   `json:"jobs"`
 }
 
-// jobDefaults are the fields of all jobs. They say how to reach the server, without secrets.
+// jobDefaults are the fields of all jobs. They say how to reach the server and the library,
+// without secrets.
 type jobDefaults struct {
-	Profile    string `json:"profile,omitempty"`
-	Server     string `json:"server,omitempty"`
-	Port       int    `json:"port,omitempty"`
-	User       string `json:"user,omitempty"`
-	Thumbprint string `json:"thumbprint,omitempty"`
+	Profile     string `json:"profile,omitempty"`
+	Server      string `json:"server,omitempty"`
+	Port        int    `json:"port,omitempty"`
+	User        string `json:"user,omitempty"`
+	Password    string `json:"password,omitempty"` // +FILE, never the password itself
+	Thumbprint  string `json:"thumbprint,omitempty"`
+	LibDir      string `json:"libdir,omitempty"`
+	NFCHostPort int    `json:"nfchostport,omitempty"`
 }
 
 // The method jobDefaults returns the fields with which jobs reach the same server. If a profile is
@@ -105,7 +116,7 @@ func (r *settled) jobDefaults() jobDefaults {
 // The method hasSecret reports whether jobs with these fields get a password or a cookie from the
 // given profile. The profile is nil if none is used.
 func (d *jobDefaults) hasSecret(p *profile.Profile) bool {
-	return p != nil && d.User == "" && (p.Password.IsSet() || p.Cookie.IsSet())
+	return d.Password != "" || p != nil && d.User == "" && (p.Password.IsSet() || p.Cookie.IsSet())
 }
 
 // diskJob is the job that copies one disk.

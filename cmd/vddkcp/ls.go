@@ -24,6 +24,7 @@ type lsCommand struct {
 	Disks   bool   `help:"Print a line for each disk instead of a line for each VM."`
 	JSON    bool   `name:"json" help:"Print JSON, always with all disks."`
 	serverFlags
+	diskFlags
 }
 
 func (c *lsCommand) Run(ctx context.Context, logs *logFlags) error {

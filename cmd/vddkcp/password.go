@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -107,6 +108,16 @@ func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), lab
 		return vddk.Secret{}, err
 	}
 	return vddk.NewSecret(text), nil
+}
+
+// The method pathForJobs returns the value of the flag for a job file, as +FILE with an absolute
+// path. It returns "" for the other forms, which a job file cannot or must not have.
+func (f *secretFlag) pathForJobs() (string, error) {
+	if f.form != inFile {
+		return "", nil
+	}
+	path, err := filepath.Abs(f.value)
+	return "+" + path, err
 }
 
 // readSecretFile returns the first line of a file. Its errors do not contain the

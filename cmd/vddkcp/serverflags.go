@@ -32,6 +32,13 @@ type serverFlags struct {
 	login      *login     `kong:"-"`
 }
 
+// diskFlags are flags that only commands that open disks need. Commands that only ask the server
+// accept them without effect, so that a script can pass the same flags to all commands.
+type diskFlags struct {
+	NFCHostPort portFlag `name:"nfchostport" help:"Has no effect. The flag is accepted because other commands have it." placeholder:"PORT" group:"VDDK:"`
+	LibDir      string   `name:"libdir" help:"Has no effect. The flag is accepted because other commands have it." placeholder:"DIR" group:"VDDK:"`
+}
+
 // AfterApply is called by kong after parsing.
 func (f *serverFlags) AfterApply(environment *secretEnvironment, parsed *kong.Context) error {
 	given := map[string]bool{}

@@ -237,7 +237,7 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	mark := inventory.Mark{ID: name[len("vddkcp-"):], Round: 1, Host: host, Started: time.Now().UTC().Truncate(time.Second)}
 	r.Left(r.vm.Name, name)
 	r.Log.Info("making a snapshot", "vm", r.vm.Name, "snapshot", name)
-	s, err := r.Machine.Snapshot(ctx, inventory.Request{Name: name, Mark: mark, Quiesce: r.Quiesce})
+	s, err := r.Machine.Snapshot(ctx, inventory.Request{Name: name, Mark: mark, Quiesce: r.Quiesce, Consolidate: r.ForceConsolidate})
 	if err == nil {
 		killpoint.At("machine-snapshot-made")
 	}

@@ -24,6 +24,9 @@ type Request struct {
 	Name    string // from NewName
 	Mark    Mark
 	Quiesce Quiesce
+	// Consolidate allows to consolidate the disks of the VM at the end even if they needed it
+	// before the snapshot was made.
+	Consolidate bool
 }
 
 // Snapshot is a snapshot that vddkcp has made. Its disks are those of the snapshot's own
