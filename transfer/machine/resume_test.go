@@ -25,6 +25,9 @@ func interrupted(t *testing.T, f *fakeVM, dir string, read int) machine.Spec {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	reads := 0
 	f.reading = func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // otherwise the copy may complete the disk
+		}
 		if reads++; reads == read {
 			cancel(signalled{})
 		}
