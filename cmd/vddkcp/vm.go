@@ -122,10 +122,17 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 		return usage.Wrap(err)
 	}
 	var r *machine.Report
-	err = shown(display, func() (err error) {
-		r, err = c.copyVM(ctx, log, display)
-		return err
-	})
+	// A password is asked for before the display draws over the prompt.
+	if _, err = c.connection(ctx, func(message string) { log.Warn(message) }); err == nil {
+		err = shown(display, func() (err error) {
+			r, err = c.copyVM(ctx, log, display, outputs)
+			return err
+		})
+	}
+	var refused *outputError
+	if errors.As(err, &refused) && refused.path == c.Report {
+		c.Report = "" // it would overwrite a disk
+	}
 	if c.Report != "" {
 		if r == nil {
 			r = machine.NewReport(c.Machine)
@@ -145,7 +152,7 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 }
 
 // The method copyVM copies the VM. With --dry-run it only prints what a copy would do.
-func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progress.BatchDisplay) (*machine.Report, error) {
+func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progress.BatchDisplay, outputs *outputs) (*machine.Report, error) {
 	targets, err := c.targets()
 	if err != nil {
 		return nil, err
@@ -162,9 +169,19 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 	spec.Resume, spec.Force = c.Resume, c.Force
 	spec.Targets = func(vm *inventory.VM, disks []inventory.Disk) ([]string, error) {
 		display.ShowVM(vm.Name, len(disks))
-		return targets.of(vm, disks)
+		addresses, err := targets.of(vm, disks)
+		for i, target := range addresses {
+			outputs.protectTarget("the target of "+disks[i].Title(), addressOrPath(target, address.Target))
+		}
+		return addresses, err
 	}
-	spec.State = func(vm *inventory.VM, targets []string) (string, error) { return c.statePath(vm, targets) }
+	spec.State = func(vm *inventory.VM, targets []string) (string, error) {
+		path, err := c.statePath(vm, targets)
+		if err == nil && c.State == "" {
+			outputs.addOwn("the state file", path)
+		}
+		return path, errors.Join(err, outputs.check())
+	}
 	limit := c.limiter()
 	spec.Job = func(*inventory.Disk, string) job.Spec {
 		copy := copyCommand{copyFlags: c.copyFlags}
