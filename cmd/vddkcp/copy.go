@@ -136,7 +136,11 @@ func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	o.add("--report", c.Report)
 	o.add("--log-file", logs.LogFile)
 	o.addOwn("--journal", c.Journal)
-	c.sourceFlags.protect(o, "SRC", addressOrPath(c.Src, address.Source))
+	src := addressOrPath(c.Src, address.Source)
+	c.sourceFlags.protect(o, "SRC", src)
+	if _, ofVM := src.(address.VM); ofVM {
+		o.protect("the state file of the copy", c.Dst+".vddkcp.json")
+	}
 	o.protectTarget("DST", addressOrPath(c.Dst, address.Target))
 	spec := c.addresses()
 	if c.Backing != "" {

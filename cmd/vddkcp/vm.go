@@ -129,11 +129,8 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 			return err
 		})
 	}
-	var refused *outputError
-	if errors.As(err, &refused) && refused.path == c.Report {
-		c.Report = "" // it would overwrite a disk
-	}
-	if c.Report != "" {
+	// An output that was refused may be the report, or another one that is the same file.
+	if c.Report != "" && !errors.As(err, new(*outputError)) {
 		if r == nil {
 			r = machine.NewReport(c.Machine)
 			r.EndWith(err)
@@ -243,8 +240,12 @@ type vmTargets struct {
 func (c *vmCommand) targets() (*vmTargets, error) {
 	t := &vmTargets{disks: c.Target}
 	for name, text := range c.Target {
-		if _, err := address.Parse(text, address.Target); err != nil {
+		a, err := address.Parse(text, address.Target)
+		if err != nil {
 			return nil, fmt.Errorf("--target %s: %w", name, err)
+		}
+		if _, ok := a.(address.Stream); ok {
+			return nil, usage.New(fmt.Sprintf("--target %s: the disks of a VM cannot be written to standard output", name), "to write one disk to standard output, use vddkcp vm:VM#N -")
 		}
 	}
 	if c.Dst == "" {
@@ -297,23 +298,39 @@ func (c *vmCommand) statePath(vm *inventory.VM, targets []string) (string, error
 	if c.Dst != "" && !strings.Contains(c.Dst, "{") {
 		fi, err := os.Stat(c.Dst)
 		if err == nil && fi.IsDir() || strings.HasSuffix(c.Dst, "/") {
-			return filepath.Join(c.Dst, machine.CleanName(vm.Name)+".vddkcp.json"), nil
+			return stateInFolder(c.Dst, vm)
 		}
 	}
-	return hiddenState(vm, targets)
+	return hiddenState(vm, targets, c.Disk, c.Skip)
+}
+
+// stateInFolder returns the path of the state file in the folder of the targets. A long name of the VM
+// is shortened, as in the names of the targets.
+func stateInFolder(dir string, vm *inventory.VM) (string, error) {
+	t, err := machine.ParseTemplate("{vm}.vddkcp.json")
+	if err != nil {
+		return "", err
+	}
+	name, err := t.Target(vm, &inventory.Disk{})
+	return filepath.Join(dir, name), err
 }
 
 // hiddenState returns the path of a state file in the user's state folder. It depends on the VM
-// and on the targets.
-func hiddenState(vm *inventory.VM, targets []string) (string, error) {
+// and on the targets. The parameters only and skip choose the disks.
+func hiddenState(vm *inventory.VM, targets, only, skip []string) (string, error) {
+	disks, err := inventory.SelectDisks(vm, only, skip)
+	if err != nil {
+		return "", err
+	}
 	hash := sha256.New()
-	for _, target := range targets {
-		if a, err := address.Parse(target, address.Target); err == nil {
-			if path, ok := a.(address.Path); ok {
-				if abs, err := filepath.Abs(string(path)); err == nil {
-					target = abs
-				}
+	for i, target := range targets {
+		switch a := addressOrPath(target, address.Target).(type) {
+		case address.Path:
+			if abs, err := filepath.Abs(string(a)); err == nil {
+				target = abs
 			}
+		case address.Null, address.Stream: // several disks may have this target
+			target = fmt.Sprintf("%s %d", target, disks[i].Key)
 		}
 		fmt.Fprintf(hash, "%q\n", target)
 	}
@@ -341,6 +358,7 @@ func (c *vmCommand) printPlan(p *machine.Planned) error {
 // copyOfVM copies one disk of a VM, whose address is the source of a copy.
 func (c *copyCommand) copyOfVM(ctx context.Context, a address.VM, spec job.Spec) (*report.Report, error) {
 	o := c.sessionOptions(spec.Log)
+	o.taskTimeout = time.Duration(c.TaskTimeout)
 	v, err := c.findVM(ctx, a.Name, o)
 	if err != nil {
 		return c.failed(err)
@@ -398,7 +416,7 @@ func (v *vmSource) copySpec(ctx context.Context, a address.VM, c *copyCommand, c
 		if copied.WritesFile() {
 			return targets[0] + ".vddkcp.json", nil
 		}
-		return hiddenState(vm, targets)
+		return hiddenState(vm, targets, spec.Only, nil)
 	}
 	spec.Job = func(*inventory.Disk, string) job.Spec { return copied }
 	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) {
