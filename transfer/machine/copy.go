@@ -148,7 +148,9 @@ func (r *run) acquire(ctx context.Context) error {
 		r.before = r.vm
 		return r.removeOld(ctx)
 	}
+	shared := true
 	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
+		shared = false
 		if s, err := r.earlierSnapshot(ctx); s != nil || err != nil {
 			return s, err
 		}
@@ -168,6 +170,9 @@ func (r *run) acquire(ctx context.Context) error {
 		r.startOver(fmt.Sprintf("the snapshot %s is gone", r.state.Snapshot))
 	}
 	r.snapshot = snapshot
+	if shared && !r.quiescedEnough(snapshot) {
+		return r.giveUp(ctx, &waitError{"--quiesce: the snapshot that another job has made is not quiesced", "use --quiesce for all disks of the VM, or for none"})
+	}
 	if err := r.checkSnapshot(ctx); err != nil {
 		return r.giveUp(ctx, err)
 	}

@@ -27,11 +27,12 @@ type fakeVM struct {
 	mu sync.Mutex
 	vm inventory.VM
 	// live is the content of the disks, and frozen has a copy of it for each snapshot.
-	live   [][]byte
-	frozen map[string][][]byte
-	made   int // snapshots so far
-	open   int // disks that are open
-	calls  []string
+	live     [][]byte
+	frozen   map[string][][]byte
+	quiesced map[string]bool // by the name of the snapshot
+	made     int             // snapshots so far
+	open     int             // disks that are open
+	calls    []string
 	// before is called at the beginning of each call, with its name. If the result is an error, the
 	// call fails with it. If the error wraps errLost, the call is executed nevertheless.
 	before func(call string) error
@@ -50,7 +51,7 @@ func (e *transientError) Error() string   { return e.text }
 func (e *transientError) Transient() bool { return true }
 
 func newFake(t *testing.T, sizes ...int) *fakeVM {
-	f := &fakeVM{t: t, frozen: map[string][][]byte{}, vm: inventory.VM{
+	f := &fakeVM{t: t, frozen: map[string][][]byte{}, quiesced: map[string]bool{}, vm: inventory.VM{
 		Name: "web01", Path: "/DC0/vm/web01", Moref: "vm-1", InstanceUUID: "5000-1", Power: inventory.On,
 		Details: inventory.Details{Stores: []inventory.Store{{Name: "ds", Type: "VMFS", Free: 1 << 40}}, ChangeVersion: "1"},
 	}}
@@ -108,7 +109,7 @@ func (f *fakeVM) Snapshot(_ context.Context, r inventory.Request) (*inventory.Sn
 		for _, content := range f.live {
 			copied = append(copied, bytes.Clone(content))
 		}
-		f.frozen[r.Name] = copied
+		f.frozen[r.Name], f.quiesced[r.Name] = copied, r.Quiesce == inventory.MustQuiesce
 	}
 	if err != nil {
 		return nil, err
@@ -121,7 +122,7 @@ func (f *fakeVM) snapshot(name string) (*inventory.Snapshot, error) {
 		if n.Name != name {
 			continue
 		}
-		s := &inventory.Snapshot{Name: name, Moref: n.Moref}
+		s := &inventory.Snapshot{Name: name, Moref: n.Moref, Quiesced: f.quiesced[name]}
 		for _, d := range f.vm.Disks {
 			if d.Verdict == inventory.Running {
 				s.Disks = append(s.Disks, d)

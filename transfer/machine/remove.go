@@ -15,7 +15,9 @@ import (
 // a later run shall continue with it.
 func (r *run) giveUp(ctx context.Context, err error) error {
 	canGoOn := r.snapshot != nil && !errors.Is(err, inventory.ErrSnapshotGone) && !errors.Is(err, inventory.ErrVMGone)
-	keep := r.KeepSnapshot && canGoOn
+	// A wrong option of a run that continues must not spoil what the earlier run has copied.
+	refused := r.continues && report.Of(err).Exit == exit.Usage
+	keep := (r.KeepSnapshot || refused) && canGoOn
 	advice := "run again with --resume, which makes another snapshot and copies the disks from the beginning; with --keep-snapshot, the snapshot of a copy that stops is kept, and the next run continues"
 	if r.snapshot == nil {
 		advice = "run again with --resume, which copies the disks from the beginning, because they were copied without a snapshot"
@@ -65,10 +67,12 @@ func (e *stoppedError) ExitStatus() int {
 	switch {
 	case o.Exit > exit.Signal || o.Exit == exit.Difference:
 		return o.Exit
-	case e.resumable || o.Transient || o.Exit == exit.Resumable:
-		return exit.Resumable
+	case errors.Is(e.err, inventory.ErrSnapshotGone):
+		return exit.Failed
 	case o.Exit == exit.Usage:
 		return exit.Usage
+	case e.resumable || o.Transient || o.Exit == exit.Resumable:
+		return exit.Resumable
 	}
 	return exit.Failed
 }

@@ -4,13 +4,16 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/transfer/progress"
@@ -272,4 +275,137 @@ func TestToldBeforeStateIsRemoved(t *testing.T) {
 	if _, err := machine.Run(t.Context(), spec); err != nil || marks != 1 {
 		t.Errorf("%d calls, error %v", marks, err)
 	}
+}
+
+// TestQuiesceContinued continues a copy with --quiesce whose snapshot is not quiesced.
+func TestQuiesceContinued(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	spec := interrupted(t, f, dir, 3)
+	spec.Quiesce = inventory.MustQuiesce
+	if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 2 || len(f.names()) != 1 {
+		t.Errorf("snapshots %v, error %v", f.names(), err)
+	}
+	spec.Force = true
+	if r, err := machine.Run(t.Context(), spec); err != nil || !r.Quiesced || f.made != 2 {
+		t.Errorf("report %+v, error %v", r, err)
+	}
+	f.check(dir)
+}
+
+// TestQuiesceShared copies two disks of a VM at the same time, of which one is to be quiesced.
+func TestQuiesceShared(t *testing.T) {
+	f, dir := newFake(t, 64*kib, 64*kib), t.TempDir()
+	specs := [2]machine.Spec{f.spec(dir), f.spec(dir)}
+	shared := new(machine.Snapshots)
+	for n := range specs {
+		specs[n].Only, specs[n].Single, specs[n].Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
+		specs[n].State = func(*inventory.VM, []string) (string, error) { return filepath.Join(dir, fmt.Sprint(n, ".json")), nil }
+	}
+	specs[1].Quiesce = inventory.MustQuiesce
+	inner := func() {
+		if _, err := machine.Run(t.Context(), specs[1]); report.Of(err).Exit != 75 || len(f.names()) != 1 {
+			t.Errorf("snapshots %v, error %v", f.names(), err)
+		}
+	}
+	var begun atomic.Bool
+	f.reading = func() error {
+		if begun.CompareAndSwap(false, true) {
+			inner()
+		}
+		return nil
+	}
+	if _, err := machine.Run(t.Context(), specs[0]); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := machine.Run(t.Context(), specs[1]); err != nil || !r.Quiesced {
+		t.Errorf("report %+v, error %v", r, err)
+	}
+	f.check(dir)
+}
+
+// TestContinuedWithOtherOption continues a copy with an option with which it cannot be continued. The
+// run that continues without it goes on.
+func TestContinuedWithOtherOption(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	spec := interrupted(t, f, dir, 3)
+	right := spec.Job
+	spec.Job = func(d *inventory.Disk, target string) job.Spec {
+		s := right(d, target)
+		s.Digest = digest.SHA256
+		return s
+	}
+	r, err := machine.Run(t.Context(), spec)
+	if report.Of(err).Exit != 2 || len(f.names()) != 1 || !slices.Equal(r.Left, f.names()) {
+		t.Errorf("snapshots %v, report %+v, error %v", f.names(), r, err)
+	}
+	spec.Job = right
+	if r, err := machine.Run(t.Context(), spec); err != nil || f.made != 1 || r.Rounds[0].Disks[0].ResumedFrom == 0 {
+		t.Errorf("%d snapshots, report %+v, error %v", f.made, r, err)
+	}
+	f.check(dir)
+}
+
+// TestSnapshotGoneWhileRead loses the snapshot, and the connection at the same time.
+func TestSnapshotGoneWhileRead(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+	reads := 0
+	f.reading = func() error {
+		if reads++; reads < 3 {
+			return nil
+		}
+		return errors.Join(inventory.ErrSnapshotGone, errServer)
+	}
+	spec := f.spec(dir)
+	spec.Parallel = 1
+	if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 1 {
+		t.Errorf("exit %d, error %v", report.Of(err).Exit, err)
+	}
+}
+
+// TestCopiedWhileOthersCopy continues a run that a kill has stopped when its disk was copied. Another
+// disk is just copied from the same snapshot, which therefore stays.
+func TestCopiedWhileOthersCopy(t *testing.T) {
+	f, dir := newFake(t, 64*kib, 300*kib), t.TempDir()
+	states := [2]string{filepath.Join(dir, "1.json"), filepath.Join(dir, "2.json")}
+	shared := new(machine.Snapshots)
+	spec := func(n int) machine.Spec {
+		s := f.spec(dir)
+		s.Only, s.Single, s.Snapshots, s.Resume = []string{fmt.Sprint(n + 1)}, true, shared, true
+		s.State = func(*inventory.VM, []string) (string, error) { return states[n], nil }
+		return s
+	}
+	copied := []byte(nil)
+	f.before = func(call string) error {
+		if call == "remove" { // the state says that the disk is copied; nothing later is stored after a kill
+			copied, _ = os.ReadFile(states[0])
+			return errServer
+		}
+		return nil
+	}
+	if _, err := machine.Run(t.Context(), spec(0)); report.Of(err).Exit != 5 {
+		t.Fatal(err)
+	}
+	f.before = nil
+	name := f.names()[0]
+	other := strings.NewReplacer("2000", "2001", "6000-0", "6000-1", "Hard disk 1", "Hard disk 2", fmt.Sprint(64*kib), fmt.Sprint(300*kib),
+		"web01-disk1", "web01-disk2", `"state": "copied"`, `"state": "snapshot"`, `"whole": true`, `"whole": false`).Replace(string(copied))
+	if err := errors.Join(os.WriteFile(states[0], copied, 0o600), os.WriteFile(states[1], []byte(other), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	inner := func() {
+		if _, err := machine.Run(t.Context(), spec(0)); err != nil || !slices.Equal(f.names(), []string{name}) {
+			t.Errorf("snapshots %v, error %v", f.names(), err)
+		}
+	}
+	var begun atomic.Bool
+	f.reading = func() error {
+		if begun.CompareAndSwap(false, true) {
+			inner()
+		}
+		return nil
+	}
+	if _, err := machine.Run(t.Context(), spec(1)); err != nil || f.made != 1 {
+		t.Errorf("%d snapshots, error %v", f.made, err)
+	}
+	f.check(dir)
 }

@@ -70,8 +70,12 @@ func (r *run) run(ctx context.Context) error {
 		if err := r.copyAll(ctx); err != nil {
 			return err
 		}
-	} else if r.removeByName(ctx, r.state.Snapshot) {
-		r.state.Snapshot = ""
+	} else {
+		r.Snapshots.unlessUsed(ctx, r.key(), func() {
+			if r.removeByName(ctx, r.state.Snapshot) {
+				r.state.Snapshot = ""
+			}
+		})
 	}
 	if r.state.Step == stepDone {
 		return r.alreadyDone()
@@ -147,12 +151,25 @@ func (r *run) findSnapshot(ctx context.Context) error {
 	if r.state.Snapshot == "" || r.state.Step.reached(stepCopied) {
 		return nil
 	}
-	_, err := r.Machine.Find(ctx, r.state.Snapshot)
-	if errors.Is(err, inventory.ErrSnapshotGone) {
+	s, err := r.Machine.Find(ctx, r.state.Snapshot)
+	switch {
+	case errors.Is(err, inventory.ErrSnapshotGone):
 		r.startOver(fmt.Sprintf("the snapshot %s is gone", r.state.Snapshot))
 		return nil
+	case err != nil || r.quiescedEnough(s):
+		return err
+	case r.Force || !r.continues:
+		r.startOver(fmt.Sprintf("the snapshot %s is not quiesced", r.state.Snapshot))
+		return nil
 	}
-	return err
+	return usage.New(fmt.Sprintf("--quiesce: the earlier copy was made from the snapshot %s, which is not quiesced", r.state.Snapshot),
+		"run again without --quiesce to continue, or use --force to start over")
+}
+
+// The method quiescedEnough reports whether the disks can be copied from a snapshot that this run has
+// not made itself.
+func (r *run) quiescedEnough(s *inventory.Snapshot) bool {
+	return r.Quiesce != inventory.MustQuiesce || s.Quiesced || r.vm.Power != inventory.On
 }
 
 // The method startOver makes this run copy everything again, although it was to continue an earlier

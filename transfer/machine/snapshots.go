@@ -61,6 +61,21 @@ func (s *Snapshots) acquire(ctx context.Context, key string, create func() (*inv
 	return v.snapshot, nil
 }
 
+// The method unlessUsed calls the function remove, which removes the snapshot that an earlier process
+// has made, if no run of this process uses a snapshot of the VM. The last of these runs removes it.
+func (s *Snapshots) unlessUsed(ctx context.Context, key string, remove func()) {
+	v := s.of(key)
+	select {
+	case <-v.lock:
+	case <-ctx.Done():
+		return
+	}
+	defer func() { v.lock <- struct{}{} }()
+	if v.users == 0 {
+		remove()
+	}
+}
+
 // The method release undoes one call of acquire. If no other run uses the snapshot, and no run has
 // called release with keep, release calls the function remove.
 func (s *Snapshots) release(key string, keep bool, remove func()) {
