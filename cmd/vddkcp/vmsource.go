@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -219,8 +220,11 @@ func (v *vmSource) oneDisk(ctx context.Context, a address.VM) (only []string, er
 	if err != nil {
 		return nil, err
 	}
-	_, err = inventory.FindDisk(vm, "")
-	return nil, err
+	d, err := inventory.FindDisk(vm, "")
+	if err != nil {
+		return nil, err
+	}
+	return []string{strconv.Itoa(d.N)}, nil // the VM may get another disk at any time
 }
 
 // vmDisk tells servers whether its snapshot was removed when it was closed.
