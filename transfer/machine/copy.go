@@ -145,8 +145,7 @@ func (r *run) key() string { return r.Server + " " + r.vm.Moref }
 // one of another run of this process.
 func (r *run) acquire(ctx context.Context) error {
 	if !r.needsSnapshot() {
-		r.before = r.vm
-		return r.removeOld(ctx)
+		return r.acquireQuiet(ctx)
 	}
 	shared := true
 	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
@@ -177,6 +176,24 @@ func (r *run) acquire(ctx context.Context) error {
 		return r.giveUp(ctx, err)
 	}
 	return nil
+}
+
+// The method acquireQuiet prepares the copy of a VM without a snapshot.
+func (r *run) acquireQuiet(ctx context.Context) error {
+	if r.store != nil && !r.vm.Template { // otherwise nobody compares the VM later, or nobody makes a snapshot of it
+		if err := r.Snapshots.acquireQuiet(ctx, r.key()); err != nil {
+			return err
+		}
+		r.quiet = true
+	}
+	err := r.removeOld(ctx)
+	if err == nil {
+		r.before, err = r.Machine.Describe(ctx) // the removal has changed the VM
+	}
+	if err != nil {
+		r.release(ctx, false)
+	}
+	return err
 }
 
 // The method removeOld removes the snapshot of an earlier run that this run does not continue.

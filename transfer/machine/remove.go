@@ -95,6 +95,10 @@ func (e *stoppedError) Hint() string {
 // The method release gives up the snapshot. If no other run of this process uses it, the snapshot is
 // removed, unless keep is true. The result reports whether the snapshot is still there.
 func (r *run) release(ctx context.Context, keep bool) (stays bool) {
+	if r.quiet {
+		r.Snapshots.releaseQuiet(r.key())
+		r.quiet = false
+	}
 	if r.snapshot == nil {
 		return false
 	}

@@ -409,3 +409,33 @@ func TestCopiedWhileOthersCopy(t *testing.T) {
 	}
 	f.check(dir)
 }
+
+// TestWithoutSnapshotBesideOthers copies two disks of a VM at the same time, of which one is in no
+// snapshot. The snapshot of the other one changes the VM.
+func TestWithoutSnapshotBesideOthers(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 300*kib, 64*kib), t.TempDir()
+	f.vm.Power = inventory.Off
+	f.vm.Disks[1].Verdict, f.vm.Disks[2].Verdict = inventory.WhenOff, inventory.WhenOff
+	f.before = func(call string) error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if call == "snapshot" || call == "remove" {
+			f.vm.ChangeVersion += "1"
+		}
+		return nil
+	}
+	shared, errs := new(machine.Snapshots), make(chan error)
+	for n := range 3 {
+		spec := f.spec(dir)
+		spec.Only, spec.Single, spec.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
+		spec.State = func(*inventory.VM, []string) (string, error) { return filepath.Join(dir, fmt.Sprint(n, ".json")), nil }
+		go func() {
+			_, err := machine.Run(t.Context(), spec)
+			errs <- err
+		}()
+	}
+	if err := errors.Join(<-errs, <-errs, <-errs); err != nil {
+		t.Error(err)
+	}
+	f.check(dir)
+}

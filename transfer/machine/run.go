@@ -45,6 +45,7 @@ type run struct {
 	// continues says that the copies of the disks continue where an earlier run has stopped.
 	continues  bool
 	hasEarlier bool          // there is a state file of an earlier run
+	quiet      bool          // Snapshots keeps others from making a snapshot
 	old        string        // name of a snapshot that an earlier run left and that this run does not continue
 	before     *inventory.VM // the VM as it was when the snapshot was there and no disk was copied yet
 	left       *inventory.LeftError

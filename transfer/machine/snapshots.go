@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
@@ -19,6 +20,7 @@ type Snapshots struct {
 type sharedSnapshot struct {
 	lock     chan struct{} // a mutex that is held while the snapshot is made or removed: has one element while it is unlocked
 	users    int
+	quiet    int  // runs that read the VM without a snapshot and hold the lock together; guarded by Snapshots.mu
 	keep     bool // a user wants the snapshot to stay
 	snapshot *inventory.Snapshot
 }
@@ -59,6 +61,58 @@ func (s *Snapshots) acquire(ctx context.Context, key string, create func() (*inv
 	}
 	v.users++
 	return v.snapshot, nil
+}
+
+// The method acquireQuiet waits until the VM has no snapshot of a run of this process. It keeps such
+// snapshots from being made until releaseQuiet is called, because they change the VM. Several runs can
+// have called acquireQuiet at the same time.
+func (s *Snapshots) acquireQuiet(ctx context.Context, key string) error {
+	v := s.of(key)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if s.joinQuiet(v, false) {
+			return nil
+		}
+		select {
+		case <-v.lock:
+			if v.users == 0 && s.joinQuiet(v, true) {
+				return nil
+			}
+			v.lock <- struct{}{}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+// The method joinQuiet counts another run without a snapshot. If first is false, it does nothing and
+// returns false unless there is such a run already.
+func (s *Snapshots) joinQuiet(v *sharedSnapshot, first bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.quiet == 0 && !first {
+		return false
+	}
+	v.quiet++
+	return true
+}
+
+// The method releaseQuiet undoes one call of acquireQuiet.
+func (s *Snapshots) releaseQuiet(key string) {
+	v := s.of(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.quiet--; v.quiet == 0 {
+		v.lock <- struct{}{}
+	}
 }
 
 // The method unlessUsed calls the function remove, which removes the snapshot that an earlier process
