@@ -59,6 +59,9 @@ var repeatable = map[string]string{
 	"CancelTask":              "cancel a task",
 }
 
+// The method reads reports whether a call changes nothing, except views and filters of the session.
+func (m *method) reads() bool { return m.repeatable && !strings.HasSuffix(m.name, "_Task") }
+
 // Words for methods that must not be called twice.
 var once = map[string]string{
 	"Login":               "log in",

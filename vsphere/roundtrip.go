@@ -27,6 +27,10 @@ import (
 // maxLogins is how often one call may be made again because its session has ended.
 const maxLogins = 3
 
+// maxInternal is how often a call that only reads is repeated because something has failed inside the
+// server. Such a failure often passes. A copy of many hours must not fail because of one.
+const maxInternal = 2
+
 // roundTripper makes the calls of a Session. It implements soap.RoundTripper.
 //
 // It repeats a call that a lost connection has interrupted, as Options.Retry says. If the session
@@ -118,10 +122,12 @@ func (r roundTripper) failed(ctx context.Context, m method, attempts *retry.Atte
 		return 0, err
 	case !m.repeatable && hostUnreachable(err):
 		return 0, &UncertainError{Server: r.address(), request: m.words, Err: err}
-	case !isTransient(err) || !r.connected.Load():
+	case !r.connected.Load():
 		return 0, err
+	case isTransient(err), m.reads() && isInternal(err) && attempts.Failures() < maxInternal:
+		return attempts.Failed(err)
 	}
-	return attempts.Failed(err)
+	return 0, err
 }
 
 // endedGroup reports whether a call of a group has failed because the session has ended. With the
@@ -220,6 +226,9 @@ func missingLogin(res soap.HasFault) error {
 	}
 	return nil
 }
+
+// isInternal reports whether err says that something has failed inside the server.
+func isInternal(err error) bool { return fault.Is(err, &types.SystemError{}) }
 
 func sessionEnded(err error) bool { return fault.Is(err, &types.NotAuthenticated{}) }
 

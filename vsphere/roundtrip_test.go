@@ -88,6 +88,26 @@ func TestGivesUp(t *testing.T) {
 	}
 }
 
+// A call that reads survives two failures inside the server. No other call is repeated after one.
+func TestInternalFailures(t *testing.T) {
+	t.Parallel()
+	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
+	session := openSession(t, s)
+	vm := s.Find("web01")
+	reads := s.On("RetrievePropertiesEx", vspheretest.Fault{Soap: new(types.SystemError), Times: 2})
+	if err := session.names(t.Context(), vm); err != nil || reads.Hits() != 2 {
+		t.Errorf("%v after %d failures", err, reads.Hits())
+	}
+	reads = s.On("RetrievePropertiesEx", vspheretest.Fault{Soap: new(types.SystemError)})
+	if err := session.names(t.Context(), vm); err == nil || exitStatus(err) != 1 || reads.Hits() != 3 {
+		t.Errorf("%v after %d failures", err, reads.Hits())
+	}
+	makes := s.On("CreateSnapshot_Task", vspheretest.Fault{Soap: new(types.SystemError), Times: 1})
+	if err := session.snapshot(t.Context(), vm); err == nil || makes.Hits() != 1 || s.Calls()["CreateSnapshot_Task"] != 1 {
+		t.Errorf("%v after %d calls", err, s.Calls()["CreateSnapshot_Task"])
+	}
+}
+
 // If the session has ended, the call that must not be repeated is left to its caller, after a login.
 func TestDeniedSnapshot(t *testing.T) {
 	t.Parallel()

@@ -39,7 +39,7 @@ func (e *LeftError) Hint() string {
 	if e.Files {
 		return "consolidate the disks of the VM in the vSphere client"
 	}
-	return "remove the snapshot in the vSphere client, or with: vddkcp cleanup --remove --older-than 0s " + printable.Word(e.VM)
+	return "remove the snapshot with: vddkcp cleanup --remove, or in the vSphere client"
 }
 
 // BusyError means that a VM already has a snapshot that another run of vddkcp has made. That run is
