@@ -1,12 +1,10 @@
 package machine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +28,7 @@ func (r *run) copyAll(ctx context.Context) error {
 		return err
 	}
 	if err := r.checkVM(); err != nil {
-		return r.relieve(ctx, err)
+		return err
 	}
 	if err := r.acquire(ctx); err != nil {
 		return err
@@ -119,10 +117,10 @@ func (r *run) checkVM() error {
 func (r *run) checkSpace(vm *inventory.VM) error {
 	for _, s := range vm.Stores {
 		if s.Free < r.MinFree {
-			return &fullError{waitError{
+			return &waitError{
 				fmt.Sprintf("the datastore %s has %s of free space, less than --min-free %s: a snapshot that fills a datastore stops every VM on it", printable.Name(s.Name), bytesize.Format(s.Free), bytesize.Format(r.MinFree)),
 				"free space on the datastore, or choose a smaller --min-free",
-			}}
+			}
 		}
 	}
 	return nil
@@ -139,27 +137,6 @@ func (e *waitError) Hint() string { return e.hint }
 
 // ExitStatus is the exit status of the command; package transfer/report uses it.
 func (*waitError) ExitStatus() int { return exit.Resumable }
-
-// fullError is the error of checkSpace. A snapshot must not stay after it, because it grows.
-type fullError struct{ waitError }
-
-func isFull(err error) bool { return errors.As(err, new(*fullError)) }
-
-// The method relieve removes the snapshot of an earlier run if this run cannot begin because a
-// datastore is nearly full. It returns err.
-func (r *run) relieve(ctx context.Context, err error) error {
-	name := cmp.Or(r.state.Snapshot, r.old)
-	if !isFull(err) || name == "" {
-		return err
-	}
-	r.Snapshots.unlessUsed(ctx, r.key(), func() {
-		if r.removeByName(ctx, name) && r.state.Snapshot != "" {
-			r.state.restart()
-			err = joinError(err, r.store.save(r.state))
-		}
-	})
-	return err
-}
 
 // The method key identifies the VM in Snapshots.
 func (r *run) key() string { return r.Server + " " + r.vm.Moref }
@@ -225,11 +202,9 @@ func (r *run) removeOld(ctx context.Context) error {
 		return nil
 	}
 	r.Log.Info("removing the snapshot that an earlier run left", "snapshot", r.old)
-	r.Left(r.vm.Name, r.old, true)
 	if err := r.Machine.Remove(ctx, r.old, r.percent(PhaseRemove)); err != nil {
 		return err
 	}
-	r.Left(r.vm.Name, r.old, false)
 	r.old = ""
 	return nil
 }
@@ -257,7 +232,7 @@ func (r *run) earlierSnapshot(ctx context.Context) (*inventory.Snapshot, error) 
 	case err != nil:
 		return nil, r.stopped(err)
 	}
-	r.Left(r.vm.Name, s.Name, true)
+	r.Left(r.vm.Name, s.Name)
 	return s, nil
 }
 
@@ -282,7 +257,7 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	}
 	host, _ := os.Hostname() // only shown to people
 	mark := inventory.Mark{ID: name[len("vddkcp-"):], Round: 1, Host: host, Started: time.Now().UTC().Truncate(time.Second)}
-	r.Left(r.vm.Name, name, true)
+	r.Left(r.vm.Name, name)
 	r.Log.Info("making a snapshot", "vm", r.vm.Name, "snapshot", name)
 	s, err := r.Machine.Snapshot(ctx, inventory.Request{Name: name, Mark: mark, Quiesce: r.Quiesce, Consolidate: r.ForceConsolidate})
 	if err == nil {
@@ -328,11 +303,6 @@ func (r *run) checkSnapshot(ctx context.Context) error {
 	r.before = vm
 	if err := r.ours(vm, r.snapshot.Name); err != nil {
 		return err
-	}
-	for i := range r.snapshot.Disks {
-		if d := &r.snapshot.Disks[i]; len(r.Only) == 0 && !r.Single && !slices.ContainsFunc(r.vm.Disks, func(o inventory.Disk) bool { return inventory.SameDisk(d, &o) }) {
-			return fmt.Errorf("the snapshot has the disk %s, which was added to the VM in the meantime: run again to copy it, too", printable.Name(d.Label))
-		}
 	}
 	for i := range r.disks {
 		d := &r.disks[i]

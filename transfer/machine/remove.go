@@ -17,7 +17,7 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 	canGoOn := r.snapshot != nil && !errors.Is(err, inventory.ErrSnapshotGone) && !errors.Is(err, inventory.ErrVMGone)
 	// A wrong option of a run that continues must not spoil what the earlier run has copied.
 	refused := r.continues && report.Of(err).Exit == exit.Usage
-	keep := (r.KeepSnapshot || refused) && canGoOn && !isFull(err)
+	keep := (r.KeepSnapshot || refused) && canGoOn
 	advice := "run again with --resume, which makes another snapshot and copies the disks from the beginning; with --keep-snapshot, the snapshot of a copy that stops is kept, and the next run continues"
 	if r.snapshot == nil {
 		advice = "run again with --resume, which copies the disks from the beginning, because they were copied without a snapshot"
@@ -36,7 +36,7 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 // The method stopped returns the error of a run that can be continued, because its snapshot is still
 // there.
 func (r *run) stopped(err error) error {
-	return &stoppedError{err, true, "the snapshot " + r.state.Snapshot + " is still there; run again with --resume to continue"}
+	return &stoppedError{err, true, "run again with --resume to continue: the snapshot " + r.state.Snapshot + " is still there"}
 }
 
 // joinError returns err, or both errors if other is not nil.
@@ -115,7 +115,6 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 		return true
 	}
 	r.Phase(PhaseRemove, -1)
-	r.Left(r.vm.Name, name, true) // an earlier process may have made it
 	r.Log.Info("removing the snapshot", "vm", r.vm.Name, "snapshot", name)
 	ended := make(chan struct{})
 	var telling sync.WaitGroup
@@ -125,7 +124,7 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 	telling.Wait()
 	switch left := (*inventory.LeftError)(nil); {
 	case err == nil:
-		r.Left(r.vm.Name, name, false)
+		r.Left(r.vm.Name, "")
 	case errors.As(err, &left):
 		r.left = left
 	default:

@@ -121,11 +121,8 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 	if earlier == nil {
 		return nil
 	}
-	differs := r.state.differs(earlier)
-	if differs != "" && earlier.Step == stepNew && earlier.Snapshot == "" {
-		return nil // the earlier run has left nothing
-	}
 	r.hasEarlier = true
+	differs := r.state.differs(earlier)
 	switch {
 	case differs == "" && r.Resume:
 		r.state, r.continues = earlier, earlier.Step.reached(stepCopy)
