@@ -23,7 +23,7 @@ import (
 const vmDiskSize = 1 << 20
 
 // vmPermits limits how many of the tests with a simulated server run at the same time.
-var vmPermits = make(chan struct{}, 2)
+var vmPermits = make(chan struct{}, 3)
 
 // vmTest is a simulated server with the VM web01, and a folder to which vddkcp copies the VM.
 type vmTest struct {
