@@ -91,14 +91,14 @@ func (v *vmSource) Open(ctx context.Context, s *inventory.Snapshot, d *inventory
 	}
 	disk := &frozenDisk{v, s, d, options.Budget}
 	options.Refresh = disk.refresh
-	o.VDDK.Params = func(ctx context.Context, _ string) (vddk.Params, error) { return disk.params(ctx, d) }
+	// The files may have been moved since the snapshot was made, which may be hours ago.
+	o.VDDK.Params = func(ctx context.Context, _ string) (vddk.Params, error) { return disk.refresh(ctx, nil) }
 	open := func(ctx context.Context) (source.Disk, error) {
 		return o.OpenAddress(ctx, address.ForVDDK(d.File), "raw")
 	}
 	if !v.revive {
 		return open(ctx)
 	}
-	o.VDDK.Params = func(ctx context.Context, _ string) (vddk.Params, error) { return disk.refresh(ctx, nil) }
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: o.Retry.OnRetry})
 }
 
