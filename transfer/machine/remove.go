@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/hinted"
+	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
@@ -19,7 +21,12 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 	refused := r.continues && report.Of(err).Exit == exit.Usage
 	keep := (r.KeepSnapshot || refused) && canGoOn
 	advice := "run again with --resume, which makes another snapshot and copies the disks from the beginning; with --keep-snapshot, the snapshot of a copy that stops is kept, and the next run continues"
-	if r.snapshot == nil {
+	switch {
+	case errors.Is(err, inventory.ErrVMGone):
+		advice = "the files of the copy are incomplete, and no run can complete them"
+	case errors.Is(err, inventory.ErrSnapshotGone):
+		advice = "run again with --resume, which makes another snapshot and copies the disks from the beginning"
+	case r.snapshot == nil:
 		advice = "run again with --resume, which copies the disks from the beginning, because they were copied without a snapshot"
 	}
 	stays := r.release(ctx, keep)
@@ -67,7 +74,7 @@ func (e *stoppedError) ExitStatus() int {
 	switch {
 	case o.Exit > exit.Signal || o.Exit == exit.Difference:
 		return o.Exit
-	case errors.Is(e.err, inventory.ErrSnapshotGone):
+	case errors.Is(e.err, inventory.ErrSnapshotGone) || errors.Is(e.err, inventory.ErrVMGone):
 		return exit.Failed
 	case o.Exit == exit.Usage:
 		return exit.Usage
@@ -85,11 +92,14 @@ func (e *stoppedError) Resumable() bool { return e.resumable }
 
 // Hint tells the user what to do about the error.
 func (e *stoppedError) Hint() string {
-	o := report.Of(e.err)
-	if o.Hint == "" || o.Resumable {
+	hint := hinted.Of(e.err)
+	if disk := (*transfer.ResumableError)(nil); errors.As(e.err, &disk) {
+		hint = hinted.Of(disk.Err)
+	}
+	if hint == "" {
 		return e.advice
 	}
-	return o.Hint + "; then " + e.advice
+	return hint + "; then " + e.advice
 }
 
 // The method release gives up the snapshot. If no other run of this process uses it, the snapshot is
