@@ -176,8 +176,8 @@ func (s *servers) abandon() {
 		return
 	}
 	for _, snapshot := range slices.Sorted(maps.Keys(s.standing)) {
-		fmt.Fprintf(errorOutput, "vddkcp: the snapshot %s of the VM %s may still be on the server: remove it with: vddkcp cleanup --remove --older-than 0s\n",
-			printable.Name(snapshot), printable.Name(s.standing[snapshot]))
+		fmt.Fprintf(errorOutput, "vddkcp: the snapshot %s of the VM %s may still be on the server: remove it with: vddkcp cleanup --remove --older-than 0s %s\n",
+			printable.Name(snapshot), printable.Name(s.standing[snapshot]), printable.Word(s.standing[snapshot]))
 	}
 }
 
@@ -196,13 +196,13 @@ func (s *servers) closed(err error) {
 func (s *servers) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for key, entry := range s.sessions {
+	for _, entry := range s.sessions {
 		<-entry.lock
 		if entry.session == nil {
 			continue
 		}
 		if err := entry.session.Close(); err != nil {
-			warn(fmt.Sprintf("cannot log out of %s: %v", printable.Name(key.server), err))
+			warn(err.Error())
 		}
 	}
 	s.sessions = nil

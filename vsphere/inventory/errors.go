@@ -39,7 +39,7 @@ func (e *LeftError) Hint() string {
 	if e.Files {
 		return "consolidate the disks of the VM in the vSphere client"
 	}
-	return "remove the snapshot with: vddkcp cleanup --remove, or in the vSphere client"
+	return "remove the snapshot in the vSphere client, or with: vddkcp cleanup --remove --older-than 0s " + printable.Word(e.VM)
 }
 
 // BusyError means that a VM already has a snapshot that another run of vddkcp has made. That run is
@@ -65,5 +65,5 @@ func (e *BusyError) Transient() bool { return false }
 
 // Hint tells the user what to do about the snapshot.
 func (e *BusyError) Hint() string {
-	return "wait until that copy has ended; if it has ended already, remove the snapshot with: vddkcp cleanup --remove " + printable.Word(e.VM)
+	return "wait until that copy has ended; if it has ended already, remove the snapshot with: vddkcp cleanup --remove --older-than 0s " + printable.Word(e.VM)
 }

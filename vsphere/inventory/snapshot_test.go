@@ -66,7 +66,7 @@ func TestBusyError(t *testing.T) {
 	err := error(&BusyError{VM: "web 01", Name: "vddkcp-00", Mark: &Mark{Host: "proxy1", Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}})
 	want := `the VM "web 01" already has the snapshot "vddkcp-00", which vddkcp made on the machine "proxy1" at 2026-01-02T03:04:05Z`
 	o := report.Of(errors.Join(err))
-	if err.Error() != want || o.Exit != 75 || o.Transient || !strings.HasSuffix(o.Hint, "vddkcp cleanup --remove 'web 01'") {
+	if err.Error() != want || o.Exit != 75 || o.Transient || !strings.HasSuffix(o.Hint, "vddkcp cleanup --remove --older-than 0s 'web 01'") {
 		t.Errorf("error %v, outcome %+v", err, o)
 	}
 }
