@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
@@ -93,7 +92,7 @@ func (c *serverChecks) close() {
 		return
 	}
 	if err := c.session.Close(); err != nil {
-		c.log.Warn(fmt.Sprintf("cannot log out: %v", err))
+		c.log.Warn(err.Error())
 	}
 }
 

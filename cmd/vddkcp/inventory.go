@@ -25,7 +25,7 @@ func (f *serverFlags) withSession(ctx context.Context, logs *logFlags, do func(c
 		}
 		err = do(ctx, s, log)
 		if closed := s.Close(); closed != nil {
-			log.Warn(fmt.Sprintf("cannot log out: %v", closed))
+			log.Warn(closed.Error())
 		}
 		return err
 	})
