@@ -3,6 +3,7 @@ package vsphere
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 
@@ -12,6 +13,8 @@ import (
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
@@ -43,6 +46,22 @@ func (s *Session) Missing(ctx context.Context, vm *inventory.VM, uses ...invento
 		}
 	}
 	return missing, nil
+}
+
+// removable returns an error if the user of the session may make snapshots of the VM and may not remove
+// them. If the server does not tell the privileges, that is no reason to make no snapshot.
+func (v *VM) removable(ctx context.Context) error {
+	missing, err := v.session.Missing(ctx, &inventory.VM{Moref: v.moref, Name: v.name}, inventory.UseSnapshot)
+	if err != nil {
+		v.session.Log.Debug("vsphere: the privileges are unknown", "vm", v.name, "error", err)
+		return context.Cause(ctx)
+	}
+	for _, m := range missing {
+		if m.ID == "VirtualMachine.State.RemoveSnapshot" {
+			return retry.Permanent(hinted.Error(errors.New("the user lacks the privilege "+m.ID+", so the snapshot could not be removed again"), hintPrivileges))
+		}
+	}
+	return nil
 }
 
 // entities returns the objects of a scope, with their names.

@@ -194,6 +194,9 @@ func (m *making) run(ctx context.Context) (*snapshotNode, error) {
 				return nil, &inventory.BusyError{VM: m.name, Name: n.Name, Mark: n.Mark}
 			}
 		}
+		if err := m.removable(ctx); err != nil {
+			return nil, err
+		}
 		unconsolidated := st.needsConsolidation && !m.request.Consolidate
 		m.recordConsolidation(m.request.Name, unconsolidated)
 		m.request.Mark.Unconsolidated = unconsolidated

@@ -451,3 +451,27 @@ func TestSnapshotOfVMThatIsGone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSnapshotThatCannotBeRemoved checks that no snapshot is made if the user may not remove it, and
+// that a server which does not tell the privileges prevents no snapshot.
+func TestSnapshotThatCannotBeRemoved(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	vm := findVM(t, server, "web01")
+	server.RevokePrivilege("VirtualMachine.State.RemoveSnapshot")
+	_, err := vm.Snapshot(t.Context(), newRequest())
+	if o := report.Of(err); err == nil || o.Exit != 1 || o.Transient || o.Hint != hintPrivileges || !strings.Contains(err.Error(), "VirtualMachine.State.RemoveSnapshot") {
+		t.Errorf("%v, %+v", err, report.Of(err))
+	}
+	if calls := server.Calls()["CreateSnapshot_Task"]; calls != 0 {
+		t.Errorf("%d calls of CreateSnapshot_Task", calls)
+	}
+	server.GrantPrivilege("VirtualMachine.State.RemoveSnapshot")
+	server.On("HasPrivilegeOnEntities", vspheretest.Fault{Soap: &types.SystemError{}})
+	r := newRequest()
+	if _, err := vm.Snapshot(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+	if err := vm.Remove(t.Context(), r.Name, nil); err != nil {
+		t.Error(err)
+	}
+}
