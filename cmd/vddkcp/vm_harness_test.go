@@ -64,7 +64,7 @@ func newVMs(t *testing.T, options ...vspheretest.Option) *vmTest {
 func (v *vmTest) login() []string {
 	return []string{
 		"--server", v.server.Host, "--port", strconv.Itoa(int(v.server.Port)), "--user", v.server.User,
-		"--thumbprint", v.server.Thumbprint(), "--libdir", v.server.Library.Dir, "--progress", "none",
+		"--thumbprint", v.server.Thumbprint(), "--libdir", v.server.Library.Dir,
 	}
 }
 
@@ -117,7 +117,7 @@ type vmProcess struct {
 // the given points.
 func (v *vmTest) start(stops, env []string, args ...string) *vmProcess {
 	v.Helper()
-	return v.startCommand(stops, env, append([]string{"vm", v.vm, v.images()}, args...)...)
+	return v.startCommand(stops, env, append([]string{"vm", v.vm, v.images(), "--progress", "none"}, args...)...)
 }
 
 // startCommand starts a command of vddkcp with the flags of login.
