@@ -132,7 +132,7 @@ func (v *vmTest) startCommand(stops, env []string, args ...string) *vmProcess {
 			v.Fatal(err)
 		}
 	}
-	p := &vmProcess{vmTest: v, args: append(args, v.login()...), ended: make(chan struct{}), stops: dir}
+	p := &vmProcess{vmTest: v, args: slices.Concat(args[:1], v.login(), args[1:]), ended: make(chan struct{}), stops: dir}
 	p.cmd = exec.Command(chaosBinary(v.T), p.args...)
 	p.cmd.Dir = v.dir
 	p.cmd.Env = append(append(os.Environ(),

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/usage"
@@ -152,8 +153,12 @@ func (f *frozenDisk) refresh(ctx context.Context, refused error) (vddk.Params, e
 	if err != nil {
 		return vddk.Params{}, err
 	}
-	if refused != nil && f.session.Password.IsSet() {
+	switch {
+	case refused == nil:
+	case f.session.Password.IsSet():
 		f.byPassword.Store(true)
+	default:
+		return vddk.Params{}, retry.Permanent(hinted.Error(refused, "the server does not let VDDK use the session of the cookie: pass --user and --password"))
 	}
 	return f.params(ctx, now)
 }
