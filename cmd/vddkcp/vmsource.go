@@ -241,9 +241,25 @@ type vmDisk struct {
 // Unwrap implements source.Wrapper.
 func (d *vmDisk) Unwrap() source.Disk { return d.Disk }
 
-// Close closes the disk.
+// Close closes the disk. If its snapshot cannot be removed, that is no error of the disk: vddkcp then
+// ends with an exit status of its own.
 func (d *vmDisk) Close() error {
 	err := d.Disk.Close()
 	d.servers.closed(err)
+	return withoutLeft(err)
+}
+
+// withoutLeft returns err without the errors that say that a snapshot is left on the server.
+func withoutLeft(err error) error {
+	switch e := err.(type) {
+	case *inventory.LeftError:
+		return nil
+	case interface{ Unwrap() []error }:
+		var others []error
+		for _, inner := range e.Unwrap() {
+			others = append(others, withoutLeft(inner))
+		}
+		return errors.Join(others...)
+	}
 	return err
 }
