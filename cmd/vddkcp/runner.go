@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/diskjob"
 	"github.com/vddkcp/vddkcp/transfer/job"
+	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk"
 )
@@ -20,7 +21,14 @@ import (
 // The method diskJobs returns what package diskjob needs to run jobs. All jobs of the batch
 // use the same result.
 func (b *batchRun) diskJobs() *diskjob.Jobs {
-	return &diskjob.Jobs{Spec: b.spec, Copy: b.copyDisk, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
+	return &diskjob.Jobs{Spec: b.spec, Copy: b.copyDisk, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed, AlsoTidy: tidyVM}
+}
+
+// tidyVM removes the state file that a killed run left of a complete copy of a disk of a VM.
+func tidyVM(j *batch.Job, spec job.Spec) {
+	if address.IsVM(j.Source) && spec.WritesFile() {
+		machine.Tidy(stateBeside(spec.Target))
+	}
 }
 
 // The method failed shows the user the error of a job's copy. With --log-dir, it also

@@ -402,6 +402,9 @@ func (c *copyCommand) planOfVM(ctx context.Context, a address.VM, spec job.Spec)
 	return planned, err
 }
 
+// stateBeside returns the path of the state file of the copy of one disk to a file.
+func stateBeside(target string) string { return target + ".vddkcp.json" }
+
 // The method copySpec returns the Spec of the copy of one disk to the target of a copy.
 func (v *vmSource) copySpec(ctx context.Context, a address.VM, c *copyCommand, copied job.Spec) (machine.Spec, error) {
 	spec := v.spec(a.Name, copied.Log)
@@ -414,7 +417,7 @@ func (v *vmSource) copySpec(ctx context.Context, a address.VM, c *copyCommand, c
 	spec.Targets = func(*inventory.VM, []inventory.Disk) ([]string, error) { return []string{copied.Target}, nil }
 	spec.State = func(vm *inventory.VM, targets []string) (string, error) {
 		if copied.WritesFile() {
-			return targets[0] + ".vddkcp.json", nil
+			return stateBeside(targets[0]), nil
 		}
 		return hiddenState(vm, targets, spec.Only, nil)
 	}

@@ -38,6 +38,9 @@ type Jobs struct {
 	// Failed is called with the error of each copy that ends with an error. Some of these errors
 	// say that the target is nevertheless complete. Failed must be safe for concurrent use.
 	Failed func(*batch.Task, error)
+	// AlsoTidy removes other files that a killed run left of a complete copy than those that job.Tidy
+	// removes. It may be nil.
+	AlsoTidy func(*batch.Job, job.Spec)
 }
 
 // Runner returns the batch.Runner of a job.
@@ -90,6 +93,9 @@ func (r runner) Tidy() {
 	spec := r.Spec(r.job)
 	spec.Log = r.Log.With("job", r.job.Name)
 	job.Tidy(spec)
+	if r.AlsoTidy != nil {
+		r.AlsoTidy(r.job, spec)
+	}
 }
 
 // Size returns the size of a source that is a local file, in bytes, and -1 for

@@ -208,12 +208,29 @@ func (st *store) save(s *state) error {
 	}
 	text, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
-		err = durable.Replace(st.path, append(text, '\n'), durable.Private)
+		err = durable.ReplaceBy(st.temporary(), st.path, append(text, '\n'), durable.Private)
 	}
 	if err != nil {
 		return fmt.Errorf("state file %s cannot be written: %w", st.path, err)
 	}
 	return nil
+}
+
+// The method temporary returns the path of the file that becomes the state file. Only the run that has
+// locked the state file uses it.
+func (st *store) temporary() string { return st.path + ".new" }
+
+// Tidy removes the state file at path and the files beside it if the run that they belong to was
+// killed after all its targets got their names. It does nothing if another run uses them.
+func Tidy(path string) {
+	st, s, err := openStore(path)
+	if err != nil {
+		return
+	}
+	defer st.close()
+	if s != nil && s.Step.reached(stepPublish) && s.Snapshot == "" {
+		st.remove()
+	}
 }
 
 // The method remove removes the state file.
@@ -225,8 +242,9 @@ func (st *store) remove() error {
 	return err
 }
 
-// The method close releases the lock.
+// The method close releases the lock. It removes a temporary file that a killed run has left.
 func (st *store) close() {
+	os.Remove(st.temporary())
 	os.Remove(st.lock.Name())
 	st.lock.Close()
 }
