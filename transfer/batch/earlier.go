@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
@@ -73,6 +74,8 @@ func (e *entry) changed(j *Job, r Runner) string {
 		return "its target no longer exists"
 	case e.Size >= 0 && size != e.Size:
 		return fmt.Sprintf("its target has %d bytes, but had %d when the job was done", size, e.Size)
+	case e.Report != nil && e.Report.Exit == exit.Left:
+		return "something that vddkcp made for it is still on the server"
 	case e.Backing != "" && r.Backing() != e.Backing:
 		return "the backing of its target has changed since the job was done"
 	}
