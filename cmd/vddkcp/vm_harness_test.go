@@ -123,6 +123,12 @@ func (v *vmTest) start(stops, env []string, args ...string) *vmProcess {
 // startCommand starts a command of vddkcp with the flags of login.
 func (v *vmTest) startCommand(stops, env []string, args ...string) *vmProcess {
 	v.Helper()
+	return v.startLine(stops, env, slices.Concat(args[:1], v.login(), args[1:])...)
+}
+
+// startLine starts vddkcp with exactly the given arguments.
+func (v *vmTest) startLine(stops, env []string, args ...string) *vmProcess {
+	v.Helper()
 	dir, err := os.MkdirTemp(v.dir, "stops")
 	if err != nil {
 		v.Fatal(err)
@@ -132,7 +138,7 @@ func (v *vmTest) startCommand(stops, env []string, args ...string) *vmProcess {
 			v.Fatal(err)
 		}
 	}
-	p := &vmProcess{vmTest: v, args: slices.Concat(args[:1], v.login(), args[1:]), ended: make(chan struct{}), stops: dir}
+	p := &vmProcess{vmTest: v, args: args, ended: make(chan struct{}), stops: dir}
 	p.cmd = exec.Command(chaosBinary(v.T), p.args...)
 	p.cmd.Dir = v.dir
 	p.cmd.Env = append(append(os.Environ(),
