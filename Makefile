@@ -40,10 +40,10 @@ test:
 	$(GO) test -timeout 40m ./...
 
 # test-race runs the tests with the race detector, which needs cgo. It leaves out the
-# tests of chaos, guests and clusters: they run programs that are built without the
-# race detector, so make test covers them.
+# tests of chaos, guests, clusters and copies of VMs: they run programs that are built
+# without the race detector, so make test covers them.
 test-race:
-	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile)$$' ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestVM([A-Z][a-z]+)+|TestVMsOfOneName)$$' ./...
 
 # guests runs libguestfs and virt-v2v against exports. It takes 15 minutes without KVM.
 guests: build

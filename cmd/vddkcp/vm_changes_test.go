@@ -138,9 +138,9 @@ func TestVMIsSpoiledWhileCopied(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				v := newVMs(t, vspheretest.VM{Name: "web01", Disks: []vspheretest.Disk{{Size: vmDiskSize}, {Size: vmDiskSize}}, Snapshots: []string{"clean"}})
 				v.others = []string{"clean"}
-				then, old := v.now(), v.server.Thumbprint()
+				old := v.server.Thumbprint()
 				v.write()
-				then = v.now()
+				then := v.now()
 				args := []string{"--retry-timeout", "2s", "--task-timeout", "2s"}
 				p, release := v.midway(args...)
 				if !lost {
