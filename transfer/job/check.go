@@ -41,6 +41,29 @@ func CheckTarget(ctx context.Context, spec Spec, size int64, drop bool) error {
 	return j.checkTarget(ctx)
 }
 
+// EarlierSource returns the identity of the disk that an earlier run has copied in part, according to
+// the journal of the target. It is "" if there is no such journal.
+func EarlierSource(spec Spec) string {
+	j := newJob(spec)
+	if j.Parse() != nil {
+		return ""
+	}
+	j.place = sinkopen.PlaceOf(j.at.target)
+	if resumable, err := j.placeJournal(); err != nil || !resumable {
+		return ""
+	}
+	entries, err := journal.Load(j.path)
+	if err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		if e.Offset > 0 {
+			return e.Source
+		}
+	}
+	return ""
+}
+
 // TargetOf returns the format and kind of the target of a copy, such as "raw file". It is "" if the
 // address of the target is invalid.
 func TargetOf(spec Spec) string {

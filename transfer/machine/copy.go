@@ -393,6 +393,9 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 		return nil, context.Cause(ctx)
 	}
 	spec := r.jobOf(d, i)
+	if err := r.dropOther(d, &spec); err != nil {
+		return nil, err
+	}
 	var done func(error)
 	spec.Counters, done = r.Begin(d, spec.Target)
 	var stored error
@@ -414,6 +417,21 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 		spec.Whole(marked)
 	}
 	return copied, errors.Join(err, stored)
+}
+
+// The method dropOther makes the copy of a disk start over if what is at its target is of another
+// snapshot. This happens if an earlier run started over as well, and ended before it came to the disk.
+func (r *run) dropOther(d *inventory.Disk, spec *job.Spec) error {
+	if !spec.Resume || r.snapshot == nil || r.snapshot.Disk(d) == nil {
+		return nil
+	}
+	earlier := job.EarlierSource(*spec)
+	if earlier == "" || earlier == Identity(r.Server, r.vm, r.snapshot.Disk(d), r.snapshot) {
+		return nil
+	}
+	r.Log.Info("the copy of the disk starts over, because an earlier one was of another snapshot", "disk", d.Title())
+	spec.Resume = false
+	return job.Discard(*spec)
 }
 
 // checkHeld returns an error if the complete target is not any more what the copy has left.

@@ -439,3 +439,28 @@ func TestWithoutSnapshotBesideOthers(t *testing.T) {
 	}
 	f.check(dir)
 }
+
+// TestStartsOverTwice continues a run that started over and was interrupted before it came to the second
+// disk, of which a part from the run before is still there.
+func TestStartsOverTwice(t *testing.T) {
+	f, dir := newFake(t, 300*kib, 300*kib), t.TempDir()
+	spec := interrupted(t, f, dir, 8) // in the second disk
+	spec.Force, spec.Resume, spec.KeepSnapshot = true, false, true
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reads := 0
+	f.reading = func() error {
+		if reads++; reads == 2 {
+			cancel(signalled{})
+		}
+		return nil
+	}
+	if _, err := machine.Run(ctx, spec); report.Of(err).Exit != 143 {
+		t.Fatal(err)
+	}
+	f.reading = nil
+	spec.Force, spec.Resume = false, true
+	if _, err := machine.Run(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	f.check(dir)
+}
