@@ -25,7 +25,8 @@ import (
 // login is one session of the server, with its cookie.
 type login struct {
 	*soap.Client
-	ours bool // Session has logged in; false for the session of Options.Cookie
+	ours bool   // Session has logged in; false for the session of Options.Cookie
+	key  string // names the session in lists of sessions; "" if ours is false
 }
 
 // cookie returns the value of the session's cookie.
@@ -158,10 +159,13 @@ func (l *logins) open(ended *login) (*login, error) {
 		return nil, retry.Permanent(&LoginError{Server: s.address(), odd: oddSecret("cookie", s.Options.Cookie)})
 	}
 	c = &login{Client: s.transport.newClient(), ours: true}
-	_, err := methods.Login(l.ctx, roundTripper{Session: s, login: c}, &types.Login{
+	answer, err := methods.Login(l.ctx, roundTripper{Session: s, login: c}, &types.Login{
 		This:     *s.client.ServiceContent.SessionManager,
 		UserName: s.User, Password: s.Password.Reveal(), Locale: "en_US",
 	})
+	if err == nil {
+		c.key = answer.Returnval.Key
+	}
 	if lost := (*UncertainError)(nil); errors.As(err, &lost) {
 		err = lost.Err
 	}
@@ -207,6 +211,28 @@ func (l *logins) close(ctx context.Context) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// Key returns the key that names the present session of the server in its list of sessions. Nobody
+// can use the session with it. It is "" if the session is that of Options.Cookie.
+func (s *Session) Key() string {
+	s.logins.mu.Lock()
+	defer s.logins.mu.Unlock()
+	if s.logins.current == nil {
+		return ""
+	}
+	return s.logins.current.key
+}
+
+// EndSession ends another session of the server, which a process that was killed has left. The
+// parameter key is what Key returned in that process. EndSession returns nil if there is no such
+// session any more. The user needs a privilege for it (Sessions.TerminateSession).
+func (s *Session) EndSession(ctx context.Context, key string) error {
+	_, err := methods.TerminateSession(ctx, s.client, &types.TerminateSession{This: *s.client.ServiceContent.SessionManager, SessionId: []string{key}})
+	if fault.Is(err, &types.NotFound{}) {
+		return nil
+	}
+	return err
 }
 
 // logout ends a session of the server. It makes a second attempt if the connection is lost.

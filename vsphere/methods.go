@@ -26,6 +26,7 @@ var repeatable = map[string]string{
 	"CurrentTime":            "tell the time",
 	"Logout":                 "log out",
 	"SessionIsActive":        "check the session",
+	"TerminateSession":       "end a session that a killed process has left",
 
 	"RetrieveProperties":           "read the inventory",
 	"RetrievePropertiesEx":         "read the inventory",

@@ -72,7 +72,7 @@ func (f *sourceFlags) sessionOptions(log *slog.Logger) sessionOptions {
 // The method spec returns the Spec for copying or opening disks of the VM.
 func (v *vmSource) spec(name string, log *slog.Logger) machine.Spec {
 	return machine.Spec{
-		Machine: v.vm, Opener: v, Server: v.server(), Name: name,
+		Machine: v.vm, Opener: v, Server: v.server(), Name: name, Session: v.session.Key, EndSession: v.session.EndSession,
 		Snapshots: &v.servers.snapshots, Left: v.servers.stands, Log: log,
 	}
 }

@@ -65,7 +65,7 @@ func (r *run) run(ctx context.Context) error {
 	if err := r.open(ctx); err != nil {
 		return err
 	}
-	defer r.store.close()
+	defer r.closeStore()
 	killpoint.At("machine-new")
 	if !r.state.Step.reached(stepCopied) {
 		if err := r.copyAll(ctx); err != nil {
@@ -108,6 +108,9 @@ func (r *run) open(ctx context.Context) error {
 	var earlier *state
 	if r.store, earlier, err = openStore(path); err != nil {
 		return err
+	}
+	if earlier != nil {
+		r.endSession(ctx, earlier)
 	}
 	if err = r.useEarlier(ctx, earlier); err != nil {
 		r.store.close()
@@ -212,9 +215,32 @@ func (r *run) finish() error {
 	return r.store.remove()
 }
 
+// The method endSession ends the session on the server that an earlier run has left because it was
+// killed.
+func (r *run) endSession(ctx context.Context, earlier *state) {
+	if earlier.Session == "" || earlier.VM.Server != r.Server || earlier.Session == r.Session() {
+		return
+	}
+	if err := r.EndSession(ctx, earlier.Session); err != nil {
+		r.Log.Debug("the session of a killed run cannot be ended; the server ends it when it has been idle for some time", "error", err)
+	}
+}
+
+// The method closeStore releases the state file at the end of a run. The caller will log out.
+func (r *run) closeStore() {
+	defer r.store.close()
+	if _, err := os.Stat(r.store.path); err != nil || r.state.Session == "" {
+		return
+	}
+	r.state.Session = ""
+	if err := r.store.save(r.state); err != nil {
+		r.Log.Debug("the state file cannot be written", "error", err)
+	}
+}
+
 // The method save stores the state, with the given step.
 func (r *run) save(s step) error {
-	r.state.Step = s
+	r.state.Step, r.state.Session = s, r.Session()
 	if err := r.store.save(r.state); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"time"
 
@@ -48,6 +49,11 @@ type Spec struct {
 	// gone. A process that ends without removing the snapshot can tell the user this name.
 	Left func(vm, snapshot string)
 
+	// Session returns the key of the session on the server. The state file has it while the run is
+	// alive. If the run is killed, the next one calls EndSession with it. Both may be nil.
+	Session    func() string
+	EndSession func(ctx context.Context, key string) error
+
 	interval time.Duration // between two looks at the VM while its disks are copied; 0: a minute
 }
 
@@ -78,6 +84,9 @@ func (s Spec) withDefaults() Spec {
 	}
 	if s.Begin == nil {
 		s.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) { return nil, func(error) {} }
+	}
+	if s.Session == nil || s.EndSession == nil {
+		s.Session, s.EndSession = func() string { return "" }, func(context.Context, string) error { return nil }
 	}
 	if s.Snapshots == nil {
 		s.Snapshots = new(Snapshots)

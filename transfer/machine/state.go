@@ -37,11 +37,13 @@ func (s step) reached(other step) bool { return slices.Index(steps, s) >= slices
 // state is the content of the state file: what a later run must know to continue this one, or to
 // remove its snapshot. It has no secrets.
 type state struct {
-	Version  int         `json:"version"`
-	VM       stateVM     `json:"vm"`
-	Step     step        `json:"state"`
-	Snapshot string      `json:"snapshot"` // name of the snapshot that was made or may have been made; "": none
-	Disks    []stateDisk `json:"disks"`
+	Version  int     `json:"version"`
+	VM       stateVM `json:"vm"`
+	Step     step    `json:"state"`
+	Snapshot string  `json:"snapshot"` // name of the snapshot that was made or may have been made; "": none
+	// Session is the key of the session on the server, while the run is alive.
+	Session string      `json:"session,omitempty"`
+	Disks   []stateDisk `json:"disks"`
 }
 
 type stateVM struct {
