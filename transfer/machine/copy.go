@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ func (r *run) copyAll(ctx context.Context) error {
 		return err
 	}
 	if err := r.checkVM(); err != nil {
-		return err
+		return r.relieve(ctx, err)
 	}
 	if err := r.acquire(ctx); err != nil {
 		return err
@@ -117,10 +118,10 @@ func (r *run) checkVM() error {
 func (r *run) checkSpace(vm *inventory.VM) error {
 	for _, s := range vm.Stores {
 		if s.Free < r.MinFree {
-			return &waitError{
+			return &fullError{waitError{
 				fmt.Sprintf("the datastore %s has %s of free space, less than --min-free %s: a snapshot that fills a datastore stops every VM on it", printable.Name(s.Name), bytesize.Format(s.Free), bytesize.Format(r.MinFree)),
 				"free space on the datastore, or choose a smaller --min-free",
-			}
+			}}
 		}
 	}
 	return nil
@@ -137,6 +138,27 @@ func (e *waitError) Hint() string { return e.hint }
 
 // ExitStatus is the exit status of the command; package transfer/report uses it.
 func (*waitError) ExitStatus() int { return exit.Resumable }
+
+// fullError is the error of checkSpace. A snapshot must not stay after it, because it grows.
+type fullError struct{ waitError }
+
+func isFull(err error) bool { return errors.As(err, new(*fullError)) }
+
+// The method relieve removes the snapshot of an earlier run if this run cannot begin because a
+// datastore is nearly full. It returns err.
+func (r *run) relieve(ctx context.Context, err error) error {
+	name := cmp.Or(r.state.Snapshot, r.old)
+	if !isFull(err) || name == "" {
+		return err
+	}
+	r.Snapshots.unlessUsed(ctx, r.key(), func() {
+		if r.removeByName(ctx, name) && r.state.Snapshot != "" {
+			r.state.restart()
+			err = joinError(err, r.store.save(r.state))
+		}
+	})
+	return err
+}
 
 // The method key identifies the VM in Snapshots.
 func (r *run) key() string { return r.Server + " " + r.vm.Moref }

@@ -19,7 +19,7 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 	canGoOn := r.snapshot != nil && !errors.Is(err, inventory.ErrSnapshotGone) && !errors.Is(err, inventory.ErrVMGone)
 	// A wrong option of a run that continues must not spoil what the earlier run has copied.
 	refused := r.continues && report.Of(err).Exit == exit.Usage
-	keep := (r.KeepSnapshot || refused) && canGoOn
+	keep := (r.KeepSnapshot || refused) && canGoOn && !isFull(err)
 	advice := "run again with --resume, which makes another snapshot and copies the disks from the beginning; with --keep-snapshot, the snapshot of a copy that stops is kept, and the next run continues"
 	switch {
 	case errors.Is(err, inventory.ErrVMGone):

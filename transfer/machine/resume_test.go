@@ -464,3 +464,26 @@ func TestStartsOverTwice(t *testing.T) {
 	}
 	f.check(dir)
 }
+
+// TestFullDatastore checks that the snapshot of an earlier run does not stay while a datastore is
+// nearly full.
+func TestFullDatastore(t *testing.T) {
+	for _, when := range []string{"continued", "started over"} {
+		t.Run(when, func(t *testing.T) {
+			f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+			fill := func(free int64) { f.vm.Stores = []inventory.Store{{Name: "ds", Type: "VMFS", Free: free}} }
+			spec := interrupted(t, f, dir, 3)
+			fill(1)
+			spec.MinFree, spec.KeepSnapshot, spec.Resume = 2, true, when != "started over"
+			spec.Force = !spec.Resume
+			if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 75 || len(f.names()) != 0 || !strings.Contains(err.Error(), "--min-free") {
+				t.Errorf("snapshots %v, error %v", f.names(), err)
+			}
+			fill(2)
+			if _, err := machine.Run(t.Context(), spec); err != nil {
+				t.Error(err)
+			}
+			f.check(dir)
+		})
+	}
+}
