@@ -224,9 +224,11 @@ func (r *run) removeOld(ctx context.Context) error {
 		return nil
 	}
 	r.Log.Info("removing the snapshot that an earlier run left", "snapshot", r.old)
+	r.Left(r.vm.Name, r.old)
 	if err := r.Machine.Remove(ctx, r.old, r.percent(PhaseRemove)); err != nil {
 		return err
 	}
+	r.Left(r.vm.Name, "")
 	r.old = ""
 	return nil
 }

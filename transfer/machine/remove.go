@@ -125,6 +125,7 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 		return true
 	}
 	r.Phase(PhaseRemove, -1)
+	r.Left(r.vm.Name, name) // an earlier process may have made it
 	r.Log.Info("removing the snapshot", "vm", r.vm.Name, "snapshot", name)
 	ended := make(chan struct{})
 	var telling sync.WaitGroup

@@ -487,3 +487,24 @@ func TestFullDatastore(t *testing.T) {
 		})
 	}
 }
+
+// TestLeftIsTold checks that Left names each snapshot before it is removed, also one that an earlier run
+// has made, and that it says when the snapshot is gone.
+func TestLeftIsTold(t *testing.T) {
+	for _, resume := range []bool{false, true} {
+		f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
+		spec := interrupted(t, f, dir, 3)
+		standing := ""
+		spec.Left = func(_, snapshot string) { standing = snapshot }
+		f.before = func(call string) error {
+			if names := f.names(); call == "remove" && (len(names) != 1 || names[0] != standing) {
+				t.Errorf("resume=%t: Left was called with %q before %q is removed", resume, standing, names)
+			}
+			return nil
+		}
+		spec.Resume, spec.Force = resume, true
+		if _, err := machine.Run(t.Context(), spec); err != nil || standing != "" {
+			t.Errorf("resume=%t: Left was called with %q, error %v", resume, standing, err)
+		}
+	}
+}

@@ -45,7 +45,7 @@ type Spec struct {
 	// function that is called at its end, with its error. Begin is called concurrently. It may be
 	// nil.
 	Begin func(d *inventory.Disk, target string) (counters *progress.Counters, done func(error))
-	// Left is called before a snapshot is made, with its name, and with "" when the snapshot is
+	// Left is called before a snapshot is made or removed, with its name, and with "" when the snapshot is
 	// gone. A process that ends without removing the snapshot can tell the user this name.
 	Left func(vm, snapshot string)
 
