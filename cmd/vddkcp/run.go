@@ -109,7 +109,6 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
 		commands: commands, servers: servers, outputs: outputs, refused: map[string]bool{},
 	}
-	servers.limit(file.Limits)
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
 	}
@@ -118,6 +117,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		return usage.Wrap(err)
 	}
 	b.log = log
+	servers.serveBatch(file.Limits, log)
 	for _, w := range file.Warnings {
 		log.Warn(w)
 	}

@@ -27,7 +27,8 @@ import (
 type checked struct {
 	job        *batch.Job
 	size, data int64 // bytes of the disk, and bytes to be copied
-	need       int64 // bytes that the target will allocate; 0 if the target is not a file
+	need       int64 // bytes that the target will allocate; 0 if the target is not a file, or unknown
+	unknown    bool  // how much data the disk has is unknown
 	fileSystem uint64
 	err        error
 }
@@ -130,7 +131,10 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	spec.Resume = spec.Resume || b.Resume && file
 	spec.Log = b.log.With("job", t.Name)
 	p, err := b.plan(ctx, t, spec)
-	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, err: err}
+	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, unknown: address.IsVM(t.Source), err: err}
+	if r.unknown {
+		r.need = 0
+	}
 	if !file {
 		r.need = 0
 	} else if spec.Preallocation != sinkraw.PreallocateOff {
@@ -160,6 +164,9 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")
 	for _, c := range all {
 		ready, size, data := "yes", bytesize.Format(c.size), bytesize.Format(c.data)
+		if c.unknown {
+			data = "unknown"
+		}
 		if c.err != nil {
 			bad++
 			end := report.Of(c.err)
@@ -211,6 +218,17 @@ func (b *batchRun) printSpace(out io.Writer, all []checked) (full int, err error
 			s := find(c.fileSystem, filepath.Dir(c.job.Target))
 			s.need += c.need
 			s.jobs++
+		}
+	}
+	unknown := 0
+	for _, c := range all {
+		if c.unknown && c.need == 0 && c.err == nil {
+			unknown++
+		}
+	}
+	if unknown > 0 {
+		if _, err := fmt.Fprintf(out, "space: %d disks of VMs are not counted, because it is unknown how much data they have before they are read\n", unknown); err != nil {
+			return full, err
 		}
 	}
 	for _, s := range systems {

@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/machine"
@@ -31,6 +32,7 @@ type servers struct {
 	sessions map[sessionKey]*serverSession
 	budgets  map[string]*vddk.Budget // by the name of the ESXi host
 	limits   batch.Limits            // of a batch, for budgets
+	log      *slog.Logger            // of a batch, because a session is used by several jobs; nil: the log of the first caller
 	registry *vddk.Registry          // nil until it is needed
 	vms      map[foundVM]*vsphere.VM // VMs that were found
 	standing map[string]string       // names of VMs, by the names of the snapshots that exist or may exist
@@ -57,6 +59,9 @@ func (s *servers) session(ctx context.Context, f *serverFlags, o sessionOptions)
 	options, err := f.connection(ctx, o.warn)
 	if err != nil {
 		return nil, err
+	}
+	if s.log != nil {
+		o.log, o.retry.OnRetry = s.log, retry.LogTo(s.log, askedAgain)
 	}
 	options.Timeout, options.TaskTimeout, options.Retry, options.Log = o.timeout, o.taskTimeout, o.retry.Policy(), o.log
 	options.Poll = killpoint.Poll()
@@ -112,8 +117,11 @@ func (s *servers) budget(host string) *vddk.Budget {
 	return s.budgets[host]
 }
 
-// The method limit sets the limits of a batch, before the first budget is used.
-func (s *servers) limit(limits batch.Limits) { s.limits = limits }
+// askedAgain is the message about a call to a server that is repeated.
+const askedAgain = "the server is asked again"
+
+// The method serveBatch sets the limits and the log of a batch, before the first job begins.
+func (s *servers) serveBatch(limits batch.Limits, log *slog.Logger) { s.limits, s.log = limits, log }
 
 // foundVM identifies a VM by its name on the command line.
 type foundVM struct {
@@ -154,19 +162,19 @@ func (s *servers) logins() *vddk.Registry {
 	return s.registry
 }
 
-// The method stands records that a VM has, or may have, a snapshot of this run. With an empty
-// name of a snapshot, it records that the VM has none any more.
-func (s *servers) stands(vm, snapshot string) {
+// The method stands records that a VM has, or may have, a snapshot of this run, or that the
+// snapshot is gone.
+func (s *servers) stands(vm, snapshot string, stands bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.standing == nil {
 		s.standing = map[string]string{}
 	}
-	if snapshot != "" {
+	if stands {
 		s.standing[snapshot] = vm
-		return
+	} else {
+		delete(s.standing, snapshot)
 	}
-	maps.DeleteFunc(s.standing, func(_, name string) bool { return name == vm })
 }
 
 // The method abandon tells the user which snapshots stay on the server, because a second

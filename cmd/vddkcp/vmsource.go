@@ -65,7 +65,7 @@ func (f *sourceFlags) findVM(ctx context.Context, name string, o sessionOptions)
 func (f *sourceFlags) sessionOptions(log *slog.Logger) sessionOptions {
 	return sessionOptions{
 		timeout: time.Duration(f.Timeout), log: log, warn: func(message string) { log.Warn(message) },
-		retry: source.RetryOptions{Retries: int(f.Retries), Timeout: time.Duration(f.RetryTimeout), OnRetry: retry.LogTo(log, "the server is asked again")},
+		retry: source.RetryOptions{Retries: int(f.Retries), Timeout: time.Duration(f.RetryTimeout), OnRetry: retry.LogTo(log, askedAgain)},
 	}
 }
 

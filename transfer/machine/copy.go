@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -224,11 +225,11 @@ func (r *run) removeOld(ctx context.Context) error {
 		return nil
 	}
 	r.Log.Info("removing the snapshot that an earlier run left", "snapshot", r.old)
-	r.Left(r.vm.Name, r.old)
+	r.Left(r.vm.Name, r.old, true)
 	if err := r.Machine.Remove(ctx, r.old, r.percent(PhaseRemove)); err != nil {
 		return err
 	}
-	r.Left(r.vm.Name, "")
+	r.Left(r.vm.Name, r.old, false)
 	r.old = ""
 	return nil
 }
@@ -256,7 +257,7 @@ func (r *run) earlierSnapshot(ctx context.Context) (*inventory.Snapshot, error) 
 	case err != nil:
 		return nil, r.stopped(err)
 	}
-	r.Left(r.vm.Name, s.Name)
+	r.Left(r.vm.Name, s.Name, true)
 	return s, nil
 }
 
@@ -281,7 +282,7 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	}
 	host, _ := os.Hostname() // only shown to people
 	mark := inventory.Mark{ID: name[len("vddkcp-"):], Round: 1, Host: host, Started: time.Now().UTC().Truncate(time.Second)}
-	r.Left(r.vm.Name, name)
+	r.Left(r.vm.Name, name, true)
 	r.Log.Info("making a snapshot", "vm", r.vm.Name, "snapshot", name)
 	s, err := r.Machine.Snapshot(ctx, inventory.Request{Name: name, Mark: mark, Quiesce: r.Quiesce, Consolidate: r.ForceConsolidate})
 	if err == nil {
@@ -327,6 +328,11 @@ func (r *run) checkSnapshot(ctx context.Context) error {
 	r.before = vm
 	if err := r.ours(vm, r.snapshot.Name); err != nil {
 		return err
+	}
+	for i := range r.snapshot.Disks {
+		if d := &r.snapshot.Disks[i]; len(r.Only) == 0 && !r.Single && !slices.ContainsFunc(r.vm.Disks, func(o inventory.Disk) bool { return inventory.SameDisk(d, &o) }) {
+			return fmt.Errorf("the snapshot has the disk %s, which was added to the VM in the meantime: run again to copy it, too", printable.Name(d.Label))
+		}
 	}
 	for i := range r.disks {
 		d := &r.disks[i]

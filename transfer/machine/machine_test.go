@@ -364,6 +364,29 @@ func TestRunsAfterKill(t *testing.T) {
 	}
 }
 
+// TestDiskAdded checks that a disk that is added while the snapshot is made is not left out.
+func TestDiskAdded(t *testing.T) {
+	f, dir := newFake(t, 64*kib, 64*kib), t.TempDir()
+	all := f.vm.Disks
+	f.vm.Disks = all[:1]
+	f.before = func(call string) error {
+		if call == "snapshot" {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.vm.Disks = all
+		}
+		return nil
+	}
+	if _, err := machine.Run(t.Context(), f.spec(dir)); err == nil || !strings.Contains(err.Error(), "which was added") || len(f.names()) > 0 {
+		t.Errorf("snapshots %v, error %v", f.names(), err)
+	}
+	f.before = nil
+	if _, err := machine.Run(t.Context(), f.spec(dir)); err != nil {
+		t.Fatal(err)
+	}
+	f.check(dir)
+}
+
 // TestLeft checks a run that copies everything, but cannot remove its snapshot.
 func TestLeft(t *testing.T) {
 	f, dir := newFake(t, 64*kib), t.TempDir()

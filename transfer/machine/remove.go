@@ -125,7 +125,7 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 		return true
 	}
 	r.Phase(PhaseRemove, -1)
-	r.Left(r.vm.Name, name) // an earlier process may have made it
+	r.Left(r.vm.Name, name, true) // an earlier process may have made it
 	r.Log.Info("removing the snapshot", "vm", r.vm.Name, "snapshot", name)
 	ended := make(chan struct{})
 	var telling sync.WaitGroup
@@ -135,7 +135,7 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 	telling.Wait()
 	switch left := (*inventory.LeftError)(nil); {
 	case err == nil:
-		r.Left(r.vm.Name, "")
+		r.Left(r.vm.Name, name, false)
 	case errors.As(err, &left):
 		r.left = left
 	default:

@@ -495,7 +495,11 @@ func TestLeftIsTold(t *testing.T) {
 		f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
 		spec := interrupted(t, f, dir, 3)
 		standing := ""
-		spec.Left = func(_, snapshot string) { standing = snapshot }
+		spec.Left = func(_, snapshot string, stands bool) {
+			if standing = ""; stands {
+				standing = snapshot
+			}
+		}
 		f.before = func(call string) error {
 			if names := f.names(); call == "remove" && (len(names) != 1 || names[0] != standing) {
 				t.Errorf("resume=%t: Left was called with %q before %q is removed", resume, standing, names)

@@ -124,8 +124,11 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 	if earlier == nil {
 		return nil
 	}
-	r.hasEarlier = true
 	differs := r.state.differs(earlier)
+	if differs != "" && earlier.Step == stepNew && earlier.Snapshot == "" {
+		return nil // the earlier run has left nothing
+	}
+	r.hasEarlier = true
 	switch {
 	case differs == "" && r.Resume:
 		r.state, r.continues = earlier, earlier.Step.reached(stepCopy)

@@ -45,9 +45,9 @@ type Spec struct {
 	// function that is called at its end, with its error. Begin is called concurrently. It may be
 	// nil.
 	Begin func(d *inventory.Disk, target string) (counters *progress.Counters, done func(error))
-	// Left is called before a snapshot is made or removed, with its name, and with "" when the snapshot is
-	// gone. A process that ends without removing the snapshot can tell the user this name.
-	Left func(vm, snapshot string)
+	// Left is called with true before a snapshot is made or used, and with false when it is gone. A
+	// process that ends without removing the snapshot can tell the user its name.
+	Left func(vm, snapshot string, stands bool)
 
 	// Session returns the key of the session on the server. The state file has it while the run is
 	// alive. If the run is killed, the next one calls EndSession with it. Both may be nil.
@@ -80,7 +80,7 @@ func (s Spec) withDefaults() Spec {
 		s.Phase = func(Phase, int) {}
 	}
 	if s.Left == nil {
-		s.Left = func(string, string) {}
+		s.Left = func(string, string, bool) {}
 	}
 	if s.Begin == nil {
 		s.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) { return nil, func(error) {} }
