@@ -117,7 +117,7 @@ func (d *file) open(exists bool) error {
 			return err
 		}
 		if err := errors.Join(onlyName(f), d.acquire(f)); err != nil {
-			f.Close()
+			unlockAndClose(f)
 			return err
 		}
 		d.w.f = f
@@ -163,7 +163,7 @@ func (d *file) drop() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer unlockAndClose(f)
 	if err := d.acquire(f); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func publishHeld(ctx context.Context, path, mark string, force bool, sys system)
 	if err != nil {
 		return fmt.Errorf("cannot give the complete copy its final name %s: %w", p.name, err)
 	}
-	defer f.Close()
+	defer unlockAndClose(f)
 	if err := d.acquire(f); err != nil {
 		return err
 	}

@@ -168,3 +168,27 @@ func remove(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 }
+
+// TestLockOfChild checks that a file which is closed is not locked any more, although a child process
+// still has the file open. A child process has all files open until it executes its program.
+func TestLockOfChild(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	d, err := createFile(t.Context(), path, diskSize, Options{}, kernel())
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := unix.Dup(int(d.(*file).w.f.Fd())) // the same open file, as after a fork
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	if err := fillDisk(d); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Finish(t.Context()), d.Suspend()); err != nil {
+		t.Fatal(err)
+	}
+	if err := publishHeld(t.Context(), path, fileid.MarkOf(path+".partial"), false, kernel()); err != nil {
+		t.Error(err)
+	}
+}

@@ -194,5 +194,5 @@ func (w *writer) forget() { unix.Fadvise(int(w.f.Fd()), 0, 0, unix.FADV_DONTNEED
 
 func (w *writer) close() error {
 	w.pushes.Wait()
-	return w.f.Close()
+	return unlockAndClose(w.f)
 }

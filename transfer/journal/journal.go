@@ -265,12 +265,17 @@ func (j *Journal) Reset() error {
 }
 
 // Close closes the journal and keeps it for a later run.
-func (j *Journal) Close() error { return j.f.Close() }
+func (j *Journal) Close() error {
+	// Closing the file alone may not be enough to release the lock: a child process that is just being
+	// started has all open files until it executes its program.
+	_ = unix.Flock(int(j.f.Fd()), unix.LOCK_UN)
+	return j.f.Close()
+}
 
 // Remove closes the journal and removes the file. It is for a copy that is complete, or that no
 // later run may continue.
 func (j *Journal) Remove() error {
-	defer j.f.Close()
+	defer j.Close()
 	// Another process may have put another file at the path. Only the file that this process
 	// has locked may be removed.
 	held, err := j.f.Stat()
