@@ -53,6 +53,10 @@ func (v *VM) RemoveMoref(ctx context.Context, moref string, progress func(percen
 	return r.run(ctx)
 }
 
+// WasConsolidated says that the disks did not need consolidation before the snapshot with the given
+// name was made. Remove then consolidates them even if it does not find the snapshot.
+func (v *VM) WasConsolidated(name string) { v.recordConsolidation(name, false) }
+
 // removal is one call of Remove.
 type removal struct {
 	*VM

@@ -107,7 +107,7 @@ func (r *run) checkVM() error {
 	if r.vm.Question != "" {
 		return &waitError{fmt.Sprintf("the VM waits for an answer to a question: %s", printable.Name(r.vm.Question)), "answer the question in the vSphere client"}
 	}
-	if r.vm.ConsolidationNeeded && !r.ForceConsolidate && r.state.Snapshot == "" {
+	if r.vm.ConsolidationNeeded && !r.ForceConsolidate && r.state.Snapshot == "" && !r.owes {
 		return usage.New("the disks of the VM need consolidation, which an earlier snapshot has left undone",
 			"consolidate the disks in the vSphere client, or use --force-consolidate")
 	}
@@ -225,12 +225,15 @@ func (r *run) removeOld(ctx context.Context) error {
 		return nil
 	}
 	r.Log.Info("removing the snapshot that an earlier run left", "snapshot", r.old)
+	if r.owes {
+		r.Machine.WasConsolidated(r.old)
+	}
 	r.Left(r.vm.Name, r.old, true)
 	if err := r.Machine.Remove(ctx, r.old, r.percent(PhaseRemove)); err != nil {
 		return err
 	}
 	r.Left(r.vm.Name, r.old, false)
-	r.old = ""
+	r.old, r.owes = "", false
 	return nil
 }
 
@@ -275,7 +278,7 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	}
 	if name == "" {
 		name = inventory.NewName()
-		r.state.Snapshot = name
+		r.state.Snapshot, r.state.Consolidated = name, !vm.ConsolidationNeeded || r.ForceConsolidate
 		if err := r.save(stepSnapshot); err != nil {
 			return nil, err
 		}
@@ -320,7 +323,9 @@ func (r *run) checkSnapshot(ctx context.Context) error {
 	if r.Quiesce == inventory.TryQuiesce && !r.snapshot.Quiesced {
 		r.warn("the guest could not be quiesced: the disks are as they would be after a power failure")
 	}
-	r.state.Snapshot = r.snapshot.Name
+	if r.state.Snapshot != r.snapshot.Name { // another run of this process has made it
+		r.state.Snapshot, r.state.Consolidated = r.snapshot.Name, !r.vm.ConsolidationNeeded || r.ForceConsolidate
+	}
 	vm, err := r.Machine.Describe(ctx)
 	if err != nil {
 		return err

@@ -159,6 +159,8 @@ func (f *fakeVM) Remove(_ context.Context, name string, _ func(int)) error {
 	return nil
 }
 
+func (f *fakeVM) WasConsolidated(string) {}
+
 func (f *fakeVM) remove(name string) {
 	f.vm.Snapshots = slices.DeleteFunc(f.vm.Snapshots, func(n inventory.Node) bool { return n.Name == name })
 	delete(f.frozen, name)

@@ -31,6 +31,10 @@ type Machine interface {
 	// error is a *inventory.LeftError. The function progress, which may be nil, is called with the
 	// percentage that the task of the server has done.
 	Remove(ctx context.Context, name string, progress func(percent int)) error
+	// WasConsolidated says that the disks did not need consolidation before the snapshot with the
+	// given name was made. Remove then consolidates them even if it does not find the snapshot,
+	// because an earlier run has removed it and ended before it could consolidate the disks.
+	WasConsolidated(name string)
 }
 
 // Opener opens the disks of a VM for reading.

@@ -127,6 +127,9 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 	r.Phase(PhaseRemove, -1)
 	r.Left(r.vm.Name, name, true) // an earlier process may have made it
 	r.Log.Info("removing the snapshot", "vm", r.vm.Name, "snapshot", name)
+	if name == r.state.Snapshot && r.state.Consolidated {
+		r.Machine.WasConsolidated(name)
+	}
 	ended := make(chan struct{})
 	var telling sync.WaitGroup
 	telling.Go(func() { r.tell(ended, name) })

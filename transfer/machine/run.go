@@ -47,6 +47,7 @@ type run struct {
 	hasEarlier bool          // there is a state file of an earlier run
 	quiet      bool          // Snapshots keeps others from making a snapshot
 	old        string        // name of a snapshot that an earlier run left and that this run does not continue
+	owes       bool          // the disks did not need consolidation before the snapshot old was made
 	before     *inventory.VM // the VM as it was when the snapshot was there and no disk was copied yet
 	left       *inventory.LeftError
 	saving     sync.Mutex // guards state and store while disks are copied
@@ -137,7 +138,7 @@ func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 		return usage.New(fmt.Sprintf("the state file %s is of another copy: %s", r.store.path, differs),
 			"give this copy another folder or a state file of its own with --state, or use --force to start over; the snapshot of the other copy, if there is one, is listed by vddkcp cleanup")
 	case earlier.VM.Server == r.Server && earlier.VM.InstanceUUID == r.vm.InstanceUUID:
-		r.old = earlier.Snapshot
+		r.old, r.owes = earlier.Snapshot, earlier.Consolidated && earlier.Snapshot != ""
 	}
 	return nil
 }
@@ -186,7 +187,7 @@ func (r *run) startOver(why string) {
 		r.warn("the earlier copy cannot be continued, and the disks are copied from the beginning: " + why)
 	}
 	if r.state.Snapshot != "" {
-		r.old = r.state.Snapshot
+		r.old, r.owes = r.state.Snapshot, r.state.Consolidated
 	}
 	r.state.restart()
 	r.continues = false

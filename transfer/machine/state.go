@@ -42,8 +42,11 @@ type state struct {
 	Step     step    `json:"state"`
 	Snapshot string  `json:"snapshot"` // name of the snapshot that was made or may have been made; "": none
 	// Session is the key of the session on the server, while the run is alive.
-	Session string      `json:"session,omitempty"`
-	Disks   []stateDisk `json:"disks"`
+	Session string `json:"session,omitempty"`
+	// Consolidated says that the disks did not need consolidation before the snapshot was made, or
+	// that vddkcp may consolidate them nevertheless.
+	Consolidated bool        `json:"consolidated"`
+	Disks        []stateDisk `json:"disks"`
 }
 
 type stateVM struct {
@@ -118,7 +121,7 @@ func (s *state) differs(old *state) string {
 
 // The method restart makes s the state of a run that has copied nothing.
 func (s *state) restart() {
-	s.Step, s.Snapshot = stepNew, ""
+	s.Step, s.Snapshot, s.Consolidated = stepNew, "", false
 	for i := range s.Disks {
 		d := &s.Disks[i]
 		d.Whole, d.Mark, d.Seal = false, "", ""

@@ -140,6 +140,14 @@ func (s *Server) NeedConsolidation(vm string) {
 	s.update(vm, types.PropertyChange{Name: "runtime.consolidationNeeded", Val: true})
 }
 
+// NeedsConsolidation reports whether the disks of a VM need consolidation.
+func (s *Server) NeedsConsolidation(vm string) (needed bool) {
+	s.with(vm, func(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) {
+		needed = vm.Runtime.ConsolidationNeeded
+	})
+	return needed
+}
+
 // QuiesceFails makes the tasks of quiesced snapshots of a VM fail; nil: they succeed again.
 func (s *Server) QuiesceFails(vm string, fault types.BaseMethodFault) {
 	s.with(vm, func(ctx *simulator.Context, vm *simulator.VirtualMachine, m *machine) { m.quiesce = fault })
