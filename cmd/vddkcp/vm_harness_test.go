@@ -280,6 +280,9 @@ func (v *vmTest) left(snapshots int) {
 	if names := v.ours(); len(names) != snapshots {
 		v.Errorf("the snapshots %q are left, want %d", names, snapshots)
 	}
+	if snapshots == 0 && v.server.NeedsConsolidation(v.vm) {
+		v.Error("the disks of the VM need consolidation")
+	}
 	if sessions := v.server.Sessions(); len(sessions) > 0 {
 		v.Errorf("sessions are left: %v", sessions)
 	}

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
@@ -285,4 +289,88 @@ func TestVMIsInterruptedInCalls(t *testing.T) {
 			resume(v, then, call.fresh)
 		})
 	}
+}
+
+// TestVMStartsOverAndIsKilled kills a copy that has started over before it has come to the second disk,
+// of which an earlier copy has left a part. The next run must not mix the two copies.
+func TestVMStartsOverAndIsKilled(t *testing.T) {
+	vmStates(t)
+	for _, inPlace := range []bool{false, true} {
+		t.Run(map[bool]string{false: "files", true: "exports"}[inPlace], func(t *testing.T) {
+			v := newVM(t)
+			args := []string{"--request-size", "64KiB", "--state", filepath.Join(v.dir, "state.json")}
+			if inPlace {
+				peer.Need(t, "nbdkit")
+				for n := 1; n <= 2; n++ {
+					uri, _ := chaosTargets[1].start(t, t.TempDir(), vmDiskSize)
+					args = append(args, fmt.Sprintf("--target=%d=%s", n, uri))
+				}
+			}
+			v.server.Library.Conf("fault ReadAsync sectors=last global do=fail code=13")
+			v.exits(75, v.start(nil, nil, append(args, "--keep-snapshot", "--retries", "0")...))
+			v.left(1)
+			v.server.Library.Reset()
+			then := v.write()
+			v.start(nil, []string{"VDDKCP_KILL_AT=checkpoint:1"}, append(args, "--force", "--parallel", "1")...).killed()
+			v.left(1)
+			v.write()
+			v.copies(append(args, "--resume")...)
+			v.left(0)
+			for i, content := range then {
+				path := v.target(i + 1)
+				if inPlace {
+					path = filepath.Join(filepath.Dir(strings.TrimPrefix(args[4+i], fmt.Sprintf("--target=%d=nbd+unix:///?socket=", i+1))), "target")
+				}
+				if !bytes.Equal(read(t, path), content) {
+					t.Errorf("disk %d differs from its copy", i+1)
+				}
+			}
+		})
+	}
+}
+
+// TestVMIsKilledBeforeConsolidation kills a copy when its snapshot is removed, but the disks are not
+// consolidated yet. A later run consolidates them, although there is no snapshot any more.
+func TestVMIsKilledBeforeConsolidation(t *testing.T) {
+	vmStates(t)
+	for _, stopped := range []bool{false, true} {
+		for _, args := range [][]string{{"--resume"}, {"--force"}} {
+			t.Run(map[bool]string{false: "copied", true: "stopped"}[stopped]+args[0], func(t *testing.T) {
+				v := newVM(t)
+				then := v.now()
+				v.server.KeepFiles("web01")
+				call := v.server.On("ConsolidateVMDisks_Task", vspheretest.Fault{Hang: true, Times: 1})
+				var p *vmProcess
+				if stopped {
+					var release func()
+					p, release = v.midway()
+					p.cmd.Process.Signal(syscall.SIGTERM)
+					release()
+				} else {
+					p = v.start(nil, nil)
+				}
+				p.arrives(call)
+				p.kill()
+				if names := v.ours(); len(names) > 0 || !v.server.NeedsConsolidation("web01") {
+					t.Errorf("the snapshots are %q; want none, and disks that need consolidation", names)
+				}
+				now := v.write()
+				v.copies(args...)
+				if stopped || args[0] == "--force" {
+					v.published(now)
+				} else {
+					v.published(then)
+				}
+			})
+		}
+	}
+	// Disks that needed consolidation before are left alone.
+	t.Run("before", func(t *testing.T) {
+		v := newVM(t)
+		v.server.NeedConsolidation("web01")
+		v.start(nil, []string{"VDDKCP_KILL_AT=machine-copied"}, "--force-consolidate").killed()
+		v.server.RemoveSnapshotBehindBack("web01", v.ours()[0])
+		v.copies("--resume")
+		v.left(0)
+	})
 }
