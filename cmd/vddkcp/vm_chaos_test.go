@@ -137,6 +137,9 @@ func (v *vmTest) disturb(r *rand.Rand, p *vmProcess, stop <-chan struct{}) {
 // instant, and nothing may be left on the server.
 func TestChaosOfVMs(t *testing.T) {
 	runs := needChaos(t)
+	if runs == chaosRuns {
+		runs = 6 // each copy takes many runs; make chaos asks for more
+	}
 	peer.Need(t, "qemu-img")
 	govc := testTool(t, "govc")
 	for first := range 3 {
