@@ -185,7 +185,7 @@ func (s *servers) abandon() {
 	}
 	for _, snapshot := range slices.Sorted(maps.Keys(s.standing)) {
 		fmt.Fprintf(errorOutput, "vddkcp: the snapshot %s of the VM %s may still be on the server: remove it with: vddkcp cleanup --remove --older-than 0s %s\n",
-			printable.Name(snapshot), printable.Name(s.standing[snapshot]), printable.Word(s.standing[snapshot]))
+			printable.Name(snapshot), printable.Name(s.standing[snapshot]), printable.Line(printable.Word(s.standing[snapshot])))
 	}
 }
 

@@ -172,7 +172,7 @@ func TestVMIsTerminatedTwice(t *testing.T) {
 			p.cmd.Process.Signal(syscall.SIGINT)
 			r := v.exits(130, p)
 			names := v.ours()
-			if len(names) != 1 || !strings.Contains(r.stderr, names[0]) || !strings.Contains(r.stderr, "vddkcp cleanup --remove") {
+			if len(names) != 1 || !strings.Contains(r.stderr, names[0]) || !strings.Contains(r.stderr, "vddkcp cleanup --remove --older-than 0s web01") {
 				t.Errorf("the snapshots %q are left; the output is:\n%s", names, r.stderr)
 			}
 			v.server.EndSessions()

@@ -71,6 +71,14 @@ func TestBusyError(t *testing.T) {
 	}
 }
 
+// TestLeftErrorHint checks that the hint removes the new snapshot, and none of another VM.
+func TestLeftErrorHint(t *testing.T) {
+	err := &LeftError{VM: "web 01", Snapshot: "vddkcp-00", Err: errors.New("x")}
+	if hint := err.Hint(); !strings.HasSuffix(hint, "vddkcp cleanup --remove --older-than 0s 'web 01'") {
+		t.Errorf("hint %q", hint)
+	}
+}
+
 func TestPrivileges(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, p := range privileges() {
