@@ -231,16 +231,13 @@ func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
 	}
-	if c.keeper == nil || c.o.Keep == nil || leavesNothing(err) && !c.holds(err) {
+	if c.holds(err) {
+		return suspend(c.dst, err)
+	}
+	if c.keeper == nil || c.o.Keep == nil || leavesNothing(err) {
 		return abort(c.dst, err) // abort does not remove a file that has its final name already
 	}
 	existed := c.keeper.exists
-	if c.holds(err) {
-		if suspended := c.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
-			return fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
-		}
-		return err
-	}
 	if !existed && !c.stopped(ctx) && !isTemporary(err, c.src) {
 		return abort(c.dst, err)
 	}
@@ -254,13 +251,13 @@ func (c *copying) end(ctx context.Context, err error) error {
 	if kept != nil {
 		err = fmt.Errorf("%w (and no checkpoint can be stored, so a later run starts over: %w)", err, kept)
 	}
-	return suspend(c.dst, err, c.keeper.last.Offset)
+	return &ResumableError{Err: suspend(c.dst, err), Offset: c.keeper.last.Offset}
 }
 
 // The method holds reports whether the target is kept after the error err although the source has
-// changed.
+// changed. Options.Hold says when that is.
 func (c *copying) holds(err error) bool {
-	return c.o.Hold && c.keeper.exists && errors.Is(err, ErrSourceChanged)
+	return c.o.Hold && c.o.Keep != nil && c.keeper != nil && c.keeper.exists && errors.Is(err, ErrSourceChanged)
 }
 
 // The method stopped reports whether the copy was asked to stop.

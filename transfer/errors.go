@@ -64,12 +64,11 @@ func abort(dst sink.Disk, err error) error {
 	return err
 }
 
-// The function suspend calls dst.Suspend for the target dst of a copy that failed with err. A
-// later run can continue the copy at the given offset, in bytes. The result is a ResumableError
-// that wraps err. If Suspend fails too, it wraps both errors.
-func suspend(dst sink.Disk, err error, offset int64) error {
+// The function suspend calls dst.Suspend for the target dst of a copy that failed with err. It
+// returns err. If Suspend fails too, the result wraps both errors.
+func suspend(dst sink.Disk, err error) error {
 	if suspended := dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
-		err = fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
+		return fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
 	}
-	return &ResumableError{Err: err, Offset: offset}
+	return err
 }

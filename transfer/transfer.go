@@ -79,5 +79,5 @@ func endUnbegun(dst sink.Disk, o Options, err error) error {
 	if o.Resume == nil || o.Keep == nil {
 		return abort(dst, err)
 	}
-	return suspend(dst, err, o.Resume.Offset)
+	return &ResumableError{Err: suspend(dst, err), Offset: o.Resume.Offset}
 }
