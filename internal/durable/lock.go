@@ -23,8 +23,8 @@ func (e *LockedError) Error() string { return fmt.Sprintf("%s is locked by %s", 
 // closed, or when the process ends. The caller removes the file before it closes it. If another
 // process has locked the file, the error is a *LockedError.
 //
-// A file that is replaced whenever it is written cannot be locked. Its writer locks another file next
-// to it.
+// A file that is replaced whenever it is written cannot be locked. Its writer locks another file
+// next to it.
 func Lock(path string) (*os.File, error) {
 	for {
 		f, err := Open(path, os.O_RDWR|os.O_CREATE, Private)
@@ -67,6 +67,14 @@ func Lock(path string) (*os.File, error) {
 		}
 		return f, nil
 	}
+}
+
+// CloseLocked closes a file that may be locked with flock. Closing it alone may not be enough to
+// release the lock: a child process that is just being started has all open files until it executes
+// its program. Another opening of the file would then fail, as if another process used it.
+func CloseLocked(f *os.File) error {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // fails on file systems without locks
+	return f.Close()
 }
 
 // BeginsWith returns an error if a file is not empty and does not begin with prefix. Such a

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/internal/killpoint"
@@ -117,7 +118,7 @@ func (d *file) open(exists bool) error {
 			return err
 		}
 		if err := errors.Join(onlyName(f), d.acquire(f)); err != nil {
-			unlockAndClose(f)
+			durable.CloseLocked(f)
 			return err
 		}
 		d.w.f = f
@@ -163,7 +164,7 @@ func (d *file) drop() error {
 	if err != nil {
 		return err
 	}
-	defer unlockAndClose(f)
+	defer durable.CloseLocked(f)
 	if err := d.acquire(f); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/sink"
@@ -51,7 +52,7 @@ func publishHeld(ctx context.Context, path, mark string, force bool, sys system)
 	if err != nil {
 		return fmt.Errorf("cannot give the complete copy its final name %s: %w", p.name, err)
 	}
-	defer unlockAndClose(f)
+	defer durable.CloseLocked(f)
 	if err := d.acquire(f); err != nil {
 		return err
 	}

@@ -169,8 +169,8 @@ func remove(t *testing.T, path string) {
 	}
 }
 
-// TestLockOfChild checks that a file which is closed is not locked any more, although a child process
-// still has the file open. A child process has all files open until it executes its program.
+// TestLockOfChild checks that a file which is closed is not locked any more, although a child
+// process still has the file open. A child process has all files open until it executes its program.
 func TestLockOfChild(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.raw")
 	d, err := createFile(t.Context(), path, diskSize, Options{}, kernel())

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/sink"
 )
@@ -246,7 +247,7 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 		return nil, err
 	}
 	if f, err := p.open(p.partial, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
-		defer unlockAndClose(f)
+		defer durable.CloseLocked(f)
 		if err := lock(f); err != nil {
 			return nil, err
 		}
@@ -301,8 +302,8 @@ func allocated(info os.FileInfo) int64 {
 	return 0
 }
 
-// The function lock locks the file f with flock. The function unlockAndClose releases
-// the lock. On file systems without locks, the function does nothing.
+// The function lock locks the file f with flock. durable.CloseLocked releases the lock.
+// On file systems without locks, the function lock does nothing.
 func lock(f *os.File) error {
 	err := eintr.Retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -312,12 +313,4 @@ func lock(f *os.File) error {
 		return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
 	}
 	return nil
-}
-
-// unlockAndClose closes a file that may be locked. Closing it alone may not be enough to release the
-// lock: a child process that is just being started has all open files until it executes its program.
-// Another opening of the file would then fail, as if another process wrote to it.
-func unlockAndClose(f *os.File) error {
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // fails on file systems without locks
-	return f.Close()
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
@@ -194,5 +195,5 @@ func (w *writer) forget() { unix.Fadvise(int(w.f.Fd()), 0, 0, unix.FADV_DONTNEED
 
 func (w *writer) close() error {
 	w.pushes.Wait()
-	return unlockAndClose(w.f)
+	return durable.CloseLocked(w.f)
 }

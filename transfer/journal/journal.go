@@ -92,7 +92,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	}
 	defer func() {
 		if err != nil {
-			f.Close()
+			durable.CloseLocked(f)
 			err = fmt.Errorf("journal %s: %w", path, err)
 		}
 	}()
@@ -265,12 +265,7 @@ func (j *Journal) Reset() error {
 }
 
 // Close closes the journal and keeps it for a later run.
-func (j *Journal) Close() error {
-	// Closing the file alone may not be enough to release the lock: a child process that is just being
-	// started has all open files until it executes its program.
-	_ = unix.Flock(int(j.f.Fd()), unix.LOCK_UN)
-	return j.f.Close()
-}
+func (j *Journal) Close() error { return durable.CloseLocked(j.f) }
 
 // Remove closes the journal and removes the file. It is for a copy that is complete, or that no
 // later run may continue.
