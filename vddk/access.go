@@ -107,15 +107,9 @@ func (a *access) tidy() {
 func (a *access) call(operation string, callServer func(context.Context, process, worker.OpenRequest) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.life.Context), min(5*a.o.Timeout, tidyTimeout))
 	defer cancel()
-	at := a.at.Load()
-	for logins := 1; ; logins++ {
-		err := a.callAt(ctx, at, operation, callServer)
-		next, err := a.afterRefusal(ctx, at, logins, err)
-		if next == nil {
-			return err
-		}
-		at = next
-	}
+	return a.withLogins(ctx, a.at.Load(), func(at *destination) error {
+		return a.callAt(ctx, at, operation, callServer)
+	})
 }
 
 // The method callAt makes one attempt of the method call, with the login of the destination at.

@@ -68,8 +68,8 @@ func (h *handle) run(s *session) {
 // frees the memory on the old host.
 //
 // If the Budget has no memory left, the connection is used without a reservation. It must not wait:
-// disks that two hosts have exchanged would wait for each other's memory. The memory on the old host
-// may become free only when all connections of the disk have moved (see split).
+// the memory on the old host may become free only when all connections of the disk have moved (see
+// split), so two disks that move to each other's host would wait for each other for ever.
 func (h *handle) moveReservation(s *session) {
 	if s.at.budget == h.budget {
 		return
@@ -191,8 +191,8 @@ func (h *handle) waitToReopen(err error) bool {
 
 // planReopening decides whether the disk is opened again after the error err, and how long to wait
 // before that. If the disk is not opened again, planReopening removes the handle from the pool. The
-// pool then continues with the sessions of its other handles. If there is no other session, or if
-// the content of the disk has changed, all later requests of the pool fail. They also fail if Options.Refresh has
+// pool then continues with the sessions of its other handles. All later requests of the pool fail if
+// there is no other session, if the content of the disk has changed, or if Options.Refresh has
 // returned a permanent error.
 func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
 	p := h.pool

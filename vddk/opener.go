@@ -137,22 +137,18 @@ func (op *opener) note(s *session) error {
 // first asks Options.Refresh where the disk is. The parameter replacing is true if the new worker
 // replaces a lost one. The lost worker may have left something behind on the host, and the new
 // worker first removes that.
-func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, error) {
+func (op *opener) open(ctx context.Context, replacing, shrink bool) (s *session, err error) {
 	at := op.at.Load()
 	if op.opened != nil {
-		var err error
 		if at, err = op.refresh(ctx, at, nil); err != nil {
 			return nil, err
 		}
 	}
-	for logins := 1; ; logins++ {
-		s, err := op.openAt(ctx, at, replacing, shrink)
-		next, err := op.afterRefusal(ctx, at, logins, err)
-		if next == nil {
-			return s, err
-		}
-		at = next
-	}
+	err = op.withLogins(ctx, at, func(at *destination) (err error) {
+		s, err = op.openAt(ctx, at, replacing, shrink)
+		return err
+	})
+	return s, err
 }
 
 // The method openAt opens the disk at the destination at.
@@ -358,10 +354,9 @@ func split(n int, free func()) (share func()) {
 	}
 }
 
-// The method reserve waits until the Budget of the host has memory for n connections, or ctx ends.
-// The returned function frees this memory.
-func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
-	at := op.at.Load()
+// The method reserve waits until the Budget of the host has memory for n connections at the
+// destination at, or ctx ends. The returned function frees this memory.
+func (op *opener) reserve(ctx context.Context, at *destination, n int) (free func(), err error) {
 	if at.budget == nil || !at.params.Remote() {
 		return func() {}, nil
 	}

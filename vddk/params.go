@@ -93,18 +93,20 @@ type Options struct {
 	// files of the disk may have new names, and the session may have a new cookie. If Refresh is nil,
 	// the parameters of the first opening are used for all connections.
 	//
-	// If the server refuses the session cookie of the parameters, at the first opening too, Refresh
-	// is called with the error of that login as the argument refused. It may then return another
-	// cookie, or user and password. If it returns the same login, that login counts as refused for
-	// good. In all other calls refused is nil. A caller that has switched to user and password has to
-	// return them in later calls too. A refused password leads to no call, and is not tried again.
+	// If the server refuses the session cookie of the parameters, even at the first opening, Refresh
+	// is called with the error of that login as the argument refused. In all other calls refused is
+	// nil. Refresh may then return another cookie, or user and password, and must return these in
+	// later calls, too. If it returns the same login, that login counts as refused for good. If the
+	// server refuses a password, Refresh is not called, and the password is not tried again.
 	//
-	// Only these fields of the result are used: File, those of the server and of the login, VM,
-	// Thumbprint and Budget. Another Snapshot than that of the first opening ends the disk with an error that
-	// wraps source.ErrChanged, and so does a disk of another size or UUID. Refresh must return when
-	// ctx ends. It is not called concurrently for one disk. If its error is permanent
-	// (source.IsPermanent), the disk ends with that error. After any other error the connection is
-	// tried again, as after a failed opening.
+	// Only these fields of the result are used: File, VM, Thumbprint, Budget, and those of the server
+	// and of the login. If the Snapshot of the result is not that of the first opening, the disk ends
+	// with an error that wraps source.ErrChanged. A disk of another size or UUID ends in the same
+	// way.
+	//
+	// Refresh must return when ctx ends. It is not called concurrently for one disk. If its error is
+	// permanent (source.IsPermanent), the disk ends with that error. After any other error the
+	// connection is tried again, as after a failed opening.
 	Refresh func(ctx context.Context, refused error) (Params, error)
 	// Registry is shared by all disks of one command. If it is nil, the disk uses a new
 	// Registry, which allows only one refused login.

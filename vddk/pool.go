@@ -67,8 +67,8 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.changed.L = &p.mu
 	p.growth.pool, p.growth.started, p.flusher.pool = p, time.Now(), p
 	connections := max(p.o.Connections, 1)
-	budget := op.at.Load().budget
-	free, err := op.reserve(ctx, connections)
+	at := op.at.Load()
+	free, err := op.reserve(ctx, at, connections)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 		return nil, err
 	}
 	share := split(connections, free)
-	h := newHandle(p, share, budget)
+	h := newHandle(p, share, at.budget)
 	if !nfc(s.opened.Transport) {
 		free() // other transport modes use no NFC memory of the host
 		h.free = func() {}
@@ -86,7 +86,7 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.mu.Lock()
 	p.addLocked(h, s)
 	p.mu.Unlock()
-	p.growth.start(s.opened.Transport, connections-1, share, budget)
+	p.growth.start(s.opened.Transport, connections-1, share, at.budget)
 	// When the disk is closed or its context ends, the calls that wait for a connection must be
 	// woken.
 	context.AfterFunc(life.ending, p.wake)

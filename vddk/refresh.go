@@ -137,12 +137,26 @@ func (op *opener) moved(ctx context.Context, now *destination, p Params) (*desti
 	return newDestination(next, thumbprint, op.o), nil
 }
 
-// afterRefusal is called when an opening or another call at the destination at has ended with err.
-// The parameter logins is the number of logins that were tried. If the server has refused a session
-// cookie, and Options.Refresh returns another login, afterRefusal returns the destination with that
-// login, with which the caller tries again. Otherwise the result is nil, with the error of the call.
-func (op *opener) afterRefusal(ctx context.Context, at *destination, logins int, err error) (*destination, error) {
-	if op.o.Refresh == nil || logins >= maxLogins || !at.params.Cookie.IsSet() || !refusesCookie(err) {
+// withLogins calls attempt, which opens the disk or makes another call at the given destination. If
+// the server refuses a session cookie, and Options.Refresh returns another login, withLogins calls
+// attempt again with that login.
+func (op *opener) withLogins(ctx context.Context, at *destination, attempt func(*destination) error) error {
+	for logins := 1; ; logins++ {
+		err := attempt(at)
+		if logins >= maxLogins {
+			return err
+		}
+		if at, err = op.afterRefusal(ctx, at, err); at == nil {
+			return err
+		}
+	}
+}
+
+// afterRefusal is called when an attempt at the destination at has ended with err. If the server has
+// refused a session cookie, and Options.Refresh returns another login, afterRefusal returns the
+// destination with that login. Otherwise the result is nil, with the error of the attempt.
+func (op *opener) afterRefusal(ctx context.Context, at *destination, err error) (*destination, error) {
+	if op.o.Refresh == nil || !at.params.Cookie.IsSet() || !refusesCookie(err) {
 		return nil, err
 	}
 	next, refreshed := op.refresh(ctx, at, err)
