@@ -28,7 +28,7 @@ func TestListOddVMs(t *testing.T) {
 		}},
 		vspheretest.VM{Name: "Partner %2f \"ü\"", Datastore: "ds1", Disks: []vspheretest.Disk{{Sharing: "sharingMultiWriter", File: "shared.vmdk"}}},
 	)
-	s := connect(t, server, nil)
+	s := openSession(t, server)
 	for pattern, want := range map[string]string{
 		"": `
 /DC0/vm/Partner %252f "ü": running ""
@@ -78,7 +78,7 @@ func TestFindOddNames(t *testing.T) {
 	}
 	server := vspheretest.New(t, append(options,
 		vspheretest.VM{Name: "twin", Folder: "a%2fb/c"}, vspheretest.VM{Name: "twin", Folder: "prod"}, vspheretest.VM{Name: "twin", Datacenter: "DC1"})...)
-	s := connect(t, server, nil)
+	s := openSession(t, server)
 	for _, name := range names {
 		vm, err := s.Find(t.Context(), name)
 		if err != nil {

@@ -223,16 +223,8 @@ func TestRemovalThatFailsLate(t *testing.T) {
 // Another process has asked for the snapshot, and was killed before the server has made it.
 func TestRemoveWaitsForSnapshot(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	v, other := findVM(t, server, "web01"), findVM(t, server, "web01")
-	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
-	ctx, cancel := context.WithCancel(t.Context())
-	called := onceCalled(server, "CreateSnapshot_Task", cancel)
-	r := newRequest()
-	if s, err := v.Snapshot(ctx, r); err == nil {
-		t.Errorf("snapshot %+v", s)
-	}
-	called.Remove()
-	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: countdown(6, rule.Release)})
+	other := findVM(t, server, "web01")
+	r, rule := askForSnapshot(t, server)
 	if err := other.Remove(t.Context(), r.Name, nil); err != nil {
 		t.Error(err)
 	}
@@ -292,13 +284,9 @@ func TestRemoveInterrupted(t *testing.T) {
 
 func TestRemoveTimeout(t *testing.T) {
 	server, _, r := withSnapshot(t)
-	s := connect(t, server, func(o *Options) { o.TaskTimeout = 100 * time.Millisecond })
-	v, err := s.Find(t.Context(), "web01")
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := findVM(t, server, "web01", shortTasks)
 	server.On("RemoveSnapshot_Task", vspheretest.Fault{Task: &types.HostCommunication{}})
-	err = v.Remove(t.Context(), r.Name, nil)
+	err := v.Remove(t.Context(), r.Name, nil)
 	if l := (*inventory.LeftError)(nil); !errors.As(err, &l) || !strings.Contains(err.Error(), "100ms, has passed") {
 		t.Errorf("error %v", err)
 	}
@@ -310,7 +298,7 @@ func TestMarked(t *testing.T) {
 	server.AddSnapshot("web01", r[0].Name, r[0].Mark.String())
 	server.AddSnapshot("web01", r[1].Name, "not a mark")
 	server.AddSnapshot("db/01", r[2].Name+"/7", r[2].Mark.String())
-	s := connect(t, server, nil)
+	s := openSession(t, server)
 	for pattern, want := range map[string][]string{
 		"":          {"/DC0/vm/prod/db%2f01 " + r[2].Name + "/7", "/DC0/vm/web01 " + r[0].Name},
 		"web*":      {"/DC0/vm/web01 " + r[0].Name},
@@ -337,7 +325,7 @@ func TestMarked(t *testing.T) {
 
 func TestMissing(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, nil)
+	s := openSession(t, server)
 	vms, err := s.List(t.Context(), "web01")
 	if err != nil {
 		t.Fatal(err)

@@ -28,12 +28,13 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
-// optionsFor returns the options for a server. Lost calls are repeated up to five times, at once.
+// optionsFor returns the options for a server. Lost calls are repeated up to five times, with pauses in
+// which a server that is restarted comes back. Tasks are looked at every millisecond.
 func optionsFor(s *vspheretest.Server) Options {
 	return Options{
 		Server: s.Host, Port: s.Port, User: s.User, Password: secret.New(s.Password), Thumbprint: s.Thumbprint(),
-		UserAgent: "vddkcp/test",
-		Retry:     retry.Policy{Retries: 5, Backoff: func(int) time.Duration { return 0 }},
+		UserAgent: "vddkcp/test", Poll: time.Millisecond,
+		Retry: retry.Policy{Retries: 5, Backoff: func(int) time.Duration { return 10 * time.Millisecond }},
 	}
 }
 

@@ -11,40 +11,26 @@ import (
 
 	"github.com/vmware/govmomi/vim25/types"
 
-	"github.com/vddkcp/vddkcp/internal/retry"
-	"github.com/vddkcp/vddkcp/internal/secret"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
-// connect returns a session on a simulated server. It looks at tasks every millisecond.
-func connect(t *testing.T, server *vspheretest.Server, change func(o *Options)) *Session {
-	t.Helper()
-	o := Options{
-		Server: server.Host, Port: uint32(server.Port), User: server.User, Password: secret.New(server.Password), Thumbprint: server.Thumbprint(),
-		Poll: time.Millisecond, Retry: retry.Policy{Retries: 5, Backoff: func(int) time.Duration { return time.Millisecond }},
-	}
-	if change != nil {
-		change(&o)
-	}
-	s, err := Connect(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
-}
-
 // findVM returns a VM of a new session.
-func findVM(t *testing.T, server *vspheretest.Server, name string) *VM {
+func findVM(t *testing.T, server *vspheretest.Server, name string, change ...func(*Options)) *VM {
 	t.Helper()
-	vm, err := connect(t, server, nil).Find(t.Context(), name)
+	vm, err := openSession(t, server, change...).Find(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return vm
 }
+
+// rareLooks leaves time for something to happen between two looks at a task.
+func rareLooks(o *Options) { o.Poll = 100 * time.Millisecond }
+
+// shortTasks makes every task exceed its time limit, unless it ends at once.
+func shortTasks(o *Options) { o.TaskTimeout = 100 * time.Millisecond }
 
 // newRequest returns a request for a snapshot with a new name.
 func newRequest() inventory.Request {
@@ -296,11 +282,7 @@ func TestSnapshotAfterRestart(t *testing.T) {
 // The server carries out the request some time after the connection was lost.
 func TestSnapshotMadeLate(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, func(o *Options) { o.Poll = 100 * time.Millisecond })
-	v, err := s.Find(t.Context(), "web01")
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := findVM(t, server, "web01", rareLooks)
 	r := newRequest()
 	server.On("CreateSnapshot_Task", vspheretest.Fault{Cut: vspheretest.Before, Times: 1})
 	onceCalled(server, "CreateSnapshot_Task", countdown(3, func() { server.AddSnapshot("web01", r.Name, r.Mark.String()) }))
@@ -315,11 +297,7 @@ func TestSnapshotMadeLate(t *testing.T) {
 // The same, after Snapshot was interrupted.
 func TestRemoveOfSnapshotMadeLate(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, func(o *Options) { o.Poll = 100 * time.Millisecond })
-	v, err := s.Find(t.Context(), "web01")
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := findVM(t, server, "web01", rareLooks)
 	r := newRequest()
 	ctx, cancel := context.WithCancel(t.Context())
 	server.On("CreateSnapshot_Task", vspheretest.Fault{Cut: vspheretest.Before, Do: cancel})
@@ -378,11 +356,7 @@ func TestSnapshotInterrupted(t *testing.T) {
 
 func TestSnapshotLingers(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, func(o *Options) { o.Poll = 100 * time.Millisecond })
-	v, err := s.Find(t.Context(), "web01")
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := findVM(t, server, "web01", rareLooks)
 	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	looks := 0
@@ -403,19 +377,28 @@ func TestSnapshotLingers(t *testing.T) {
 	}
 }
 
-// A process that was killed has asked for the snapshot. The next one finds it as soon as it is made.
-func TestFindWaitsForSnapshot(t *testing.T) {
-	server := vspheretest.New(t, web01)
-	v, other := findVM(t, server, "web01"), findVM(t, server, "web01")
+// askForSnapshot asks for a snapshot of web01 and is interrupted, like a process that is killed. The
+// server makes the snapshot at the sixth request for properties after that, or when the rule is
+// released.
+func askForSnapshot(t *testing.T, server *vspheretest.Server) (inventory.Request, *vspheretest.Rule) {
+	t.Helper()
 	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	called := onceCalled(server, "CreateSnapshot_Task", cancel)
 	r := newRequest()
-	if s, err := v.Snapshot(ctx, r); err == nil {
+	if s, err := findVM(t, server, "web01").Snapshot(ctx, r); err == nil {
 		t.Errorf("snapshot %+v", s)
 	}
 	called.Remove()
 	server.On("RetrievePropertiesEx", vspheretest.Fault{Do: countdown(6, rule.Release)})
+	return r, rule
+}
+
+// A process that was killed has asked for the snapshot. The next one finds it as soon as it is made.
+func TestFindWaitsForSnapshot(t *testing.T) {
+	server := vspheretest.New(t, web01)
+	other := findVM(t, server, "web01")
+	r, _ := askForSnapshot(t, server)
 	if s, err := other.Find(t.Context(), r.Name); err != nil || s.Name != r.Name {
 		t.Errorf("Find = %+v, %v", s, err)
 	}
@@ -423,14 +406,10 @@ func TestFindWaitsForSnapshot(t *testing.T) {
 
 func TestSnapshotTimeout(t *testing.T) {
 	server := vspheretest.New(t, web01)
-	s := connect(t, server, func(o *Options) { o.TaskTimeout = 100 * time.Millisecond })
-	v, err := s.Find(t.Context(), "web01")
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := findVM(t, server, "web01", shortTasks)
 	rule := server.On("CreateSnapshot_Task", vspheretest.Fault{HangTask: true})
 	defer rule.Release()
-	_, err = v.Snapshot(t.Context(), newRequest())
+	_, err := v.Snapshot(t.Context(), newRequest())
 	want := `cannot make a snapshot of the VM "web01": the task to make a snapshot still runs on the server: the time limit for tasks of the server, 100ms, has passed`
 	if o := report.Of(err); err == nil || err.Error() != want || o.Exit != 75 || !strings.Contains(o.Hint, "--task-timeout") {
 		t.Errorf("error %v, outcome %+v", err, o)
