@@ -5,7 +5,9 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // method describes a method of the vSphere API.
@@ -97,6 +99,17 @@ type groupKey struct{}
 func groupOf(ctx context.Context) *group {
 	g, _ := ctx.Value(groupKey{}).(*group)
 	return g
+}
+
+// activeSession returns the session of the server in which the calls of a group are made. If that has
+// ended, it returns an error after which together logs in again.
+func (s *Session) activeSession(ctx context.Context) (*types.UserSession, error) {
+	user, err := session.NewManager(s.client).UserSession(ctx)
+	if err == nil && user == nil {
+		err = soap.WrapVimFault(new(types.NotAuthenticated))
+		groupOf(ctx).restart = err
+	}
+	return user, err
 }
 
 // together calls f, which makes several calls that belong together, because the server keeps

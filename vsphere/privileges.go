@@ -8,9 +8,7 @@ import (
 	"slices"
 
 	"github.com/vmware/govmomi/fault"
-	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vddkcp/vddkcp/internal/hinted"
@@ -90,14 +88,9 @@ func (s *Session) lacking(ctx context.Context, refs []types.ManagedObjectReferen
 	var answer *types.HasPrivilegeOnEntitiesResponse
 	// The key of the session is one of the session in which the privileges are asked for.
 	err := s.together(ctx, func(ctx context.Context) error {
-		user, err := session.NewManager(s.client).UserSession(ctx)
+		user, err := s.activeSession(ctx)
 		if err != nil {
 			return err
-		}
-		if user == nil {
-			g := groupOf(ctx)
-			g.restart = soap.WrapVimFault(new(types.NotAuthenticated))
-			return g.restart
 		}
 		answer, err = s.hasPrivileges(ctx, user.Key, refs, ids)
 		return err

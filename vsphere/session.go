@@ -8,11 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/soap"
-	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/secret"
@@ -116,17 +113,11 @@ func (s *Session) Close() error {
 func (s *Session) Cookie(ctx context.Context) (secret.Secret, error) {
 	var cookie secret.Secret
 	err := s.together(ctx, func(ctx context.Context) error {
-		user, err := session.NewManager(s.client).UserSession(ctx)
-		if err != nil {
-			return err
+		_, err := s.activeSession(ctx)
+		if err == nil {
+			cookie = groupOf(ctx).login.cookie()
 		}
-		g := groupOf(ctx)
-		if user == nil {
-			g.restart = soap.WrapVimFault(new(types.NotAuthenticated))
-			return g.restart
-		}
-		cookie = g.login.cookie()
-		return nil
+		return err
 	})
 	return cookie, err
 }
