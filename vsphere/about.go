@@ -3,8 +3,8 @@ package vsphere
 import (
 	"context"
 
-	"github.com/vmware/govmomi/view"
 	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // About says what a server is.
@@ -16,8 +16,8 @@ type About struct {
 	InstanceUUID string // of the vCenter server; "" for a host
 }
 
-// About returns what the server has said about itself at the beginning. The texts come from the
-// server.
+// About returns what the server has said about itself when Connect connected to it. Its texts may
+// contain characters that are not safe to show.
 func (s *Session) About() About {
 	a := s.client.ServiceContent.About
 	return About{
@@ -27,22 +27,18 @@ func (s *Session) About() About {
 }
 
 // ManagedBy returns the address of the vCenter server that manages the host, if the server is an
-// ESXi host. It is "" for a vCenter server and for a host that none manages.
+// ESXi host. It is "" for a vCenter server, and for a host that no vCenter server
+// manages.
 func (s *Session) ManagedBy(ctx context.Context) (string, error) {
 	if s.client.IsVC() {
 		return "", nil
 	}
-	var hosts []mo.HostSystem
-	err := s.together(ctx, func(ctx context.Context) error {
-		v, err := view.NewManager(s.client).CreateContainerView(ctx, s.client.ServiceContent.RootFolder, []string{"HostSystem"}, true)
-		if err != nil {
-			return err
-		}
-		defer v.Destroy(ctx)
-		hosts = nil
-		return v.Retrieve(ctx, []string{"HostSystem"}, []string{"summary.managementServerIp"}, &hosts)
-	})
+	content, err := s.retrieveAll(ctx, []types.PropertySpec{{Type: "HostSystem", PathSet: []string{"summary.managementServerIp"}}})
 	if err != nil {
+		return "", err
+	}
+	var hosts []mo.HostSystem
+	if err := mo.LoadObjectContent(content, &hosts); err != nil {
 		return "", err
 	}
 	for i := range hosts {
