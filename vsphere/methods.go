@@ -4,6 +4,7 @@ import (
 	"context"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -14,9 +15,9 @@ import (
 type method struct {
 	name       string // such as "RemoveSnapshot_Task"
 	words      string // what the method is for, after "the request to"
-	repeatable bool   // makes the same difference once and twice
+	repeatable bool   // two calls have the same effect as one
 	public     bool   // needs no session, and must not wait for one
-	continues  bool   // needs what an earlier call of the same session has left on the server
+	continues  bool   // needs something that an earlier call of the same session has left on the server
 }
 
 // The elements of repeatable are the methods that can be called again if the answer was lost. Most
@@ -65,7 +66,7 @@ var repeatable = map[string]string{
 // The method reads reports whether a call changes nothing, except views and filters of the session.
 func (m *method) reads() bool { return m.repeatable && !strings.HasSuffix(m.name, "_Task") }
 
-// Words for methods that must not be called twice.
+// The map once has the words for methods that must not be called twice.
 var once = map[string]string{
 	"Login":               "log in",
 	"CreateSnapshot_Task": "make a snapshot",
@@ -144,8 +145,20 @@ func (s *Session) together(ctx context.Context, f func(ctx context.Context) erro
 		if gaveUp != nil {
 			return gaveUp
 		}
-		if !s.Retry.Pause(ctx, err, wait, s.logins.ctx.Done()) && ctx.Err() == nil {
-			return errClosed
+		if err := s.pause(ctx, err, wait); err != nil {
+			return err
 		}
 	}
+}
+
+// The method pause waits before a call is repeated that has failed with err. It returns an error if
+// ctx ends or the session is closed before that.
+func (s *Session) pause(ctx context.Context, err error, wait time.Duration) error {
+	switch {
+	case s.Retry.Pause(ctx, err, wait, s.logins.ctx.Done()):
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return errClosed
 }

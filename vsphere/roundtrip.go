@@ -34,9 +34,9 @@ const maxInternal = 2
 // roundTripper makes the calls of a Session. It implements soap.RoundTripper.
 //
 // It repeats a call that a lost connection has interrupted, as Options.Retry says. If the session
-// has ended, it logs in again and then repeats the call. Only calls for which it makes no
-// difference whether they are made once or twice are repeated. The error of another call is an
-// *UncertainError if the server may have carried it out.
+// has ended, it logs in again and then repeats the call. It repeats only calls of which two have the
+// same effect as one. The error of another call is an *UncertainError if the server may have carried
+// it out.
 type roundTripper struct {
 	*Session
 	login *login // the session to use; nil: the current one, or a new one if that has ended
@@ -77,8 +77,8 @@ func (r roundTripper) RoundTrip(ctx context.Context, req, res soap.HasFault) err
 		if gaveUp != nil {
 			return gaveUp
 		}
-		if !r.Retry.Pause(ctx, err, wait, r.logins.ctx.Done()) && ctx.Err() == nil {
-			return errClosed
+		if err := r.pause(ctx, err, wait); err != nil {
+			return err
 		}
 	}
 }
