@@ -124,7 +124,7 @@ func (l *login) resolve(f *serverFlags) (*settled, error) {
 	if of == nil {
 		of = new(profile.Profile)
 	}
-	r.server = withoutBrackets(pick(r, "server", "VDDKCP_SERVER", f.Server, of.Server))
+	r.server = profile.WithoutBrackets(pick(r, "server", "VDDKCP_SERVER", f.Server, of.Server))
 	r.user = pick(r, "user", "VDDKCP_USER", f.User, of.User)
 	r.thumbprint = pick(r, "thumbprint", "VDDKCP_THUMBPRINT", f.Thumbprint, of.Thumbprint)
 	r.port = uint32(pick(r, "port", "VDDKCP_PORT", f.Port, portFlag(of.Port)))

@@ -83,7 +83,7 @@ func (c *profileListCommand) Run(ctx context.Context) error {
 		for _, p := range all {
 			server := p.Server
 			if p.Port != 0 {
-				server = net.JoinHostPort(withoutBrackets(p.Server), strconv.FormatUint(uint64(p.Port), 10))
+				server = net.JoinHostPort(profile.WithoutBrackets(p.Server), strconv.FormatUint(uint64(p.Port), 10))
 			}
 			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", p.Name, printable.Name(server), printable.Name(p.User), p.Password, printable.Name(p.File))
 		}
@@ -270,7 +270,7 @@ func (c *profileAddCommand) mayReplace(ctx context.Context, config *profile.Conf
 func (c *profileAddCommand) certify(ctx context.Context, p *profile.Profile) error {
 	fetching, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
 	defer cancel()
-	host := withoutBrackets(p.Server)
+	host := profile.WithoutBrackets(p.Server)
 	got, err := certificate.Fetch(fetching, host, p.Port)
 	if err != nil {
 		if fetching.Err() != nil {

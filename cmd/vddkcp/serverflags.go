@@ -156,14 +156,6 @@ func (r *settled) validate() error {
 	return nil
 }
 
-// withoutBrackets returns the address in "[::1]" without its brackets.
-func withoutBrackets(server string) string {
-	if address, ok := strings.CutPrefix(server, "["); ok {
-		return strings.TrimSuffix(address, "]")
-	}
-	return server
-}
-
 // secretSource is where a secret comes from: a flag, or the text itself from the environment
 // or from a profile. If neither is set, there is no secret.
 type secretSource struct {

@@ -211,27 +211,27 @@ func CheckName(name string) error {
 // CheckServer returns an error if s is not the name or the address of a host. Brackets around an
 // IPv6 address are allowed.
 func CheckServer(s string) error {
-	host := s
-	if inner, ok := strings.CutPrefix(s, "["); ok {
-		host = strings.TrimSuffix(inner, "]")
-	}
+	host := WithoutBrackets(s)
 	switch {
 	case host == "" || strings.ContainsAny(host, "/ \t\r\n\x00@[]") || strings.HasPrefix(host, "-"):
 		return fmt.Errorf("%.200q: expected only the name or the address of a host", s)
 	case strings.Count(host, ":") == 1:
 		return hinted.Error(fmt.Errorf("%.200q: expected only the name or the address of a host", s),
-			"the port of a server is a setting of its own")
+			`give the port by itself, with --port or as the key "port" of a profile`)
 	}
 	return nil
 }
 
 // SameServer reports whether a and b are the same name or address of a server.
 func SameServer(a, b string) bool {
-	plain := func(s string) string {
-		if inner, ok := strings.CutPrefix(s, "["); ok {
-			s = strings.TrimSuffix(inner, "]")
-		}
-		return strings.TrimSuffix(s, ".")
-	}
+	plain := func(s string) string { return strings.TrimSuffix(WithoutBrackets(s), ".") }
 	return strings.EqualFold(plain(a), plain(b))
+}
+
+// WithoutBrackets returns the address in "[::1]" without its brackets.
+func WithoutBrackets(server string) string {
+	if address, ok := strings.CutPrefix(server, "["); ok {
+		return strings.TrimSuffix(address, "]")
+	}
+	return server
 }
