@@ -59,7 +59,7 @@ func (f *serverFlags) options(ctx context.Context, log *slog.Logger) (vsphere.Op
 	}
 	f.logProvenance(log)
 	o.UserAgent, o.Log = "vddkcp/"+version, log
-	o.Retry.OnRetry = retry.LogTo(log, "the server is asked again")
+	o.Retry.OnRetry = retry.LogTo(log, askedAgain)
 	return o, nil
 }
 

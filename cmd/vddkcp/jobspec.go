@@ -53,7 +53,7 @@ type jobParser struct {
 }
 
 func newJobParser(servers *servers) (*jobParser, error) {
-	p := &jobParser{flags: map[string]*kong.Flag{}, files: fileNames{}, config: profile.New(profile.UserFile(), systemConfig)}
+	p := &jobParser{flags: map[string]*kong.Flag{}, files: fileNames{}, config: newConfig()}
 	var err error
 	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(&p.environment, servers))...)
 	if err != nil {
@@ -208,10 +208,7 @@ func (p *jobParser) set(j *batch.Job) error {
 	}
 	addresses := c.addresses()
 	if err := addresses.Parse(); err != nil {
-		if h := hinted.Of(err); h != "" {
-			err = fmt.Errorf("%w (%s)", err, h)
-		}
-		return err
+		return hintInText(err)
 	}
 	for _, s := range []*secretFlag{&c.Password, &c.Cookie} {
 		if s.form == inPlain {
@@ -219,6 +216,15 @@ func (p *jobParser) set(j *batch.Job) error {
 		}
 	}
 	return nil
+}
+
+// hintInText returns err with its hint in its text, because a job file may have many mistakes, and
+// each of them needs its own hint.
+func hintInText(err error) error {
+	if hint := hinted.Of(err); hint != "" {
+		return fmt.Errorf("%w (%s)", err, hint)
+	}
+	return err
 }
 
 // implyServer finds out the server of a job that is in p.line. If only the environment or a
@@ -233,10 +239,7 @@ func (p *jobParser) implyServer(j *batch.Job) error {
 	}
 	r, err := c.resolve()
 	if err != nil {
-		if h := hinted.Of(err); h != "" {
-			err = fmt.Errorf("%w (%s)", err, h)
-		}
-		return err
+		return hintInText(err)
 	}
 	if r.server == "" || c.login.given["server"] {
 		return nil

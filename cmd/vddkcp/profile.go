@@ -28,8 +28,6 @@ type profileCommand struct {
 	Remove profileRemoveCommand `cmd:"" help:"Remove a profile from the user's configuration file."`
 }
 
-func newConfig() *profile.Config { return profile.New(profile.UserFile(), systemConfig) }
-
 type profileListCommand struct {
 	JSON bool `name:"json" help:"Print JSON."`
 }

@@ -47,12 +47,15 @@ func (f *serverFlags) AfterApply(environment *secretEnvironment, parsed *kong.Co
 			given[p.Flag.Name] = true
 		}
 	}
-	f.login = newLogin(environment, profile.New(profile.UserFile(), systemConfig), given)
+	f.login = newLogin(environment, newConfig(), given)
 	return nil
 }
 
 // systemConfig is the path of the configuration file for all users. Tests change it.
 var systemConfig = profile.SystemFile
+
+// newConfig returns the configuration files of the user and of the machine, which are not read yet.
+func newConfig() *profile.Config { return profile.New(profile.UserFile(), systemConfig) }
 
 // The method namesServer reports whether one of the flags on the command line means that the
 // disk is on a server. Environment variables and a profile that an environment variable names
