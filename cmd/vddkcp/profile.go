@@ -266,14 +266,9 @@ func (c *profileAddCommand) mayReplace(ctx context.Context, config *profile.Conf
 // certificate is verified, has the thumbprint of the profile, or is trusted by the user. In the last
 // case, it sets the thumbprint of the profile.
 func (c *profileAddCommand) certify(ctx context.Context, p *profile.Profile) error {
-	fetching, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
-	defer cancel()
 	host := profile.WithoutBrackets(p.Server)
-	got, err := certificate.Fetch(fetching, host, p.Port)
+	got, err := fetchCertificate(ctx, host, p.Port, time.Duration(c.Timeout))
 	if err != nil {
-		if fetching.Err() != nil {
-			err = context.Cause(fetching)
-		}
 		return hinted.Error(fmt.Errorf("cannot get the certificate of %s: %w", printable.Name(p.Server), err),
 			"check the name and the port of the server, and whether this machine can reach it")
 	}

@@ -38,13 +38,8 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return usage.Errorf("thumbprint: %w", err)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
-	defer cancel()
-	got, err := certificate.Fetch(ctx, host, port)
+	got, err := fetchCertificate(ctx, host, port, time.Duration(c.Timeout))
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
 	}
 	facts := factsOf(host, port, got)
@@ -63,6 +58,17 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 		warn("the certificate is not verified: before you trust its thumbprint, compare it with the one that the host itself shows")
 	}
 	return nil
+}
+
+// fetchCertificate returns the certificate of a server, which must answer within the given time.
+func fetchCertificate(ctx context.Context, host string, port uint32, timeout time.Duration) (*certificate.Certificate, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the server did not answer within %s", timeout))
+	defer cancel()
+	got, err := certificate.Fetch(ctx, host, port)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return got, err
 }
 
 // factsOf describes the certificate of a server.
