@@ -146,9 +146,9 @@ func (r *settled) selectProfile(f *serverFlags) error {
 		return nil
 	}
 	l := r.login
-	variable := !l.given["profile"]
-	flag := "--profile"
-	if variable {
+	from := cmp.Or(l.fromFlag("profile"), "VDDKCP_PROFILE")
+	flag := "--profile" // for a job, package batch changes this to the name of the field
+	if !l.given["profile"] {
 		flag = "VDDKCP_PROFILE"
 	}
 	p, err := l.config.Find(f.Profile)
@@ -156,17 +156,17 @@ func (r *settled) selectProfile(f *serverFlags) error {
 		return usage.WithHint(fmt.Errorf("%s: %w", flag, err), hinted.Of(err))
 	}
 	if f.Server != "" && !profile.SameServer(f.Server, p.Server) {
-		if variable && l.given["server"] {
+		if !l.given["profile"] && l.given["server"] {
 			r.notes = append(r.notes, fmt.Sprintf("the profile %s of VDDKCP_PROFILE is not used, because it is for another server, %s", p.Name, printable.Name(p.Server)))
 			return nil
 		}
-		from, server := cmp.Or(l.fromFlag("profile"), "VDDKCP_PROFILE"), cmp.Or(l.fromFlag("server"), "VDDKCP_SERVER")
+		server := cmp.Or(l.fromFlag("server"), "VDDKCP_SERVER")
 		return usage.New(
 			fmt.Sprintf("%s: the profile %s in %s is for the server %s, but %s names the server %s", flag, p.Name, printable.Name(p.File), printable.Name(p.Server), server, printable.Name(f.Server)),
 			fmt.Sprintf("leave out %s or %s: the login of a profile is never used for another server", from, server))
 	}
 	r.profile = p
-	r.login.from["profile"] = origin{p.Name, cmp.Or(l.fromFlag("profile"), "VDDKCP_PROFILE")}
+	r.login.from["profile"] = origin{p.Name, from}
 	return nil
 }
 
@@ -222,10 +222,11 @@ func (r *settled) secret(name string, flag secretFlag, variable secret.Secret, i
 		s = secretSource{text: variable, from: "VDDKCP_" + strings.ToUpper(name)}
 	case name == "cookie" && r.password.isSet() && !r.password.ofProfile(r):
 		return s // the password was chosen for this command, and a cookie would be used instead of it
-	case inProfile.File != "" && r.sameUser(r.profile.User, "the "+name+" of the profile "+r.profile.Name):
-		s = secretSource{flag: secretFlag{form: inFile, value: inProfile.File}, from: r.fromProfile()}
-	case inProfile.Text.IsSet() && r.sameUser(r.profile.User, "the "+name+" of the profile "+r.profile.Name):
+	case inProfile.IsSet() && r.sameUser(r.profile.User, "the "+name+" of the profile "+r.profile.Name):
 		s = secretSource{text: inProfile.Text, from: r.fromProfile()}
+		if inProfile.File != "" {
+			s.flag = secretFlag{form: inFile, value: inProfile.File}
+		}
 	default:
 		return s
 	}
