@@ -117,8 +117,18 @@ func (f *serverFlags) planLines() string {
 // The method protectSecrets protects the files that contain secrets from being overwritten by
 // outputs.
 func (f *serverFlags) protectSecrets(o *outputs) {
+	f.protectSecretFlags(o)
+	f.protectProfile(o)
+}
+
+// The method protectSecretFlags protects the files that the flags for secrets name.
+func (f *serverFlags) protectSecretFlags(o *outputs) {
 	o.protectSecret("the password", f.Password)
 	o.protectSecret("the cookie", f.Cookie)
+}
+
+// The method protectProfile protects the files of the profile that is used, if there is one.
+func (f *serverFlags) protectProfile(o *outputs) {
 	if f.Profile == "" {
 		return
 	}

@@ -68,11 +68,9 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 // parameter role is what messages call the source, such as "SRC".
 func (f *sourceFlags) protect(o *outputs, role string, a address.Address) {
 	o.protectSource(role, a)
+	f.protectSecretFlags(o)
 	if f.remoteAddress(a) {
-		f.protectSecrets(o)
-	} else {
-		o.protectSecret("the password", f.Password)
-		o.protectSecret("the cookie", f.Cookie)
+		f.protectProfile(o)
 	}
 }
 
