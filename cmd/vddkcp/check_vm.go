@@ -29,7 +29,7 @@ func checkVM(vm *inventory.VM) []checkResult {
 // checkDisks says of each disk whether it can be copied now.
 func checkDisks(vm *inventory.VM) []checkResult {
 	if len(vm.Disks) == 0 {
-		reason := copyOfVM(vm)
+		reason := "no disks"
 		if vm.Verdict == inventory.Never {
 			reason = vm.Reason
 		}

@@ -62,7 +62,8 @@ func (c *cleanupCommand) list(ctx context.Context, marked []vsphere.Marked, log 
 	if c.Remove {
 		failed = removeOld(ctx, all, func(ctx context.Context, s *ownSnapshot) error { return s.remove(ctx, log) })
 	}
-	out, err := standardOutput(context.WithoutCancel(ctx)), error(nil)
+	out := standardOutput(context.WithoutCancel(ctx))
+	var err error
 	if c.JSON {
 		err = printJSON(out, struct {
 			Snapshots []*ownSnapshot `json:"snapshots"`
