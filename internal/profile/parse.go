@@ -118,8 +118,7 @@ func parse(text []byte, path string) (*file, error) {
 		return nil, p.bad(0, "", `empty: want an object such as {"servers": {}}`)
 	}
 	var syntax *json.SyntaxError
-	var any json.RawMessage
-	if err := json.Unmarshal(text, &any); errors.As(err, &syntax) {
+	if err := json.Unmarshal(text, new(json.RawMessage)); errors.As(err, &syntax) {
 		return nil, p.bad(int(max(syntax.Offset-1, 0)), "", "%s", syntaxMessage(syntax))
 	} else if err != nil {
 		return nil, p.bad(0, "", "%w", err)
@@ -127,8 +126,8 @@ func parse(text []byte, path string) (*file, error) {
 	p.tokens = json.NewDecoder(bytes.NewReader(text))
 	p.tokens.UseNumber()
 	f := new(file)
-	err := p.object("", []string{"servers"}, func(servers string) error {
-		return p.object(servers, nil, func(key string) error { return p.profile(f, servers, key) })
+	err := p.object("", []string{"servers"}, func(_, servers string) error {
+		return p.object(servers, nil, func(name, field string) error { return p.profile(f, name, field) })
 	})
 	if err != nil {
 		return nil, err
@@ -192,10 +191,10 @@ func (p *parser) next() (json.Token, error) {
 	return token, nil
 }
 
-// The method object parses an object. It calls the function member for each of its keys, with the
-// name of the key in messages. The function member parses the value. known has the allowed keys; nil
-// means that all names of profiles are allowed.
-func (p *parser) object(field string, known []string, member func(field string) error) error {
+// The method object parses an object. For each key, it calls the function member, which parses the
+// value. The parameter name of this function is the key, and field is the place of the key, such as
+// servers.vc1.port. known has the allowed keys; nil means that all names of profiles are allowed.
+func (p *parser) object(field string, known []string, member func(name, field string) error) error {
 	token, err := p.next()
 	if err != nil {
 		return err
@@ -231,7 +230,7 @@ func (p *parser) object(field string, known []string, member func(field string) 
 			return p.bad(p.start, full, "%s", message)
 		}
 		seen[name] = true
-		if err := member(full); err != nil {
+		if err := member(name, full); err != nil {
 			return err
 		}
 	}
@@ -265,29 +264,24 @@ func kindOf(token json.Token) string {
 	return "null"
 }
 
-// The method profile parses a profile and appends it to f. field is the place of the profile, which is
-// the place servers, a dot and the name.
-func (p *parser) profile(f *file, servers, field string) error {
+// The method profile parses the profile with the given name and appends it to f.
+func (p *parser) profile(f *file, name, field string) error {
 	begin := int(p.tokens.InputOffset())
 	var s settings
-	err := p.object(field, settingNames, func(key string) error {
-		return p.setting(&s, key, strings.TrimPrefix(key, field+"."))
-	})
+	err := p.object(field, settingNames, func(name, field string) error { return p.setting(&s, name, field) })
 	if err != nil {
 		return err
 	}
 	if s.Server == "" {
 		return p.bad(begin, field, `the key "server" is missing`)
 	}
-	made := s.profile(p.path)
-	made.Name = strings.TrimPrefix(field, servers+".")
-	f.profiles = append(f.profiles, made)
+	f.profiles = append(f.profiles, s.profile(name, p.path))
 	f.settings = append(f.settings, s)
 	return nil
 }
 
 // The method setting parses the value of the key with the given name.
-func (p *parser) setting(s *settings, field, name string) error {
+func (p *parser) setting(s *settings, name, field string) error {
 	token, err := p.next()
 	if err != nil {
 		return err
@@ -365,19 +359,19 @@ func checkText(name, text string) error {
 	return nil
 }
 
-// The method profile returns the profile with the given settings, in the configuration file at the
-// given path. Relative paths in the settings start from the folder of this file.
-func (s *settings) profile(path string) *Profile {
+// The method profile returns the profile with the given name and settings, in the configuration file
+// at the given path. Relative paths in the settings start from the folder of this file.
+func (s *settings) profile(name, path string) *Profile {
 	dir := filepath.Dir(path)
-	absolute := func(name string) string {
-		if name == "" || filepath.IsAbs(name) {
-			return name
+	absolute := func(path string) string {
+		if path == "" || filepath.IsAbs(path) {
+			return path
 		}
-		return strings.TrimSuffix(dir, "/") + "/" + name // not cleaned: ".." after a symbolic link must stay
+		return strings.TrimSuffix(dir, "/") + "/" + path // not cleaned: ".." after a symbolic link must stay
 	}
 	where := func(text string) Secret {
-		if name, ok := strings.CutPrefix(text, "+"); ok {
-			return Secret{File: absolute(name)}
+		if path, ok := strings.CutPrefix(text, "+"); ok {
+			return Secret{File: absolute(path)}
 		}
 		if text == "" {
 			return Secret{}
@@ -385,7 +379,7 @@ func (s *settings) profile(path string) *Profile {
 		return Secret{Text: secret.New(text)}
 	}
 	return &Profile{
-		File: path, Server: s.Server, User: s.User, Thumbprint: s.Thumbprint, Port: s.Port, NFCHostPort: s.NFCHostPort,
+		Name: name, File: path, Server: s.Server, User: s.User, Thumbprint: s.Thumbprint, Port: s.Port, NFCHostPort: s.NFCHostPort,
 		LibDir: absolute(s.LibDir), Password: where(s.Password), Cookie: where(s.Cookie),
 	}
 }
