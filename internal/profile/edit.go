@@ -105,7 +105,7 @@ func (c *Config) edit(change func(*file) error) error {
 	}
 	f, err := load(c.user)
 	if err != nil {
-		return err
+		return usage.Wrap(err)
 	}
 	if err := change(f); err != nil {
 		return err
