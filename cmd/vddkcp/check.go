@@ -73,7 +73,10 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, serve
 	}
 	libDir, nfcPort := c.library(r, c.LibDir, c.NFCHostPort)
 	c.logProvenance(log)
-	checks := &serverChecks{options: options, vmName: c.VM, read: c.Read, libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log}
+	checks := &serverChecks{
+		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read,
+		libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log,
+	}
 	checks.open = func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error) {
 		return c.openDisk(ctx, &vmSource{servers: servers, session: checks.session, vm: vm}, d, log)
 	}

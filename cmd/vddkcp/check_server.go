@@ -25,12 +25,13 @@ const defaultNFCPort = 902
 // serverChecks are the checks of a server and of a VM. The steps fill the fields of the second
 // group for the steps after them.
 type serverChecks struct {
-	options vsphere.Options
-	vmName  string // "": no VM is checked
-	read    bool
-	libDir  string
-	nfcPort uint32
-	log     *slog.Logger
+	options        vsphere.Options
+	thumbprintFrom string // where the thumbprint in options comes from, such as "--thumbprint"
+	vmName         string // "": no VM is checked
+	read           bool
+	libDir         string
+	nfcPort        uint32
+	log            *slog.Logger
 
 	// open opens a disk, if necessary of a snapshot that is removed when the last disk of the VM is
 	// closed. It is called only if read is set.
@@ -140,7 +141,7 @@ func (c *serverChecks) checkCertificate(ctx context.Context) []checkResult {
 		return checkError(ctx, err)
 	}
 	if c.options.Thumbprint != "" {
-		return checkOK("the certificate has the thumbprint of --thumbprint")
+		return checkOK("the certificate has the thumbprint of %s", c.thumbprintFrom)
 	}
 	return checkOK("the system's certificate authorities verify the certificate")
 }

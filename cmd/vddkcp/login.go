@@ -344,6 +344,13 @@ func (l *login) expected() (password, cookie secret.Secret) {
 	return l.resolved.password.expected(), l.resolved.cookie.expected()
 }
 
+// The method origin returns where the value of a flag comes from, such as "VDDKCP_USER".
+func (l *login) origin(name string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.from[name].from
+}
+
 // The method provenance returns a line for each value that was used so far.
 func (l *login) provenance() (lines []string) {
 	l.mu.Lock()
