@@ -20,14 +20,7 @@ const examples = "../../examples"
 // TestShippedSchemaIsThatOfTheFlags checks that the schema file agrees with the current
 // flags.
 func TestShippedSchemaIsThatOfTheFlags(t *testing.T) {
-	parser, err := newJobParser(new(servers))
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := parser.spec()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, spec := jobSpec(t)
 	shipped, err := os.ReadFile(filepath.Join(examples, "jobs.schema.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -86,14 +79,7 @@ func TestFieldsAreFlags(t *testing.T) {
 		`"help":true`:                  "jobs[0].help: unknown field",
 		`"src":"x"`:                    "jobs[0].src: unknown field",
 	} {
-		parser, err := newJobParser(new(servers))
-		if err != nil {
-			t.Fatal(err)
-		}
-		spec, err := parser.spec()
-		if err != nil {
-			t.Fatal(err)
-		}
+		parser, spec := jobSpec(t)
 		text := `{"version":1,"jobs":[{"source":"a","target":"b",` + fields + `}]}`
 		file, err := batch.Load(strings.NewReader(text), "jobs.json", t.TempDir(), spec)
 		switch {

@@ -101,14 +101,7 @@ func TestJobFileIsValid(t *testing.T) {
 	if err := printJSON(&text, jobFile{1, defaults, list.jobs}); err != nil {
 		t.Fatal(err)
 	}
-	parser, err := newJobParser(new(servers))
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := parser.spec()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, spec := jobSpec(t)
 	f, err := batch.Load(&text, "jobs.json", t.TempDir(), spec)
 	if err != nil {
 		t.Fatal(err)

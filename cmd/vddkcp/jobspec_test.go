@@ -41,9 +41,9 @@ func manyJobs(n int, remote bool) []byte {
 	return b.Bytes()
 }
 
-// TestJobOfVM checks that the source vm:NAME#N of a job stays as it is and is not made an
-// absolute path.
-func TestJobOfVM(t *testing.T) {
+// jobSpec returns a jobParser and its Spec.
+func jobSpec(t *testing.T) (*jobParser, *batch.Spec) {
+	t.Helper()
 	parser, err := newJobParser(new(servers))
 	if err != nil {
 		t.Fatal(err)
@@ -52,6 +52,13 @@ func TestJobOfVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return parser, spec
+}
+
+// TestJobOfVM checks that the source vm:NAME#N of a job stays as it is and is not made an
+// absolute path.
+func TestJobOfVM(t *testing.T) {
+	_, spec := jobSpec(t)
 	text := `{"version":1,"defaults":{"server":"vc","user":"u"},"jobs":[{"source":"vm:web01#1","target":"a.raw"}]}`
 	dir := t.TempDir()
 	f, err := batch.Load(strings.NewReader(text), "jobs.json", dir, spec)
@@ -121,14 +128,7 @@ func BenchmarkLoadJobs(b *testing.B) {
 // bytes the result takes.
 func loadAllocations(t *testing.T, text []byte) (count uint64, size int64) {
 	t.Helper()
-	parser, err := newJobParser(new(servers))
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := parser.spec()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, spec := jobSpec(t)
 	dir := t.TempDir()
 	var before, after, kept runtime.MemStats
 	runtime.GC()

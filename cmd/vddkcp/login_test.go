@@ -243,14 +243,7 @@ func TestServersOfJobs(t *testing.T) {
 	setConfig(t, testConfig)
 	load := func(source, fields string) (*batch.Job, *copyCommand) {
 		t.Helper()
-		p, err := newJobParser(new(servers))
-		if err != nil {
-			t.Fatal(err)
-		}
-		spec, err := p.spec()
-		if err != nil {
-			t.Fatal(err)
-		}
+		p, spec := jobSpec(t)
 		text := fmt.Sprintf(`{"version": 1, "jobs": [{"source": %q, "target": "null:", "vm": "moref=1"%s}]}`, source, fields)
 		f, err := batch.Load(strings.NewReader(text), "f", "/d", spec)
 		if err != nil {

@@ -206,14 +206,7 @@ func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
 		return rows
 	}
 	held, harmless = firstColumn(held), firstColumn(harmless)
-	p, err := newJobParser(new(servers))
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := p.spec()
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, spec := jobSpec(t)
 	tuning := map[string]bool{}
 	for _, f := range spec.Fields {
 		tuning["--"+strings.ReplaceAll(f.Name, "_", "-")] = f.Tuning || f.Secret
