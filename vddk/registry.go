@@ -82,19 +82,26 @@ const (
 	// account do not wait for each other.
 	provenFor = 10 * time.Second
 	// Until a login of an account has succeeded, its logins run one at a time, because the server
-	// may refuse the password. A login waits no longer than loginWait for the result of the one
-	// before it: a refusal arrives sooner, and a login that takes longer is only slow.
+	// may refuse the password. A login waits for the result of an earlier one until loginWait after
+	// the earlier one began: a refusal arrives sooner, and a login that takes longer is only slow.
 	loginWait = 30 * time.Second
 )
 
 // account has the results of all logins with one accountKey. Its fields are guarded by
 // Registry.mu.
 type account struct {
-	refusals int           // refused logins since the last successful one
-	refused  *Error        // the error of the last refused login
-	proven   time.Time     // time of the last successful login
-	doubts   int           // counts the events after which an earlier success proves nothing
-	trying   chan struct{} // closed when the login that others wait for has ended; nil if there is none
+	refusals int                   // refused logins since the last successful one
+	refused  *Error                // the error of the last refused login
+	proven   time.Time             // time of the last successful login
+	doubts   int                   // counts the events after which an earlier success proves nothing
+	running  map[*attempt]struct{} // the logins that have not ended, but for those that are only slow
+}
+
+// attempt is one login that has begun.
+type attempt struct {
+	began  time.Time
+	doubts int           // the field doubts of the account when the login began
+	ended  chan struct{} // closed when the login has ended
 }
 
 // The method login waits until a connection to the disk that p names may log in. Then the caller
@@ -103,7 +110,8 @@ type account struct {
 // ctx.
 //
 // The logins of an account run one after the other until one has succeeded. Otherwise all
-// connections would try a wrong password at the same time.
+// connections would try a wrong password at the same time. After a connection was lost, a login also
+// waits for those that began before the loss.
 func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err error) {
 	if !p.Remote() {
 		return func(error) {}, nil
@@ -113,20 +121,18 @@ func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err
 	key := p.account()
 	a := r.accounts[key]
 	if a == nil {
-		a = new(account)
+		a = &account{running: make(map[*attempt]struct{})}
 		r.accounts[key] = a
 	}
 	for {
 		if a.refusals >= r.refusals {
 			return nil, &LoginError{Disk: p.File, User: p.User, Server: p.Server, Refused: a.refused}
 		}
-		if !a.proven.IsZero() && time.Since(a.proven) < provenFor {
-			return r.ender(a, nil), nil
-		}
-		if a.trying == nil {
-			mine := make(chan struct{})
-			a.trying = mine
-			return r.ender(a, mine), nil
+		proven := !a.proven.IsZero() && time.Since(a.proven) < provenFor
+		if proven || len(a.running) == 0 {
+			l := &attempt{began: time.Now(), doubts: a.doubts, ended: make(chan struct{})}
+			a.running[l] = struct{}{}
+			return func(err error) { r.loginEnded(a, l, err) }, nil
 		}
 		if err := r.waitForLogin(ctx, a); err != nil {
 			return nil, err
@@ -151,15 +157,19 @@ func (a *account) doubt() {
 	a.doubts++
 }
 
-// waitForLogin waits until the login of another connection has ended, but not longer than
-// loginWait. The caller holds r.mu, which is unlocked during the wait.
+// waitForLogin waits until one of the running logins of the account a has ended, but not longer than
+// until loginWait after the beginning of that login. The caller holds r.mu, which is unlocked during
+// the wait.
 func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
-	trying := a.trying
+	var l *attempt
+	for l = range a.running {
+		break
+	}
 	r.mu.Unlock()
-	timer := time.NewTimer(loginWait)
+	timer := time.NewTimer(time.Until(l.began.Add(loginWait)))
 	defer timer.Stop()
 	select {
-	case <-trying:
+	case <-l.ended:
 	case <-timer.C:
 	case <-ctx.Done():
 	}
@@ -167,41 +177,25 @@ func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if a.trying == trying { // the login takes longer than a refusal would
-		a.trying = nil
-	}
+	delete(a.running, l) // if the login has not ended, it takes longer than a refusal would
 	return nil
 }
 
-// The method ender is called when a login begins. It returns the function that the caller must call
-// when this login has ended. That function records the result of the login. The parameter trying is
-// the channel on which other logins wait for that result; it is nil if no login waits. The caller
-// holds r.mu.
-func (r *Registry) ender(a *account, trying chan struct{}) func(error) {
-	doubts := a.doubts
-	return func(err error) { r.loginEnded(a, trying, doubts, err) }
-}
-
-// loginEnded records err, the result of a login of account a. The parameter doubts is the value
-// that the field a.doubts had when the login began. If the field has changed since then, another
-// login was refused or a connection was lost in the meantime. Then a success is ignored.
-func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err error) {
+// loginEnded records err, the result of the login l of the account a. If the field a.doubts has
+// changed since l began, another login was refused or a connection was lost in the meantime. Then a
+// success is ignored.
+func (r *Registry) loginEnded(a *account, l *attempt, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e := asError(err); err == nil && a.doubts == doubts {
+	if e := asError(err); err == nil && a.doubts == l.doubts {
 		a.proven, a.refusals = time.Now(), 0
 	} else if e != nil && e.loginRefused() {
 		a.doubt()
 		a.refusals++
 		a.refused = e
 	}
-	if trying == nil {
-		return
-	}
-	if a.trying == trying {
-		a.trying = nil
-	}
-	close(trying)
+	delete(a.running, l)
+	close(l.ended)
 }
 
 // errNoLogin is passed to Registry as the result of a login that was successful, but was made for a

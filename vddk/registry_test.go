@@ -172,6 +172,46 @@ func TestLoginsSideBySide(t *testing.T) {
 	})
 }
 
+// After a connection was lost, a login waits for the logins that began before, even if an earlier one
+// had succeeded. If one of these is refused, the waiting login is not attempted.
+func TestLoginAfterALoss(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			registry := NewRegistry(1)
+			p := &Params{Server: "esxi", User: "root"}
+			login := func() func(error) {
+				ended, err := registry.login(t.Context(), p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return ended
+			}
+			login()(nil)
+			before := []func(error){login(), login()} // they need not wait
+			registry.doubt(p)
+			result := make(chan error, 1)
+			go func() {
+				_, err := registry.login(t.Context(), p)
+				result <- err
+			}()
+			for _, ended := range before {
+				synctest.Wait()
+				if len(result) != 0 {
+					t.Fatal("the login did not wait for one that began before the loss")
+				}
+				if refused {
+					ended(&Error{Op: "open", Code: worker.CodeLoginRefused})
+					break
+				}
+				ended(nil)
+			}
+			if err := <-result; errors.As(err, new(*LoginError)) != refused {
+				t.Errorf("refused %v: %v", refused, err)
+			}
+		})
+	}
+}
+
 // A VM is prepared once for all its disks, and stays prepared until the last one is closed.
 func TestPrepareAccessOnce(t *testing.T) {
 	host, _ := newFakeHost(t, mib)
