@@ -14,9 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/exit"
-	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -102,21 +100,14 @@ func IsPage(path string) bool { return strings.EqualFold(filepath.Ext(path), ".h
 // otherwise. A regular file is replaced as a whole or not at all. Any other file, such as a
 // pipe, is written in place.
 func (r *Report) Write(path string) error {
-	var text []byte
-	var err error
-	if IsPage(path) {
-		text, err = r.page()
-	} else if text, err = json.MarshalIndent(r, "", "  "); err == nil {
-		text = append(text, '\n')
+	if !IsPage(path) {
+		return report.WriteJSON(path, r)
 	}
-	text = printable.Bytes(text)
-	if err == nil {
-		err = durable.Write(path, text, durable.Private)
-	}
+	text, err := r.page()
 	if err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
-	return nil
+	return report.WriteText(path, text)
 }
 
 // maxReport is the size, in bytes, of the largest report that Merge reads.

@@ -1,12 +1,8 @@
 package machine
 
 import (
-	"encoding/json"
-	"fmt"
 	"time"
 
-	"github.com/vddkcp/vddkcp/internal/durable"
-	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
@@ -61,13 +57,4 @@ func (r *Report) EndWith(err error) report.Outcome {
 }
 
 // Write writes the report to path, as report.Report.Write does.
-func (r *Report) Write(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err == nil {
-		err = durable.Write(path, append(printable.Bytes(text), '\n'), durable.Private)
-	}
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	return nil
-}
+func (r *Report) Write(path string) error { return report.WriteJSON(path, r) }

@@ -125,12 +125,21 @@ func (r *Report) EndWith(err error) Outcome {
 
 // Write writes the report to path. A regular file is replaced as a whole or not at all. Any
 // other file, such as a pipe, is written in place.
-func (r *Report) Write(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err == nil {
-		err = durable.Write(path, append(printable.Bytes(text), '\n'), durable.Private)
-	}
+func (r *Report) Write(path string) error { return WriteJSON(path, r) }
+
+// WriteJSON writes a report of any kind to path, in JSON, as [Report.Write] does.
+func WriteJSON(path string, report any) error {
+	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return WriteText(path, append(text, '\n'))
+}
+
+// WriteText writes the text of a report to path, as [Report.Write] does. Characters that would control
+// a terminal are escaped.
+func WriteText(path string, text []byte) error {
+	if err := durable.Write(path, printable.Bytes(text), durable.Private); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
 	return nil
