@@ -94,7 +94,7 @@ type account struct {
 	refused  *Error                // the error of the last refused login
 	proven   time.Time             // time of the last successful login
 	doubts   int                   // counts the events after which an earlier success proves nothing
-	running  map[*attempt]struct{} // the logins that have not ended, but for those that are only slow
+	running  map[*attempt]struct{} // the logins that have not ended, except those that are only slow
 }
 
 // attempt is one login that has begun.
