@@ -79,14 +79,14 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 	a, ofVM := addressOrPath(c.Src, address.Source).(address.VM)
 	switch {
 	case !c.DryRun && ofVM:
-		return c.copyOfVM(ctx, a, spec)
+		return c.copyDiskOfVM(ctx, a, spec)
 	case !c.DryRun:
 		return job.Run(ctx, spec)
 	}
 	var p *job.Planned
 	var err error
 	if ofVM {
-		p, err = c.planOfVM(ctx, a, spec)
+		p, err = c.planDiskOfVM(ctx, a, spec)
 	} else {
 		p, err = job.Plan(ctx, spec)
 	}

@@ -151,7 +151,7 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 // of bytes to copy is not known, and the size of the disk stands for it.
 func (b *batchRun) plan(ctx context.Context, j *batch.Job, spec job.Spec) (*job.Planned, error) {
 	if a, ok := addressOrPath(j.Source, address.Source).(address.VM); ok {
-		return b.command(j).planOfVM(ctx, a, spec)
+		return b.command(j).planDiskOfVM(ctx, a, spec)
 	}
 	return job.Plan(ctx, spec)
 }

@@ -77,7 +77,7 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 // The method copyDisk copies the disk that a job describes.
 func (b *batchRun) copyDisk(ctx context.Context, j *batch.Job, spec job.Spec) (*report.Report, error) {
 	if a, ok := addressOrPath(j.Source, address.Source).(address.VM); ok {
-		return b.command(j).copyOfVM(ctx, a, spec)
+		return b.command(j).copyDiskOfVM(ctx, a, spec)
 	}
 	return job.Run(ctx, spec)
 }

@@ -172,8 +172,8 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 		}
 		return addresses, err
 	}
-	spec.State = func(vm *inventory.VM, targets []string) (string, error) {
-		path, err := c.statePath(vm, targets)
+	spec.State = func(vm *inventory.VM, disks []inventory.Disk, addresses []string) (string, error) {
+		path, err := c.statePath(vm, disks, addresses, targets.folder())
 		if err == nil && c.State == "" {
 			outputs.addOwn("the state file", path)
 		}
@@ -195,17 +195,18 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 			display.Ended(outcomeWord(report.Of(err).Status))
 		}
 	}
+	folder := targets.folder()
 	if c.DryRun {
-		_, missing := os.Stat(c.Dst)
-		spec.NewFolder = c.makesFolder() && errors.Is(missing, fs.ErrNotExist)
+		_, missing := os.Stat(folder)
+		spec.NewFolder = folder != "" && errors.Is(missing, fs.ErrNotExist)
 		p, err := machine.Plan(ctx, spec)
 		if err == nil {
 			err = c.printPlan(p)
 		}
 		return p.Report, err
 	}
-	if c.makesFolder() {
-		if err := os.MkdirAll(c.Dst, 0o777); err != nil {
+	if folder != "" {
+		if err := os.MkdirAll(folder, 0o777); err != nil {
 			return nil, err
 		}
 	}
@@ -224,11 +225,6 @@ func (c *copyFlags) limiter() *transfer.Limiter {
 func (f *snapshotFlags) apply(spec *machine.Spec) {
 	spec.Quiesce, spec.KeepSnapshot, spec.MinFree = inventory.Quiesce(f.Quiesce), f.KeepSnapshot, int64(f.MinFree)
 	spec.ForceConsolidate = f.ForceConsolidate
-}
-
-// The method makesFolder reports whether the folder DST is created if it does not exist.
-func (c *vmCommand) makesFolder() bool {
-	return strings.HasSuffix(c.Dst, "/") && !strings.Contains(c.Dst, "{")
 }
 
 // vmTargets are the targets of the disks of a VM.
@@ -254,6 +250,14 @@ func (c *vmCommand) targets() (*vmTargets, error) {
 	var err error
 	t.template, err = machine.ParseTarget(c.Dst, c.Format)
 	return t, err
+}
+
+// The method folder returns the folder DST, or "" if DST is not a folder.
+func (t *vmTargets) folder() string {
+	if t.template == nil {
+		return ""
+	}
+	return t.template.Folder()
 }
 
 // The method of returns the target of each disk.
@@ -289,19 +293,16 @@ func (t *vmTargets) of(vm *inventory.VM, disks []inventory.Disk) (addresses []st
 	return addresses, machine.CheckTargets(all)
 }
 
-// The method statePath returns the path of the state file: next to the disks if DST is a folder,
+// The method statePath returns the path of the state file: in the folder DST if it is a folder,
 // otherwise in the user's state folder.
-func (c *vmCommand) statePath(vm *inventory.VM, targets []string) (string, error) {
-	if c.State != "" {
+func (c *vmCommand) statePath(vm *inventory.VM, disks []inventory.Disk, targets []string, folder string) (string, error) {
+	switch {
+	case c.State != "":
 		return c.State, nil
+	case folder != "":
+		return stateInFolder(folder, vm)
 	}
-	if c.Dst != "" && !strings.Contains(c.Dst, "{") {
-		fi, err := os.Stat(c.Dst)
-		if err == nil && fi.IsDir() || strings.HasSuffix(c.Dst, "/") {
-			return stateInFolder(c.Dst, vm)
-		}
-	}
-	return hiddenState(vm, targets, c.Disk, c.Skip)
+	return hiddenState(vm, disks, targets)
 }
 
 // stateInFolder returns the path of the state file in the folder of the targets. A long name of the VM
@@ -316,12 +317,8 @@ func stateInFolder(dir string, vm *inventory.VM) (string, error) {
 }
 
 // hiddenState returns the path of a state file in the user's state folder. It depends on the VM
-// and on the targets. The parameters only and skip choose the disks.
-func hiddenState(vm *inventory.VM, targets, only, skip []string) (string, error) {
-	disks, err := inventory.SelectDisks(vm, only, skip)
-	if err != nil {
-		return "", err
-	}
+// and on the targets of the disks.
+func hiddenState(vm *inventory.VM, disks []inventory.Disk, targets []string) (string, error) {
 	hash := sha256.New()
 	for i, target := range targets {
 		switch a := addressOrPath(target, address.Target).(type) {
@@ -355,46 +352,32 @@ func (c *vmCommand) printPlan(p *machine.Planned) error {
 	return err
 }
 
-// copyOfVM copies one disk of a VM, whose address is the source of a copy.
-func (c *copyCommand) copyOfVM(ctx context.Context, a address.VM, spec job.Spec) (*report.Report, error) {
-	o := c.sessionOptions(spec.Log)
-	o.taskTimeout = time.Duration(c.TaskTimeout)
-	v, err := c.findVM(ctx, a.Name, o)
+// The method copyDiskOfVM copies one disk of a VM, whose address is the source of a copy.
+func (c *copyCommand) copyDiskOfVM(ctx context.Context, a address.VM, spec job.Spec) (*report.Report, error) {
+	m, err := c.specOfVM(ctx, a, spec)
 	if err != nil {
-		return c.failed(err)
-	}
-	m, err := v.copySpec(ctx, a, c, spec)
-	if err != nil {
-		return c.failed(err)
+		r := report.New(c.Src, c.Dst)
+		r.EndWith(err)
+		return r, err
 	}
 	r, err := machine.Run(ctx, m)
 	return ofOneDisk(c.Src, c.Dst, r, err), err
 }
 
-// planOfVM checks the copy of one disk of a VM. It makes no snapshot. How much data the disk has is
-// therefore not known, and its size stands for that.
-func (c *copyCommand) planOfVM(ctx context.Context, a address.VM, spec job.Spec) (*job.Planned, error) {
+// The method planDiskOfVM checks the copy of one disk of a VM. It makes no snapshot. How much data the
+// disk has is therefore not known, and its size stands for that.
+func (c *copyCommand) planDiskOfVM(ctx context.Context, a address.VM, spec job.Spec) (*job.Planned, error) {
 	planned := &job.Planned{Report: report.New(c.Src, c.Dst)}
-	err := func() error {
-		v, err := c.findVM(ctx, a.Name, c.sessionOptions(spec.Log))
-		if err != nil {
-			return err
+	m, err := c.specOfVM(ctx, a, spec)
+	if err == nil {
+		var p *machine.Planned
+		if p, err = machine.Plan(ctx, m); err != nil {
+			err = fmt.Errorf("copy %s: %w", c.Src, err)
+		} else {
+			planned.Size = p.Disks[0].Size
+			planned.Data, planned.Need, planned.Extents = planned.Size, planned.Size, 1
+			planned.Target = job.TargetOf(spec)
 		}
-		m, err := v.copySpec(ctx, a, c, spec)
-		if err != nil {
-			return err
-		}
-		p, err := machine.Plan(ctx, m)
-		if err != nil {
-			return err
-		}
-		planned.Size = p.Disks[0].Size
-		planned.Data, planned.Need, planned.Extents = planned.Size, planned.Size, 1
-		planned.Target = job.TargetOf(spec)
-		return nil
-	}()
-	if err != nil {
-		err = fmt.Errorf("copy %s: %w", c.Src, err)
 	}
 	if end := planned.Report.EndWith(err); end.Done() {
 		planned.Report.End(report.StatusSkipped, 0)
@@ -405,35 +388,38 @@ func (c *copyCommand) planOfVM(ctx context.Context, a address.VM, spec job.Spec)
 // stateBeside returns the path of the state file of the copy of one disk to a file.
 func stateBeside(target string) string { return target + ".vddkcp.json" }
 
-// The method copySpec returns the Spec of the copy of one disk to the target of a copy.
-func (v *vmSource) copySpec(ctx context.Context, a address.VM, c *copyCommand, copied job.Spec) (machine.Spec, error) {
-	spec := v.spec(a.Name, copied.Log)
-	var err error
+// The method specOfVM finds the VM a on the server and returns the Spec of the copy of one disk of it.
+// The parameter copied describes the copy of that disk.
+func (c *copyCommand) specOfVM(ctx context.Context, a address.VM, copied job.Spec) (spec machine.Spec, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("copy %s: %w", c.Src, err)
+		}
+	}()
+	o := c.sessionOptions(copied.Log)
+	o.taskTimeout = time.Duration(c.TaskTimeout)
+	v, err := c.findVM(ctx, a.Name, o)
+	if err != nil {
+		return spec, err
+	}
+	spec = v.spec(a.Name, copied.Log)
 	if spec.Only, err = v.oneDisk(ctx, a); err != nil {
 		return spec, err
 	}
 	c.snapshotFlags.apply(&spec)
 	spec.Single, spec.Resume, spec.Force = true, copied.Resume, copied.Force
 	spec.Targets = func(*inventory.VM, []inventory.Disk) ([]string, error) { return []string{copied.Target}, nil }
-	spec.State = func(vm *inventory.VM, targets []string) (string, error) {
+	spec.State = func(vm *inventory.VM, disks []inventory.Disk, targets []string) (string, error) {
 		if copied.WritesFile() {
 			return stateBeside(targets[0]), nil
 		}
-		return hiddenState(vm, targets, spec.Only, nil)
+		return hiddenState(vm, disks, targets)
 	}
 	spec.Job = func(*inventory.Disk, string) job.Spec { return copied }
 	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) {
 		return copied.Counters, func(error) {}
 	}
 	return spec, nil
-}
-
-// The method failed returns the report of a copy that failed before it began, and its error.
-func (c *copyCommand) failed(err error) (*report.Report, error) {
-	err = fmt.Errorf("copy %s: %w", c.Src, err)
-	r := report.New(c.Src, c.Dst)
-	r.EndWith(err)
-	return r, err
 }
 
 // ofOneDisk returns the report of the copy of one disk of a VM, as a copy of a disk at another

@@ -227,8 +227,10 @@ func (f *fakeVM) spec(dir string) machine.Spec {
 			}
 			return targets, nil
 		},
-		State: func(*inventory.VM, []string) (string, error) { return filepath.Join(dir, "web01.vddkcp.json"), nil },
-		Job:   func(*inventory.Disk, string) job.Spec { return job.Spec{RequestSize: 64 << 10, Depth: 1} },
+		State: func(*inventory.VM, []inventory.Disk, []string) (string, error) {
+			return filepath.Join(dir, "web01.vddkcp.json"), nil
+		},
+		Job: func(*inventory.Disk, string) job.Spec { return job.Spec{RequestSize: 64 << 10, Depth: 1} },
 	}
 }
 

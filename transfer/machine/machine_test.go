@@ -522,7 +522,9 @@ func TestShared(t *testing.T) {
 	for n := range 2 {
 		spec := f.spec(dir)
 		spec.Only, spec.Single, spec.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
-		spec.State = func(*inventory.VM, []string) (string, error) { return filepath.Join(dir, fmt.Sprint(n, ".json")), nil }
+		spec.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
+			return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
+		}
 		go func() {
 			_, err := machine.Run(t.Context(), spec)
 			errs <- err

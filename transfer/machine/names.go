@@ -52,7 +52,7 @@ var placeholders = []string{"vm", "n", "key", "label", "folder", "moref"}
 //
 // The names come from the server. In a file name, [CleanName] changes them.
 type Template struct {
-	folder string // before the text, without placeholders; "" or ends in a slash
+	folder string // before the text; its braces are no placeholders; "" or ends in a slash
 	text   string
 	kind   address.Address // what the addresses are: a Path, an NBD or a Null
 }
@@ -86,11 +86,22 @@ func ParseTarget(text, format string) (*Template, error) {
 	if info, err := os.Stat(text); err == nil && info.IsDir() { // braces are part of its name
 		return &Template{strings.TrimRight(text, "/") + "/", name, address.Path(text)}, nil
 	}
-	if strings.HasSuffix(text, "/") {
-		text += name
+	if !strings.HasSuffix(text, "/") {
+		return ParseTemplate(text)
 	}
-	return ParseTemplate(text)
+	t, err := ParseTemplate(text + name)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := t.kind.(address.Path); ok && !strings.Contains(text, "{") {
+		t.folder, t.text = text, name
+	}
+	return t, nil
 }
+
+// Folder returns the folder DST of [ParseTarget] if all files are directly in it, and "" otherwise. The
+// folder need not exist.
+func (t *Template) Folder() string { return t.folder }
 
 // String returns the text of the template.
 func (t *Template) String() string { return t.folder + t.text }

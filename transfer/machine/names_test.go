@@ -75,22 +75,23 @@ func TestParseTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	vm, disk := &inventory.VM{Name: "web01"}, &inventory.Disk{N: 2}
-	for _, c := range []struct{ text, format, want string }{
-		{"/", "", "/web01-disk2.raw"},
-		{"a{x}b", "qcow2", "a{x}b/web01-disk2.qcow2"},
-		{"a{x}b//", "vmdk", "a{x}b/web01-disk2.vmdk"},
-		{"missing/", "raw", "missing/web01-disk2.raw"},
-		{"missing/{vm}/", "", "missing/web01/web01-disk2.raw"},
-		{"missing", "qcow2", "missing"},
-		{"nbd://h/{n}", "", "nbd://h/2"},
+	for _, c := range []struct{ text, format, want, folder string }{
+		{"/", "", "/web01-disk2.raw", "/"},
+		{"a{x}b", "qcow2", "a{x}b/web01-disk2.qcow2", "a{x}b/"},
+		{"a{x}b//", "vmdk", "a{x}b/web01-disk2.vmdk", "a{x}b/"},
+		{"missing/", "raw", "missing/web01-disk2.raw", "missing/"},
+		{"missing/{vm}/", "", "missing/web01/web01-disk2.raw", ""},
+		{"missing", "qcow2", "missing", ""},
+		{"nbd://h/{n}", "", "nbd://h/2", ""},
+		{"nbd://h/", "", "nbd://h/web01-disk2.raw", ""},
 	} {
 		tmpl, err := machine.ParseTarget(c.text, c.format)
 		if err != nil {
 			t.Errorf("%s: %v", c.text, err)
 			continue
 		}
-		if got, err := tmpl.Target(vm, disk); err != nil || got != c.want {
-			t.Errorf("%s: %q, %v; want %q", c.text, got, err, c.want)
+		if got, err := tmpl.Target(vm, disk); err != nil || got != c.want || tmpl.Folder() != c.folder {
+			t.Errorf("%s: %q in %q, %v; want %q in %q", c.text, got, tmpl.Folder(), err, c.want, c.folder)
 		}
 	}
 	if _, err := machine.ParseTarget("a{x}c/", ""); err == nil {

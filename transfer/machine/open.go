@@ -142,7 +142,7 @@ func (r *run) plan(ctx context.Context, p *Planned) (err error) {
 	if err := r.find(ctx); err != nil {
 		return err
 	}
-	if p.State, err = r.State(r.vm, r.targets); err != nil {
+	if p.State, err = r.State(r.vm, r.disks, r.targets); err != nil {
 		return err
 	}
 	r.state = newState(r.Server, r.vm, r.disks, r.targets)

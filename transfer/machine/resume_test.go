@@ -154,7 +154,9 @@ func TestStateNotWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec := f.spec(dir)
-	spec.State = func(*inventory.VM, []string) (string, error) { return filepath.Join(states, "state.json"), nil }
+	spec.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
+		return filepath.Join(states, "state.json"), nil
+	}
 	f.reading = func() error { move(states, states+"2"); return nil }
 	spec.Begin = func(*inventory.Disk, string) (*progress.Counters, func(error)) {
 		return nil, func(error) { move(states+"2", states) }
@@ -299,7 +301,9 @@ func TestQuiesceShared(t *testing.T) {
 	shared := new(machine.Snapshots)
 	for n := range specs {
 		specs[n].Only, specs[n].Single, specs[n].Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
-		specs[n].State = func(*inventory.VM, []string) (string, error) { return filepath.Join(dir, fmt.Sprint(n, ".json")), nil }
+		specs[n].State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
+			return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
+		}
 	}
 	specs[1].Quiesce = inventory.MustQuiesce
 	inner := func() {
@@ -371,7 +375,7 @@ func TestCopiedWhileOthersCopy(t *testing.T) {
 	spec := func(n int) machine.Spec {
 		s := f.spec(dir)
 		s.Only, s.Single, s.Snapshots, s.Resume = []string{fmt.Sprint(n + 1)}, true, shared, true
-		s.State = func(*inventory.VM, []string) (string, error) { return states[n], nil }
+		s.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) { return states[n], nil }
 		return s
 	}
 	copied := []byte(nil)
@@ -428,7 +432,9 @@ func TestWithoutSnapshotBesideOthers(t *testing.T) {
 	for n := range 3 {
 		spec := f.spec(dir)
 		spec.Only, spec.Single, spec.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
-		spec.State = func(*inventory.VM, []string) (string, error) { return filepath.Join(dir, fmt.Sprint(n, ".json")), nil }
+		spec.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
+			return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
+		}
 		go func() {
 			_, err := machine.Run(t.Context(), spec)
 			errs <- err

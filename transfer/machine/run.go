@@ -102,7 +102,7 @@ func (r *run) find(ctx context.Context) (err error) {
 // begins.
 func (r *run) open(ctx context.Context) error {
 	r.state = newState(r.Server, r.vm, r.disks, r.targets)
-	path, err := r.State(r.vm, r.targets)
+	path, err := r.State(r.vm, r.disks, r.targets)
 	if err != nil {
 		return err
 	}

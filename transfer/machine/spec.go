@@ -24,8 +24,8 @@ type Spec struct {
 	// Job returns the options of the copy of a disk, without its addresses. With Single, the function
 	// Whole of the result is called when the target has its final name and the snapshot is removed.
 	Job func(d *inventory.Disk, target string) job.Spec
-	// State returns the path of the state file.
-	State func(vm *inventory.VM, targets []string) (string, error)
+	// State returns the path of the state file of a copy of the given disks to the given targets.
+	State func(vm *inventory.VM, disks []inventory.Disk, targets []string) (string, error)
 
 	Only, Skip       []string          // numbers or labels of disks; none in Only: all disks
 	Parallel         int               // disks that are copied at the same time; 0: 2
