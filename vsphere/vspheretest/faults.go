@@ -253,6 +253,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.pendingRules[key] = rule
 		s.mu.Unlock()
 	}
+	s.refuseEnded(r)
 	answer := httptest.NewRecorder()
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	s.mux.ServeHTTP(answer, r)

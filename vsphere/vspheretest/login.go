@@ -19,6 +19,21 @@ func (s *Server) loggedIn(answer *httptest.ResponseRecorder) {
 	}
 }
 
+// refuseEnded removes the cookie of a session that EndSessions has ended from a request. The simulator
+// would not refuse it in each case: a call that runs while its session is ended brings the session
+// back.
+func (s *Server) refuseEnded(r *http.Request) {
+	c, err := r.Cookie(soap.SessionCookieName)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended[strings.Trim(c.Value, `"`)] {
+		r.Header.Del("Cookie")
+	}
+}
+
 // allowCookie makes the stand-in library accept a cookie, and the user and password of the server,
 // and no other login. It does so only with StrictLogin.
 func (s *Server) allowCookie(cookie string) {

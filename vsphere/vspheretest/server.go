@@ -60,6 +60,7 @@ type state struct {
 	wrapped      map[types.ManagedObjectReference][]*simulator.Registry // sessions that have wrappers of an object
 	busy         map[types.ManagedObjectReference]types.ManagedObjectReference
 	revoked      map[string]bool
+	ended        map[string]bool // keys of the sessions that EndSessions has ended
 	dirs         map[string]bool // folders of VMs
 	images       int             // made so far
 	snapshotID   int32
@@ -383,6 +384,9 @@ func (s *Server) sessions() []types.UserSession {
 	if err != nil {
 		panic(fmt.Sprintf("vspheretest: reading the sessions: %v", err)) // never: the call stays in this process
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	manager.SessionList = slices.DeleteFunc(manager.SessionList, func(u types.UserSession) bool { return s.ended[u.Key] })
 	slices.SortFunc(manager.SessionList, func(a, b types.UserSession) int { return a.LoginTime.Compare(b.LoginTime) })
 	return manager.SessionList
 }
@@ -393,6 +397,14 @@ func (s *Server) EndSessions() {
 	for _, u := range s.sessions() {
 		keys = append(keys, u.Key)
 	}
+	s.mu.Lock()
+	if s.ended == nil {
+		s.ended = make(map[string]bool)
+	}
+	for _, key := range keys {
+		s.ended[key] = true
+	}
+	s.mu.Unlock()
 	for _, key := range keys {
 		methods.TerminateSession(context.Background(), s.model.Service, &types.TerminateSession{
 			This: s.model.Map().SessionManager().Reference(), SessionId: []string{key},

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vmware/govmomi"
@@ -243,6 +245,33 @@ func TestHanging(t *testing.T) {
 			equal(t, "snapshots", s.SnapshotNames("web01"), []string{"x"})
 			s.RemoveSnapshotBehindBack("web01", "x")
 		})
+	}
+}
+
+// A session that was ended does not come back because of calls that ran at that time.
+func TestEndedSessionsStayEnded(t *testing.T) {
+	t.Parallel()
+	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
+	c := connect(t, s)
+	for range 50 {
+		var stop atomic.Bool
+		var calls sync.WaitGroup
+		for range 4 {
+			calls.Go(func() {
+				for !stop.Load() {
+					methods.GetCurrentTime(t.Context(), c.Client)
+				}
+			})
+		}
+		s.EndSessions()
+		stop.Store(true)
+		calls.Wait()
+		if _, err := methods.GetCurrentTime(t.Context(), c.Client); !fault.Is(err, &types.NotAuthenticated{}) {
+			t.Fatalf("call of an ended session: %v", err)
+		}
+		if err := c.Login(t.Context(), s.URL.User); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
