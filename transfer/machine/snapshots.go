@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
@@ -68,38 +69,29 @@ func (s *Snapshots) acquire(ctx context.Context, key string, create func() (*inv
 // have called acquireQuiet at the same time.
 func (s *Snapshots) acquireQuiet(ctx context.Context, key string) error {
 	v := s.of(key)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		if s.joinQuiet(v, false) {
-			return nil
-		}
-		select {
-		case <-v.lock:
-			if v.users == 0 && s.joinQuiet(v, true) {
-				return nil
-			}
-			v.lock <- struct{}{}
-		case <-ctx.Done():
+	for !s.joinQuiet(v) {
+		if !retry.Sleep(ctx, time.Second, nil) {
 			return context.Cause(ctx)
-		case <-tick.C:
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
 		}
 	}
+	return nil
 }
 
-// The method joinQuiet counts another run without a snapshot. If first is false, it does nothing and
-// returns false unless there is such a run already.
-func (s *Snapshots) joinQuiet(v *sharedSnapshot, first bool) bool {
+// The method joinQuiet counts another run that reads the VM without a snapshot. It returns false if that
+// is not possible now.
+func (s *Snapshots) joinQuiet(v *sharedSnapshot) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v.quiet == 0 && !first {
-		return false
+	if v.quiet == 0 {
+		select {
+		case <-v.lock:
+		default:
+			return false
+		}
+		if v.users > 0 {
+			v.lock <- struct{}{}
+			return false
+		}
 	}
 	v.quiet++
 	return true
