@@ -140,7 +140,8 @@ func (e *waitError) Hint() string { return e.hint }
 // ExitStatus is the exit status of the command; package transfer/report uses it.
 func (*waitError) ExitStatus() int { return exit.Resumable }
 
-// fullError is the error of checkSpace. A snapshot must not stay after it, because it grows.
+// fullError is the error of checkSpace. A run that fails with it removes the snapshot even if
+// Spec.KeepSnapshot is set, because a snapshot grows.
 type fullError struct{ waitError }
 
 func isFull(err error) bool { return errors.As(err, new(*fullError)) }
@@ -203,7 +204,9 @@ func (r *run) acquire(ctx context.Context) error {
 
 // The method acquireQuiet prepares the copy of a VM without a snapshot.
 func (r *run) acquireQuiet(ctx context.Context) error {
-	if r.store != nil && !r.vm.Template { // otherwise nobody compares the VM later, or nobody makes a snapshot of it
+	// A run without a state file, which is one of Open, does not compare the VM at its end. A template
+	// gets no snapshots.
+	if r.store != nil && !r.vm.Template {
 		if err := r.Snapshots.acquireQuiet(ctx, r.key()); err != nil {
 			return err
 		}
@@ -225,14 +228,9 @@ func (r *run) removeOld(ctx context.Context) error {
 		return nil
 	}
 	r.Log.Info("removing the snapshot that an earlier run left", "snapshot", r.old)
-	if r.owes {
-		r.Machine.WasConsolidated(r.old)
-	}
-	r.Left(r.vm.Name, r.old, true)
-	if err := r.Machine.Remove(ctx, r.old, r.percent(PhaseRemove)); err != nil {
+	if err := r.remove(ctx, r.old); err != nil {
 		return err
 	}
-	r.Left(r.vm.Name, r.old, false)
 	r.old, r.owes = "", false
 	return nil
 }
@@ -278,7 +276,7 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	}
 	if name == "" {
 		name = inventory.NewName()
-		r.state.Snapshot, r.state.Consolidated = name, !vm.ConsolidationNeeded || r.ForceConsolidate
+		r.state.Snapshot, r.state.Consolidated = name, r.mayConsolidate(vm)
 		if err := r.save(stepSnapshot); err != nil {
 			return nil, err
 		}
@@ -292,6 +290,12 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 		killpoint.At("machine-snapshot-made")
 	}
 	return s, err
+}
+
+// The method mayConsolidate reports whether the disks may be consolidated after the snapshot of this run
+// was removed. The parameter vm is the VM as it was before the snapshot was made.
+func (r *run) mayConsolidate(vm *inventory.VM) bool {
+	return !vm.ConsolidationNeeded || r.ForceConsolidate
 }
 
 // The method ours returns an error if the VM has a snapshot of vddkcp with another name than the given
@@ -324,7 +328,7 @@ func (r *run) checkSnapshot(ctx context.Context) error {
 		r.warn("the guest could not be quiesced: the disks are as they would be after a power failure")
 	}
 	if r.state.Snapshot != r.snapshot.Name { // another run of this process has made it
-		r.state.Snapshot, r.state.Consolidated = r.snapshot.Name, !r.vm.ConsolidationNeeded || r.ForceConsolidate
+		r.state.Snapshot, r.state.Consolidated = r.snapshot.Name, r.mayConsolidate(r.vm)
 	}
 	vm, err := r.Machine.Describe(ctx)
 	if err != nil {
@@ -334,9 +338,11 @@ func (r *run) checkSnapshot(ctx context.Context) error {
 	if err := r.ours(vm, r.snapshot.Name); err != nil {
 		return err
 	}
-	for i := range r.snapshot.Disks {
-		if d := &r.snapshot.Disks[i]; len(r.Only) == 0 && !r.Single && !slices.ContainsFunc(r.vm.Disks, func(o inventory.Disk) bool { return inventory.SameDisk(d, &o) }) {
-			return fmt.Errorf("the snapshot has the disk %s, which was added to the VM in the meantime: run again to copy it, too", printable.Name(d.Label))
+	if len(r.Only) == 0 && !r.Single {
+		for _, d := range r.snapshot.Disks {
+			if !slices.ContainsFunc(r.vm.Disks, func(o inventory.Disk) bool { return inventory.SameDisk(&d, &o) }) {
+				return fmt.Errorf("the snapshot has the disk %s, which was added to the VM in the meantime: run again to copy it, too", printable.Name(d.Label))
+			}
 		}
 	}
 	for i := range r.disks {
@@ -454,8 +460,9 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 	return copied, errors.Join(err, stored)
 }
 
-// The method dropOther makes the copy of a disk start over if what is at its target is of another
-// snapshot. This happens if an earlier run started over as well, and ended before it came to the disk.
+// The method dropOther makes the copy of a disk start over if an earlier run has copied a part of it from
+// another snapshot. Such a part stays if an earlier run started over and ended before it came to this
+// disk.
 func (r *run) dropOther(d *inventory.Disk, spec *job.Spec) error {
 	if !spec.Resume || r.snapshot == nil || r.snapshot.Disk(d) == nil {
 		return nil
@@ -519,12 +526,7 @@ func (r *run) unchanged(vm *inventory.VM) error {
 }
 
 func hasSnapshot(vm *inventory.VM, moref string) bool {
-	for _, n := range vm.Snapshots {
-		if n.Moref == moref {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(vm.Snapshots, func(n inventory.Node) bool { return n.Moref == moref })
 }
 
 // The method watch looks at the VM from time to time while its disks are copied. If the snapshot is

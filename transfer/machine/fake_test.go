@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vddkcp/vddkcp/source"
@@ -33,6 +34,9 @@ type fakeVM struct {
 	made     int             // snapshots so far
 	open     int             // disks that are open
 	calls    []string
+	// consolidated has the snapshots before which the disks did not need consolidation, as WasConsolidated
+	// was told.
+	consolidated []string
 	// before is called at the beginning of each call, with its name. If the result is an error, the
 	// call fails with it. If the error wraps errLost, the call is executed nevertheless.
 	before func(call string) error
@@ -159,7 +163,11 @@ func (f *fakeVM) Remove(_ context.Context, name string, _ func(int)) error {
 	return nil
 }
 
-func (f *fakeVM) WasConsolidated(string) {}
+func (f *fakeVM) WasConsolidated(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.consolidated = append(f.consolidated, name)
+}
 
 func (f *fakeVM) remove(name string) {
 	f.vm.Snapshots = slices.DeleteFunc(f.vm.Snapshots, func(n inventory.Node) bool { return n.Name == name })
@@ -231,6 +239,28 @@ func (f *fakeVM) spec(dir string) machine.Spec {
 			return filepath.Join(dir, "web01.vddkcp.json"), nil
 		},
 		Job: func(*inventory.Disk, string) job.Spec { return job.Spec{RequestSize: 64 << 10, Depth: 1} },
+	}
+}
+
+// ofDisk returns the Spec of a copy of one disk by a run that shares its snapshot with others. The disk
+// is given by its index.
+func (f *fakeVM) ofDisk(n int, dir string, shared *machine.Snapshots) machine.Spec {
+	s := f.spec(dir)
+	s.Only, s.Single, s.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
+	s.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
+		return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
+	}
+	return s
+}
+
+// whileRead calls a function during the first read of a disk. The function may copy disks itself.
+func (f *fakeVM) whileRead(do func()) {
+	var begun atomic.Bool
+	f.reading = func() error {
+		if begun.CompareAndSwap(false, true) {
+			do()
+		}
+		return nil
 	}
 }
 

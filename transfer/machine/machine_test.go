@@ -520,11 +520,7 @@ func TestShared(t *testing.T) {
 	}
 	errs := make(chan error)
 	for n := range 2 {
-		spec := f.spec(dir)
-		spec.Only, spec.Single, spec.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
-		spec.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
-			return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
-		}
+		spec := f.ofDisk(n, dir, shared)
 		go func() {
 			_, err := machine.Run(t.Context(), spec)
 			errs <- err

@@ -125,26 +125,34 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 		return true
 	}
 	r.Phase(PhaseRemove, -1)
-	r.Left(r.vm.Name, name, true) // an earlier process may have made it
 	r.Log.Info("removing the snapshot", "vm", r.vm.Name, "snapshot", name)
-	if name == r.state.Snapshot && r.state.Consolidated {
-		r.Machine.WasConsolidated(name)
-	}
-	ended := make(chan struct{})
-	var telling sync.WaitGroup
-	telling.Go(func() { r.tell(ended, name) })
-	err := r.Machine.Remove(context.WithoutCancel(ctx), name, r.percent(PhaseRemove))
-	close(ended)
-	telling.Wait()
+	err := r.remove(context.WithoutCancel(ctx), name)
 	switch left := (*inventory.LeftError)(nil); {
 	case err == nil:
-		r.Left(r.vm.Name, name, false)
 	case errors.As(err, &left):
 		r.left = left
 	default:
 		r.left = &inventory.LeftError{VM: r.vm.Name, Snapshot: name, Err: err}
 	}
 	return r.left == nil
+}
+
+// The method remove removes the snapshot with the given name, which this run or an earlier one has made.
+func (r *run) remove(ctx context.Context, name string) error {
+	r.Left(r.vm.Name, name, true) // an earlier process may have made it
+	if name == r.state.Snapshot && r.state.Consolidated || name == r.old && r.owes {
+		r.Machine.WasConsolidated(name)
+	}
+	ended := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() { r.tell(ended, name) })
+	err := r.Machine.Remove(ctx, name, r.percent(PhaseRemove))
+	close(ended)
+	telling.Wait()
+	if err == nil {
+		r.Left(r.vm.Name, name, false)
+	}
+	return err
 }
 
 // The method tell logs a line every ten seconds, because the removal of a snapshot can take hours.

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/vddkcp/vddkcp/internal/fileid"
@@ -297,27 +296,14 @@ func TestQuiesceContinued(t *testing.T) {
 // TestQuiesceShared copies two disks of a VM at the same time, of which one is to be quiesced.
 func TestQuiesceShared(t *testing.T) {
 	f, dir := newFake(t, 64*kib, 64*kib), t.TempDir()
-	specs := [2]machine.Spec{f.spec(dir), f.spec(dir)}
 	shared := new(machine.Snapshots)
-	for n := range specs {
-		specs[n].Only, specs[n].Single, specs[n].Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
-		specs[n].State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
-			return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
-		}
-	}
+	specs := [2]machine.Spec{f.ofDisk(0, dir, shared), f.ofDisk(1, dir, shared)}
 	specs[1].Quiesce = inventory.MustQuiesce
-	inner := func() {
+	f.whileRead(func() {
 		if _, err := machine.Run(t.Context(), specs[1]); report.Of(err).Exit != 75 || len(f.names()) != 1 {
 			t.Errorf("snapshots %v, error %v", f.names(), err)
 		}
-	}
-	var begun atomic.Bool
-	f.reading = func() error {
-		if begun.CompareAndSwap(false, true) {
-			inner()
-		}
-		return nil
-	}
+	})
 	if _, err := machine.Run(t.Context(), specs[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -370,12 +356,11 @@ func TestSnapshotGoneWhileRead(t *testing.T) {
 // disk is just copied from the same snapshot, which therefore stays.
 func TestCopiedWhileOthersCopy(t *testing.T) {
 	f, dir := newFake(t, 64*kib, 300*kib), t.TempDir()
-	states := [2]string{filepath.Join(dir, "1.json"), filepath.Join(dir, "2.json")}
+	states := [2]string{filepath.Join(dir, "0.json"), filepath.Join(dir, "1.json")}
 	shared := new(machine.Snapshots)
 	spec := func(n int) machine.Spec {
-		s := f.spec(dir)
-		s.Only, s.Single, s.Snapshots, s.Resume = []string{fmt.Sprint(n + 1)}, true, shared, true
-		s.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) { return states[n], nil }
+		s := f.ofDisk(n, dir, shared)
+		s.Resume = true
 		return s
 	}
 	copied := []byte(nil)
@@ -396,18 +381,11 @@ func TestCopiedWhileOthersCopy(t *testing.T) {
 	if err := errors.Join(os.WriteFile(states[0], copied, 0o600), os.WriteFile(states[1], []byte(other), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	inner := func() {
+	f.whileRead(func() {
 		if _, err := machine.Run(t.Context(), spec(0)); err != nil || !slices.Equal(f.names(), []string{name}) {
 			t.Errorf("snapshots %v, error %v", f.names(), err)
 		}
-	}
-	var begun atomic.Bool
-	f.reading = func() error {
-		if begun.CompareAndSwap(false, true) {
-			inner()
-		}
-		return nil
-	}
+	})
 	if _, err := machine.Run(t.Context(), spec(1)); err != nil || f.made != 1 {
 		t.Errorf("%d snapshots, error %v", f.made, err)
 	}
@@ -430,11 +408,7 @@ func TestWithoutSnapshotBesideOthers(t *testing.T) {
 	}
 	shared, errs := new(machine.Snapshots), make(chan error)
 	for n := range 3 {
-		spec := f.spec(dir)
-		spec.Only, spec.Single, spec.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared
-		spec.State = func(*inventory.VM, []inventory.Disk, []string) (string, error) {
-			return filepath.Join(dir, fmt.Sprint(n, ".json")), nil
-		}
+		spec := f.ofDisk(n, dir, shared)
 		go func() {
 			_, err := machine.Run(t.Context(), spec)
 			errs <- err
@@ -472,18 +446,22 @@ func TestStartsOverTwice(t *testing.T) {
 }
 
 // TestFullDatastore checks that the snapshot of an earlier run does not stay while a datastore is
-// nearly full.
+// nearly full, and that the disks are consolidated after it.
 func TestFullDatastore(t *testing.T) {
 	for _, when := range []string{"continued", "started over"} {
 		t.Run(when, func(t *testing.T) {
 			f, dir := newFake(t, 300*kib, 200*kib), t.TempDir()
 			fill := func(free int64) { f.vm.Stores = []inventory.Store{{Name: "ds", Type: "VMFS", Free: free}} }
 			spec := interrupted(t, f, dir, 3)
+			earlier := f.names()
 			fill(1)
 			spec.MinFree, spec.KeepSnapshot, spec.Resume = 2, true, when != "started over"
 			spec.Force = !spec.Resume
 			if _, err := machine.Run(t.Context(), spec); report.Of(err).Exit != 75 || len(f.names()) != 0 || !strings.Contains(err.Error(), "--min-free") {
 				t.Errorf("snapshots %v, error %v", f.names(), err)
+			}
+			if !slices.Equal(f.consolidated, earlier) {
+				t.Errorf("the snapshots %q are removed, and the disks are to be consolidated after those of %q", earlier, f.consolidated)
 			}
 			fill(2)
 			if _, err := machine.Run(t.Context(), spec); err != nil {
