@@ -1,7 +1,6 @@
 package job
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/source"
-	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
 // OpenSource opens the source of a copy in the same way as Run. It is for a caller that only
@@ -72,7 +70,7 @@ func Tidy(spec Spec) {
 			j.Log.Warn("the .partial name of the target cannot be removed", "error", err)
 		}
 	}
-	if err := os.Remove(cmp.Or(j.Journal, journal.Beside(place.Partial))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(j.journalOfFile(place)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		j.Log.Warn("the journal cannot be removed", "error", err)
 	}
 }

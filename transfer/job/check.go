@@ -1,7 +1,6 @@
 package job
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +85,7 @@ func Discard(spec Spec) error {
 	if place.Kind != "file" {
 		return nil
 	}
-	for _, path := range []string{place.Partial, cmp.Or(j.Journal, journal.Beside(place.Partial))} {
+	for _, path := range []string{place.Partial, j.journalOfFile(place)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

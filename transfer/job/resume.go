@@ -85,7 +85,7 @@ func (j *job) findEarlier() error {
 func (j *job) placeJournal() (resumable bool, err error) {
 	switch j.place.Kind {
 	case "file":
-		j.path = journal.Beside(j.place.Partial)
+		j.path = j.journalOfFile(j.place)
 	case "block device", "NBD export":
 		if j.Journal == "" {
 			if j.path, err = journal.DefaultPath(j.Target); err != nil {
@@ -100,6 +100,11 @@ func (j *job) placeJournal() (resumable bool, err error) {
 	}
 	j.path = cmp.Or(j.Journal, j.path)
 	return true, nil
+}
+
+// journalOfFile returns the path of the journal of a copy to a file at the given place.
+func (j *job) journalOfFile(place sinkopen.Place) string {
+	return cmp.Or(j.Journal, journal.Beside(place.Partial))
 }
 
 // useEntries selects from the entries of a journal the checkpoints at which this copy can
