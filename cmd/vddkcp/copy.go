@@ -139,7 +139,7 @@ func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	src := addressOrPath(c.Src, address.Source)
 	c.sourceFlags.protect(o, "SRC", src)
 	if _, ofVM := src.(address.VM); ofVM {
-		o.protect("the state file of the copy", c.Dst+".vddkcp.json")
+		o.protect("the state file of the copy", stateBeside(c.Dst))
 	}
 	o.protectTarget("DST", addressOrPath(c.Dst, address.Target))
 	spec := c.addresses()

@@ -132,13 +132,11 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	spec.Log = b.log.With("job", t.Name)
 	p, err := b.plan(ctx, t, spec)
 	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, unknown: address.IsVM(t.Source), err: err}
-	if r.unknown {
-		r.need = 0
-	}
-	if !file {
-		r.need = 0
-	} else if spec.Preallocation != sinkraw.PreallocateOff {
+	switch {
+	case file && spec.Preallocation != sinkraw.PreallocateOff:
 		r.need = r.size
+	case !file || r.unknown:
+		r.need = 0
 	}
 	var st unix.Stat_t
 	if r.need > 0 && unix.Stat(filepath.Dir(spec.Target), &st) == nil {

@@ -172,8 +172,9 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 		}
 		return addresses, err
 	}
+	folder := targets.folder()
 	spec.State = func(vm *inventory.VM, disks []inventory.Disk, addresses []string) (string, error) {
-		path, err := c.statePath(vm, disks, addresses, targets.folder())
+		path, err := c.statePath(vm, disks, addresses, folder)
 		if err == nil && c.State == "" {
 			outputs.addOwn("the state file", path)
 		}
@@ -195,7 +196,6 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 			display.Ended(outcomeWord(report.Of(err).Status))
 		}
 	}
-	folder := targets.folder()
 	if c.DryRun {
 		_, missing := os.Stat(folder)
 		spec.NewFolder = folder != "" && errors.Is(missing, fs.ErrNotExist)

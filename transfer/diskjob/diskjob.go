@@ -38,8 +38,8 @@ type Jobs struct {
 	// Failed is called with the error of each copy that ends with an error. Some of these errors
 	// say that the target is nevertheless complete. Failed must be safe for concurrent use.
 	Failed func(*batch.Task, error)
-	// AlsoTidy removes other files that a killed run left of a complete copy than those that job.Tidy
-	// removes. It may be nil.
+	// AlsoTidy is called after job.Tidy, for a job whose copy is complete. It removes files that a
+	// killed run left and that job.Tidy does not know. It may be nil.
 	AlsoTidy func(*batch.Job, job.Spec)
 }
 
