@@ -27,8 +27,7 @@ func (s *Session) About() About {
 }
 
 // ManagedBy returns the address of the vCenter server that manages the host, if the server is an
-// ESXi host. It is "" for a vCenter server, and for a host that no vCenter server
-// manages.
+// ESXi host. It is "" for a vCenter server, and for a host that no vCenter server manages.
 func (s *Session) ManagedBy(ctx context.Context) (string, error) {
 	if s.client.IsVC() {
 		return "", nil

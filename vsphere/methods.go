@@ -102,8 +102,8 @@ func groupOf(ctx context.Context) *group {
 	return g
 }
 
-// activeSession returns the session of the server in which the calls of a group are made. If that has
-// ended, it returns an error after which together logs in again.
+// activeSession returns the session of the server in which the calls of a group are made. If the session
+// has ended, the error makes the method together log in again and repeat the calls.
 func (s *Session) activeSession(ctx context.Context) (*types.UserSession, error) {
 	user, err := session.NewManager(s.client).UserSession(ctx)
 	if err == nil && user == nil {

@@ -211,21 +211,19 @@ func (b *batchRun) printSpace(out io.Writer, all []checked) (full int, err error
 		systems = append(systems, s)
 		return s
 	}
+	unknown := 0
 	for _, c := range all {
-		if c.need > 0 && c.fileSystem != 0 {
+		switch {
+		case c.need > 0 && c.fileSystem != 0:
 			s := find(c.fileSystem, filepath.Dir(c.job.Target))
 			s.need += c.need
 			s.jobs++
-		}
-	}
-	unknown := 0
-	for _, c := range all {
-		if c.unknown && c.need == 0 && c.err == nil {
+		case c.unknown && c.need == 0 && c.err == nil:
 			unknown++
 		}
 	}
 	if unknown > 0 {
-		if _, err := fmt.Fprintf(out, "space: %d disks of VMs are not counted, because it is unknown how much data they have before they are read\n", unknown); err != nil {
+		if _, err := fmt.Fprintf(out, "space: %s not counted, because how much data a disk of a VM has is unknown before it is read\n", plural(unknown, "job is", "jobs are")); err != nil {
 			return full, err
 		}
 	}
