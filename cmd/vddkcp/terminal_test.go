@@ -14,6 +14,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
 // startOnTerminal starts cmd with a new terminal as the one that controls it,
@@ -216,9 +218,16 @@ func TestPromptWithoutDisplay(t *testing.T) {
 			}
 			// Several times as long as a bar rests.
 			const milliseconds = 1000
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(terminal.Fd()), Events: unix.POLLIN}}, milliseconds); n != 0 || err != nil {
+			n := 0
+			err = eintr.Retry(func() (err error) { // a signal of the Go scheduler may end the wait
+				n, err = unix.Poll([]unix.PollFd{{Fd: int32(terminal.Fd()), Events: unix.POLLIN}}, milliseconds)
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			} else if n != 0 {
 				n, _ = terminal.Read(b)
-				t.Errorf("drawn over the prompt: %q, %v", b[:max(n, 0)], err)
+				t.Errorf("drawn over the prompt: %q", b[:max(n, 0)])
 			}
 			cmd.Process.Kill()
 			cmd.Wait()
