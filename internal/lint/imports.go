@@ -17,7 +17,7 @@ const module = "github.com/vddkcp/vddkcp/"
 // other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.
 var imports = []struct{ pkg, allowed string }{
 	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
-	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/diskjob transfer/job transfer/journal transfer/machine transfer/progress transfer/report vddk vsphere vsphere/inventory"},
+	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/diskjob transfer/job transfer/journal transfer/machine transfer/progress transfer/report nfc vddk vsphere vsphere/inventory"},
 	{"transfer/batch", "transfer/report"},
 	{"transfer/digest", ""},
 	{"transfer/diskjob", "transfer transfer/batch transfer/job transfer/progress transfer/report"},
@@ -33,10 +33,11 @@ var imports = []struct{ pkg, allowed string }{
 	{"source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk vddk"},
 	{"sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
 	{"vddk", "source vddk/worker"},
+	{"nfc", "nfc/wire source"},
 	{"vsphere/inventory", ""},
 	{"vsphere/vspheretest/serve", "vsphere/vspheretest"},
-	{"vsphere/vspheretest", "vddk/testlib"},
-	{"vsphere", "vsphere/inventory"},
+	{"vsphere/vspheretest", "nfc/nfctest vddk/testlib"},
+	{"vsphere", "nfc vsphere/inventory"},
 	{"internal/address", "nbd"},
 	{"internal/image", "source"},
 	{"internal/lifecycle", "sink"},
