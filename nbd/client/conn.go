@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/spans"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -82,10 +83,10 @@ type call struct {
 
 	// Only the goroutine that reads replies uses the next four fields, until the
 	// result of the call has been sent to the channel done.
-	hasChunk bool   // a chunk of a structured reply has been received
-	have     spans  // ranges of a read that have been received
-	status   status // extents that have been received
-	failed   error  // the first error chunk
+	hasChunk bool      // a chunk of a structured reply has been received
+	have     spans.Set // ranges of a read that have been received
+	status   status    // extents that have been received
+	failed   error     // the first error chunk
 
 	conn   *conn
 	cookie uint64

@@ -3,16 +3,11 @@ package client
 import (
 	"encoding/binary"
 	"fmt"
-	"slices"
 
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
 const (
-	// maxSpans is the maximum number of separate ranges of one read for which data
-	// have been received. Chunks may arrive in any order, which leaves gaps between
-	// the ranges until the missing chunks arrive.
-	maxSpans = 4096
 	// maxRuns is how many extents of one reply are stored. Later ones are ignored.
 	maxRuns = 64 << 10
 	// maxDescriptors is the maximum number of descriptors in a chunk of block status,
@@ -21,67 +16,6 @@ const (
 	// maxErrorChunk is the maximum length of the payload of an error chunk, in bytes.
 	maxErrorChunk = 14 + 2*nbd.MaxString
 )
-
-// The type spans holds the ranges of a read for which chunks have been received. The
-// ranges are sorted, not empty, and have gaps between them.
-type spans struct{ list []span }
-
-// A span is the range of the offsets [from, to) in a disk.
-type span struct{ from, to int64 }
-
-// add adds the range of a chunk. It returns an error if the range overlaps the range of an
-// earlier chunk, or if there are too many separate ranges.
-func (s *spans) add(from, to int64) error {
-	i, _ := slices.BinarySearchFunc(s.list, from, func(e span, from int64) int {
-		if e.to < from {
-			return -1
-		}
-		return 1
-	})
-	// s.list[i] is the first range in the set that overlaps the new range, touches
-	// it, or lies after it.
-	if i < len(s.list) && s.list[i].to == from {
-		if i+1 < len(s.list) && s.list[i+1].from < to {
-			return overlap(from, to, s.list[i+1])
-		}
-		s.list[i].to = to
-		if i+1 < len(s.list) && s.list[i+1].from == to {
-			s.list[i].to = s.list[i+1].to
-			s.list = slices.Delete(s.list, i+1, i+2)
-		}
-		return nil
-	}
-	if i < len(s.list) && s.list[i].from < to {
-		return overlap(from, to, s.list[i])
-	}
-	if i < len(s.list) && s.list[i].from == to {
-		s.list[i].from = from
-		return nil
-	}
-	if len(s.list) == maxSpans {
-		return fmt.Errorf("the chunks received so far cover more than %d separate ranges, the maximum that this client accepts", maxSpans)
-	}
-	s.list = slices.Insert(s.list, i, span{from, to})
-	return nil
-}
-
-// The function overlap returns the error for a chunk [from, to) that overlaps a range
-// for which chunks have already been received.
-func overlap(from, to int64, e span) error {
-	return fmt.Errorf("the chunk of bytes [%d, %d) repeats bytes [%d, %d) of an earlier chunk", from, to, max(from, e.from), min(to, e.to))
-}
-
-// The method missing returns the first part of [from, to) for which no chunk was
-// received. ok is false if there is no such part.
-func (s *spans) missing(from, to int64) (span, bool) {
-	for _, e := range s.list {
-		if e.from > from {
-			return span{from, e.from}, true
-		}
-		from = e.to
-	}
-	return span{from, to}, from < to
-}
 
 // The struct status holds the extents in a reply to the request BLOCK_STATUS. The first
 // extent begins at the offset of the request. All extents together may be shorter or
@@ -149,8 +83,8 @@ func (c *conn) readChunk(r reader) error {
 	if k.failed == nil {
 		switch k.cmd {
 		case nbd.CmdRead:
-			if gap, ok := k.have.missing(k.off, k.off+k.n); ok {
-				return violation("reply to %v: the reply has ended, and its bytes [%d, %d) are missing", k, gap.from, gap.to)
+			if gap, ok := k.have.Missing(k.off, k.off+k.n); ok {
+				return violation("reply to %v: the reply has ended, and its bytes [%d, %d) are missing", k, gap.From, gap.To)
 			}
 		case nbd.CmdBlockStatus:
 			if !k.status.received {
@@ -168,7 +102,7 @@ func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
 		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the range of the request", k, n, off)
 	}
-	if err := k.have.add(int64(off), int64(off)+n); err != nil {
+	if err := k.have.Add(int64(off), int64(off)+n); err != nil {
 		return nil, violation("reply to %v: %w", k, err)
 	}
 	from := int64(off) - k.off
