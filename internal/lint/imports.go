@@ -30,6 +30,7 @@ var imports = []struct{ pkg, allowed string }{
 	{"nbd/client", "nbd sink source"},
 	{"nbd/server", "nbd source"},
 	{"nbd", ""},
+	{"nfc/wire", ""},
 	{"source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk vddk"},
 	{"sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
 	{"vddk", "source vddk/worker"},
