@@ -21,7 +21,7 @@ type method struct {
 }
 
 // The elements of repeatable are the methods that can be called again if the answer was lost. Most
-// of them only read. RemoveSnapshot_Task and PowerOffVM_Task fail without doing anything when they
+// of them only read. A ticket that nobody uses does no harm. RemoveSnapshot_Task and PowerOffVM_Task fail without doing anything when they
 // find the work done; ConsolidateVMDisks_Task then has nothing to do. A view or a filter that is
 // made twice ends with the session.
 var repeatable = map[string]string{
@@ -56,6 +56,8 @@ var repeatable = map[string]string{
 	"RetrieveAllPermissions":       "check privileges",
 	"QueryOptions":                 "read its settings",
 	"QueryChangedDiskAreas":        "list changed blocks",
+	"RetrieveInternalContent":      "find the service for NFC",
+	"NfcGetVmFiles":                "get a ticket for reading a disk",
 
 	"RemoveSnapshot_Task":     "remove a snapshot",
 	"ConsolidateVMDisks_Task": "consolidate disks",
@@ -75,9 +77,11 @@ var once = map[string]string{
 	"PowerOnVM_Task":      "power on a VM",
 }
 
-// methodOf returns the method of a request.
+// methodOf returns the method of a request. The type of the request has the name of the method, with
+// "Body" at its end. In this package, such a type begins with a small letter.
 func methodOf(req soap.HasFault) method {
 	name := strings.TrimSuffix(reflect.TypeOf(req).Elem().Name(), "Body")
+	name = strings.ToUpper(name[:1]) + name[1:]
 	m := method{name: name, public: name == "RetrieveServiceContent", continues: name == "ContinueRetrievePropertiesEx"}
 	if m.words, m.repeatable = repeatable[name]; m.repeatable {
 		return m

@@ -30,6 +30,7 @@ type Session struct {
 	logins    *logins
 	progress  *retry.Progress
 	connected atomic.Bool // a call has succeeded: from now on, lost calls are repeated
+	nfc       nfcService
 
 	stop      context.CancelFunc // ends the background calls
 	keepAlive sync.WaitGroup

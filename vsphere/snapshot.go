@@ -12,6 +12,7 @@ import (
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 
+	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
@@ -55,6 +56,23 @@ func (v *VM) Find(ctx context.Context, name string) (*inventory.Snapshot, error)
 		return nil, v.explain("find the snapshot "+name+" of", err)
 	}
 	return v.describeSnapshot(ctx, node)
+}
+
+// FindMoref returns the snapshot with the given managed object reference, such as "snapshot-17". It
+// need not be one that vddkcp has made. If the VM has no such snapshot, the error wraps
+// inventory.ErrSnapshotGone.
+func (v *VM) FindMoref(ctx context.Context, snapshot string) (*inventory.Snapshot, error) {
+	operation := "find the snapshot " + printable.Name(snapshot) + " of"
+	st, err := v.snapshotState(ctx)
+	if err != nil {
+		return nil, v.explain(operation, err)
+	}
+	for i := range st.nodes {
+		if n := &st.nodes[i]; n.Moref == snapshot {
+			return v.describeSnapshot(ctx, n)
+		}
+	}
+	return nil, v.explain(operation, inventory.ErrSnapshotGone)
 }
 
 // describeSnapshot returns a snapshot with the disks of its own configuration.

@@ -29,7 +29,7 @@ type Request struct {
 	Consolidate bool
 }
 
-// Snapshot is a snapshot that vddkcp has made. Its disks are those of the snapshot's own
+// Snapshot is a snapshot, in most cases one that vddkcp has made. Its disks are those of the snapshot's own
 // configuration, with the files that the snapshot keeps unchanged. They are not the disks of the
 // VM, whose files change while it runs. Disks that are not in the snapshot, such as independent
 // disks, are not in the list.
