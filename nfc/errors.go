@@ -3,6 +3,11 @@ package nfc
 import (
 	"errors"
 	"fmt"
+	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/hinted"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/nfc/wire"
 )
 
 // Step is a step of reading a disk from a host. Errors name the step that has failed.
@@ -43,12 +48,18 @@ type Error struct {
 
 func (e *Error) Error() string {
 	text := fmt.Sprintf("nfc: %s: %v", e.Step, e.Err)
+	var about []string
 	if e.Host != "" {
-		text += " (host " + e.Host
-		if e.Version != "" {
-			text += ", NFC version " + e.Version
-		}
-		text += ")"
+		about = append(about, "host "+printable.Name(e.Host))
+	}
+	if e.Version != "" {
+		about = append(about, "NFC version "+e.Version)
+	}
+	if e.Banner != "" && errors.As(e.Err, new(*wire.ProtocolError)) {
+		about = append(about, "banner "+printable.Name(e.Banner))
+	}
+	if len(about) > 0 {
+		text += " (" + strings.Join(about, ", ") + ")"
 	}
 	return text
 }
@@ -56,7 +67,15 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Hint tells the user what to do about the error.
-func (e *Error) Hint() string { return e.hint }
+func (e *Error) Hint() string {
+	if e.hint == "" && errors.As(e.Err, new(*wire.ProtocolError)) {
+		return "run again with --nfc-trace FILE, and report the error with this file: docs/guide/nfc.md says how"
+	}
+	if e.hint == "" {
+		return hinted.Of(e.Err)
+	}
+	return e.hint
+}
 
 // hostError is an error that a host has sent in a frame.
 type hostError struct {
@@ -71,10 +90,34 @@ func (e *hostError) Error() string {
 	return fmt.Sprintf("the host reports error %d: %s", e.code, e.text)
 }
 
+// These are the codes of errors whose meaning is known.
+const (
+	codeMemory = 5  // the host has no memory left for NFC
+	codeDenied = 11 // the file may not be opened in this way
+)
+
+// The method isMemory reports whether the memory of the host for NFC is used up.
+func (e *hostError) isMemory() bool {
+	return e.code == codeMemory || strings.Contains(e.text, "Failed to allocate")
+}
+
+// isMemory reports whether a host has refused a request because its memory for NFC is used up.
+func isMemory(err error) bool {
+	var e *hostError
+	return errors.As(err, &e) && e.isMemory()
+}
+
+// isRefusal reports whether a host does not let the file be opened, or does not find it.
+func isRefusal(err error) bool {
+	var e *hostError
+	return errors.As(err, &e) && (e.code == codeDenied || strings.Contains(e.text, "not find") || strings.Contains(e.text, "not found"))
+}
+
 // lostError says that a connection was lost.
 type lostError struct{ err error }
 
 func (e *lostError) Error() string { return "connection lost: " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-var errNotYet = errors.New("not implemented")
+// printableText returns a text of a host in a form that can be shown.
+func printableText(text string) string { return printable.Line(strings.TrimRight(text, "\x00\r\n ")) }

@@ -19,11 +19,13 @@ package nfc
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"github.com/vddkcp/vddkcp/internal/secret"
+	"github.com/vddkcp/vddkcp/nfc/wire"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -34,6 +36,10 @@ const (
 	DefaultDepth = 16
 	// MaxDepth is the largest Options.Depth. Nobody has seen a client with more requests in flight.
 	MaxDepth = 32
+
+	sectorSize = 512 // bytes
+	// defaultBuffer is the size of the buffers of a session that the host chooses, in bytes.
+	defaultBuffer = 64 << 10
 
 	defaultTimeout = 2 * time.Minute
 	// openTimeouts is the time limit for opening a connection, as a multiple of Options.Timeout.
@@ -108,3 +114,43 @@ type Options struct {
 // Compressions are the possible values of Options.Compression. With "skipz", the host leaves out
 // zeros. With "zlib", it compresses the data, which helps on slow networks only.
 var Compressions = []string{"skipz", "zlib", "none"}
+
+// compressions has the number in the protocol for each value of Options.Compression.
+var compressions = map[string]wire.Compression{"": wire.SkipZ, "skipz": wire.SkipZ, "zlib": wire.Zlib, "none": wire.Plain}
+
+// normalised returns the options with defaults in place of fields that are not set.
+func (o Options) normalised() (Options, error) {
+	if _, ok := compressions[o.Compression]; !ok {
+		return o, source.Permanent(fmt.Errorf("compression %q: want one of %q", o.Compression, Compressions))
+	}
+	if o.Depth <= 0 {
+		o.Depth = DefaultDepth
+	}
+	o.Depth = min(o.Depth, MaxDepth)
+	if o.Quirks.maxDepth > 0 {
+		o.Depth = min(o.Depth, o.Quirks.maxDepth)
+	}
+	if o.RequestSize <= 0 {
+		o.RequestSize = wire.MaxRead
+	}
+	o.RequestSize = max(min(o.RequestSize, wire.MaxRead)&^(sectorSize-1), sectorSize)
+	if o.Quirks.maxRead > 0 {
+		o.RequestSize = min(o.RequestSize, o.Quirks.maxRead)
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.Buffers == (nfcbudget.Buffers{}) {
+		o.Buffers = nfcbudget.Buffers{Size: 1 << 20, Count: 4}
+	}
+	if o.Hosts == nil {
+		o.Hosts = NewHosts()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	return o, nil
+}

@@ -2,12 +2,309 @@ package nfc
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"time"
 
+	"github.com/vddkcp/vddkcp/internal/life"
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
+	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
 )
 
+const (
+	// maxPatience limits how long a host may take for the handshake before another form of it is
+	// tried.
+	maxPatience = 20 * time.Second
+	// headSize is the number of bytes at the beginning of a disk that are compared when the disk
+	// is opened again.
+	headSize = 64 << 10
+)
+
 // Open opens a disk for reading. The returned disk repeats failed calls, as Options.Retry says, and
-// implements source.Identified, source.Described and source.Counted.
+// implements source.Identified, source.Described and source.Counted. Its range is one extent with
+// data, because hosts do not reliably say which parts of a disk are allocated.
+//
+// If the disk cannot be opened at first, Open returns the error, which is an *Error unless the caller's
+// Tickets has returned it. When ctx ends, all methods of the disk return the cause of ctx.
 func Open(ctx context.Context, p Params, t Tickets, o Options) (source.Disk, error) {
-	return nil, errNotYet
+	o, err := o.normalised()
+	if err != nil {
+		return nil, err
+	}
+	op := &opener{params: p, tickets: t, o: o, buffers: o.Buffers, limits: &limits{size: o.RequestSize, depth: o.Depth}}
+	if o.Quirks.zeroSession {
+		op.buffers = nfcbudget.Buffers{}
+	}
+	d, err := source.Retry(ctx, op.open, o.Retry)
+	if err != nil {
+		op.release()
+		return nil, err
+	}
+	return &budgeted{d, op}, nil
+}
+
+// budgeted is a disk that gives its share of the host's memory back when it is closed. It keeps it
+// while the disk is opened again.
+type budgeted struct {
+	source.Disk
+	opener *opener
+}
+
+// Unwrap implements source.Wrapper.
+func (d *budgeted) Unwrap() source.Disk { return d.Disk }
+
+// Close implements source.Disk.
+func (d *budgeted) Close() error {
+	err := d.Disk.Close()
+	d.opener.release()
+	return err
+}
+
+// An opener opens a disk, and opens it again after its connection was lost. source.Retry makes only one
+// call of its method open at a time.
+type opener struct {
+	params  Params
+	tickets Tickets
+	o       Options
+	limits  *limits
+
+	buffers nfcbudget.Buffers // of the next session; the zero value lets the host choose
+	opened  *facts            // of the first opening; nil before it
+	samples source.Samples    // of what was read; used only if the content cannot change
+
+	budget   *nfcbudget.Budget // of which a share is held
+	giveBack func()            // returns the share; nil if none is held
+}
+
+// facts are properties of a disk that must be the same at each opening.
+type facts struct {
+	capacity            int64
+	uuid, longContentID string
+	head                [sha256.Size]byte // of the first bytes of the disk
+}
+
+// The method open opens the disk for source.Retry.
+func (op *opener) open(ctx context.Context) (source.Disk, error) {
+	if err := op.acquire(ctx); err != nil {
+		return nil, err
+	}
+	limit := openTimeouts * op.o.Timeout
+	limited, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the host did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
+	defer cancel()
+	for {
+		d, err := op.attempt(limited, ctx)
+		if err == nil {
+			return d, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		var e *Error
+		if !errors.As(err, &e) || e.Step != StepOpenSession || !errors.As(err, new(*hostError)) || !op.smaller() {
+			return nil, err
+		}
+		op.o.Log.Debug("nfc: the host has refused the buffers of the session", "disk", op.params.Name, "error", err, "next", op.buffers)
+	}
+}
+
+// The method acquire waits for the disk's share of the host's memory. If the disk has a share of another
+// host, because it was migrated, acquire gives that share back first.
+func (op *opener) acquire(ctx context.Context) error {
+	if op.o.Budget == nil {
+		return nil
+	}
+	b, err := op.o.Budget(ctx)
+	if err != nil {
+		return err
+	}
+	if op.giveBack != nil && b == op.budget {
+		return nil
+	}
+	op.release()
+	if b == nil {
+		return nil
+	}
+	giveBack, err := b.Acquire(ctx, b.Of(1, op.o.Buffers.Bytes()))
+	if err != nil {
+		return err
+	}
+	op.budget, op.giveBack = b, giveBack
+	return nil
+}
+
+// The method release gives the disk's share of the host's memory back.
+func (op *opener) release() {
+	if op.giveBack != nil {
+		op.giveBack()
+	}
+	op.budget, op.giveBack = nil, nil
+}
+
+// The method smaller chooses smaller buffers for the next session. It returns false if there are none.
+func (op *opener) smaller() bool {
+	small := nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4}
+	switch {
+	case op.buffers == (nfcbudget.Buffers{}):
+		return false
+	case op.buffers.Bytes() > small.Bytes():
+		op.buffers = small
+	default:
+		op.buffers = nfcbudget.Buffers{}
+	}
+	return true
+}
+
+// The method attempt opens the disk once. The opening ends with limited, and the disk with ctx.
+func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
+	dialogue, variant, err := op.connect(limited)
+	if err != nil {
+		return nil, err
+	}
+	c := newConn(dialogue, op.limits, op.o.Timeout)
+	s := &session{opener: op, dialogue: dialogue, conn: c}
+	stop := c.watch(limited)
+	found, err := s.open()
+	if err == nil {
+		err = op.compare(s, found)
+	}
+	if !stop() && err == nil {
+		err = s.explain(context.Cause(limited))
+	}
+	if err != nil {
+		if cause := context.Cause(limited); cause != nil {
+			err = dialogue.fail(cause, "")
+		}
+		c.end(s.closing)
+		return nil, err
+	}
+	op.remember(dialogue, variant)
+	if op.opened == nil {
+		op.opened = found
+	}
+	d := &disk{
+		opener: op, session: s, facts: found, compression: compressions[op.o.Compression],
+		life: life.Life{Context: ctx, Name: printable.Name(op.params.Name)},
+	}
+	d.stop = c.watch(ctx)
+	return d, nil
+}
+
+// The method connect connects to the host and performs the handshake. If nothing is known about the host,
+// it tries several forms of the handshake, each with a new ticket.
+func (op *opener) connect(ctx context.Context) (*dialogue, string, error) {
+	var first error
+	tried := map[string]bool{}
+	for _, variant := range variants {
+		quirks, patience := op.o.Quirks.with(variant), min(maxPatience, op.o.Timeout)
+		if tried[quirks.String()] {
+			continue
+		}
+		tried[quirks.String()] = true
+		ticket, err := op.ticket(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		known, ok := op.o.Hosts.variant(op.o.address(ticket))
+		if ok {
+			variant, quirks, patience = known, op.o.Quirks.with(known), 0
+		}
+		d := newDialogue(&op.o, quirks, ticket)
+		err = d.run(ctx, patience)
+		if err == nil {
+			return d, variant, nil
+		}
+		if first == nil {
+			first = err
+		}
+		if ok || ctx.Err() != nil || !mayVary(err) {
+			return nil, "", first
+		}
+		op.o.Log.Debug("nfc: the handshake has failed, another form of it is tried", "host", d.address, "quirks", d.quirks.String(), "error", err)
+	}
+	return nil, "", first
+}
+
+// The method ticket asks for a ticket.
+func (op *opener) ticket(ctx context.Context) (Ticket, error) {
+	if op.o.Step != nil {
+		op.o.Step(StepTicket)
+	}
+	t, err := op.tickets.Ticket(ctx)
+	switch {
+	case err == nil:
+		return t, nil
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case source.IsPermanent(err):
+		return t, source.Permanent(&Error{Step: StepTicket, Err: err})
+	}
+	return t, &Error{Step: StepTicket, Err: err}
+}
+
+// mayVary reports whether another form of the handshake may work after an error.
+func mayVary(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || source.IsPermanent(err) {
+		return false
+	}
+	switch e.Step {
+	case StepThumbprint, StepHello, StepVersion, StepFrames:
+		return true
+	}
+	return false
+}
+
+// The method remember records how the host was reached, and tells the user if that is unusual.
+func (op *opener) remember(d *dialogue, variant string) {
+	s := hostState{variant: variant, sha1: d.token == "" && len(d.ticket.Certificate) == 0}
+	if !op.o.Hosts.record(d.address, s) {
+		return
+	}
+	host := printable.Name(d.address)
+	op.o.Log.Debug("nfc: the host was reached", "host", d.address, "version", fmt.Sprintf("%d.%d", d.major, d.minor), "banner", d.banner.Text)
+	if variant != "" {
+		op.o.Warn(fmt.Sprintf("the handshake with the host %s works only with %s: please report this, as docs/guide/nfc.md describes", host, variant))
+	}
+	if s.sha1 {
+		op.o.Log.Info(fmt.Sprintf("nfc: the certificate of the host %s was compared with a SHA-1 thumbprint only, because the host announces no SHA-256 thumbprint", host))
+	}
+	if op.o.Clear {
+		op.o.Warn(fmt.Sprintf("the data of %s comes from the host %s without encryption: nothing protects it on the way", printable.Name(op.params.Name), host))
+	}
+}
+
+// The method compare checks that the disk is the one that the inventory describes, and the one that was
+// opened before.
+func (op *opener) compare(s *session, found *facts) error {
+	first := op.opened
+	switch {
+	case op.params.Capacity != 0 && found.capacity != op.params.Capacity:
+		return s.explain(source.Permanent(fmt.Errorf("the host has a disk of %d bytes, but the server says that the disk has %d bytes", found.capacity, op.params.Capacity)))
+	case first == nil:
+		return nil
+	case found.capacity != first.capacity:
+		return s.explain(source.Changed(fmt.Errorf("the disk has %d bytes, but it had %d bytes before", found.capacity, first.capacity)))
+	case found.uuid != first.uuid:
+		return s.explain(source.Changed(fmt.Errorf("the disk has the UUID %s, but it had %s before", printable.Name(found.uuid), printable.Name(first.uuid))))
+	case op.params.Frozen && found.longContentID != first.longContentID:
+		return s.explain(source.Changed(fmt.Errorf("the disk has the content ID %s, but it had %s before", printable.Name(found.longContentID), printable.Name(first.longContentID))))
+	case !op.params.Frozen:
+		return nil // source.Retry compares what was read before
+	case found.head != first.head:
+		return s.explain(source.Changed(fmt.Errorf("the first %d bytes of the disk are not those that were read before", min(headSize, found.capacity))))
+	}
+	err := op.samples.Check(func(p []byte, off int64) (proceed bool, err error) {
+		err = s.readAt(p, off, found.capacity, compressions[op.o.Compression])
+		return errors.As(err, new(*hostError)), err
+	})
+	if err != nil && errors.Is(err, source.ErrChanged) {
+		err = source.Changed(err)
+	}
+	if err != nil {
+		return s.explain(err)
+	}
+	return nil
 }

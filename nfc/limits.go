@@ -1,0 +1,35 @@
+package nfc
+
+import "sync"
+
+// minRequest is the smallest size that limits gives to requests, in bytes.
+const minRequest = 64 << 10
+
+// limits are the size and the number of the requests of a disk. They become smaller when the host has
+// no memory for the requests. Their methods are safe for concurrent use.
+type limits struct {
+	mu      sync.Mutex
+	size    int // bytes of a request
+	depth   int // requests in flight
+	changes int // number of calls of halve that have had an effect
+}
+
+// The method get returns the present limits. The result changes is for the method halve.
+func (l *limits) get() (size, depth, changes int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size, l.depth, l.changes
+}
+
+// The method halve halves the limits after the host has refused a request. The parameter changes is
+// what get returned before the request was sent: the refusals of several requests count as one.
+func (l *limits) halve(changes int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if changes != l.changes {
+		return
+	}
+	l.size = max(l.size/2&^(sectorSize-1), min(l.size, minRequest))
+	l.depth = max(l.depth/2, 1)
+	l.changes++
+}

@@ -1,0 +1,139 @@
+package nfc
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/vddkcp/vddkcp/nfc/wire"
+	"github.com/vddkcp/vddkcp/source"
+)
+
+// A session is a connection on which a disk is open.
+type session struct {
+	opener   *opener
+	dialogue *dialogue
+	conn     *conn
+	file     wire.OpenedFile
+	closing  []wire.Request // that end what was opened
+	adapter  string         // adapter type in the disk's descriptor, such as "lsilogic"; may be ""
+}
+
+// The method explain returns the *Error for an error of the present step. It is permanent if err is.
+func (s *session) explain(err error) error { return s.dialogue.fail(err, "") }
+
+// The method call performs a step that is one request.
+func (s *session) call(r wire.Request, size int) (payload, text []byte, err error) {
+	if step := stepOf(r.Type); step != s.dialogue.step {
+		s.dialogue.begin(step)
+	}
+	payload, text, err = s.conn.call(r, size)
+	if err != nil {
+		return nil, nil, s.refused(err)
+	}
+	return payload, text, nil
+}
+
+// The method refused returns the error for a request of opening that has failed.
+func (s *session) refused(err error) error {
+	hint := ""
+	if isMemory(err) {
+		hint = "the host has no memory left for NFC connections: other backups or copies use it; wait until they have ended, or choose smaller buffers with --nfc-buffers"
+	} else if s.dialogue.step == StepOpenFile && isRefusal(err) {
+		hint = "the user may lack the privilege to read the disk, another program may have locked the file, or a snapshot is missing although the VM is running"
+		if s.opener.params.Frozen {
+			hint = "the user may lack the privilege to read the disk, or another program has locked the file: vddkcp check VM finds missing privileges"
+		}
+		if s.opener.opened == nil {
+			err = source.Permanent(err) // after the first opening, it may be a migration, which ends
+		}
+	}
+	return s.dialogue.fail(err, hint)
+}
+
+// The method open opens the session and the file, and reads what identifies the disk.
+func (s *session) open() (*facts, error) {
+	b := s.opener.buffers
+	request := wire.NewOpenSession(uint32(b.Size), uint32(b.Count))
+	if _, _, err := s.call(request, len(request.Payload)); err != nil {
+		return nil, err
+	}
+	s.closing = append(s.closing, wire.NewCloseSession(s.opener.o.Quirks.longClose))
+	if b.Size > 0 {
+		s.conn.buffer = int(b.Size)
+	}
+	for _, request := range []wire.Request{wire.NewSockOpts(), wire.NewResPool()} {
+		if _, _, err := s.call(request, len(request.Payload)); err != nil {
+			return nil, err
+		}
+	}
+	payload, _, err := s.call(wire.NewOpenFile(s.dialogue.ticket.File, wire.ReadDisk), wire.OpenFileSize)
+	if err != nil {
+		return nil, err
+	}
+	file, err := wire.ParseOpenFile((*[wire.OpenFileSize]byte)(payload))
+	if err == nil && file.Status != 0 {
+		return nil, s.refused(&hostError{code: file.Status})
+	}
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	s.file = file
+	s.closing = append([]wire.Request{wire.NewCloseFile(file.Handle, s.opener.o.Quirks.longClose)}, s.closing...)
+	found := &facts{capacity: file.Capacity}
+	size, _ := wire.PayloadSize(wire.DDBGet)
+	for _, entry := range []struct {
+		key   string
+		value *string
+	}{{"uuid", &found.uuid}, {"longContentID", &found.longContentID}, {"adapterType", &s.adapter}} {
+		_, text, err := s.call(wire.NewDDBGet(file.Handle, entry.key), size)
+		if err != nil && !errors.As(err, new(*hostError)) {
+			return nil, err
+		}
+		*entry.value = printableText(string(text)) // "" if the host does not know the key
+	}
+	s.dialogue.begin(StepRead)
+	head := make([]byte, min(headSize, file.Capacity))
+	if err := s.conn.read(file.Handle, head, 0, compressions[s.opener.o.Compression]); err != nil {
+		return nil, s.explain(err)
+	}
+	found.head = sha256.Sum256(head)
+	return found, nil
+}
+
+// The method readAt reads len(p) bytes at any offset of a disk with the given capacity. The host reads
+// only whole sectors. Whole sectors go from the connection directly into p, and the sectors of which p
+// has only a part through a buffer.
+func (s *session) readAt(p []byte, off, capacity int64, compression wire.Compression) error {
+	handle := s.file.Handle
+	if off%sectorSize == 0 && len(p)%sectorSize == 0 {
+		return s.conn.read(handle, p, off, compression)
+	}
+	var sector [sectorSize]byte
+	if skip := off % sectorSize; skip != 0 || len(p) < sectorSize {
+		if err := s.conn.read(handle, sector[:], off-skip, compression); err != nil {
+			return err
+		}
+		n := copy(p, sector[skip:])
+		p, off = p[n:], off+int64(n)
+	}
+	whole := len(p) &^ (sectorSize - 1)
+	if whole > 0 {
+		if err := s.conn.read(handle, p[:whole:whole], off, compression); err != nil {
+			return err
+		}
+	}
+	if whole < len(p) {
+		if err := s.conn.read(handle, sector[:], off+int64(whole), compression); err != nil {
+			return err
+		}
+		copy(p[whole:], sector[:])
+	}
+	return nil
+}
+
+// The method readError returns the error of a read as callers of the disk get it.
+func (s *session) readError(p []byte, off int64, err error) error {
+	e := &Error{Step: StepRead, Err: err, Host: s.dialogue.address, Version: fmt.Sprintf("%d.%d", s.dialogue.major, s.dialogue.minor), Banner: s.dialogue.hide(s.dialogue.banner.Text)}
+	return fmt.Errorf("read [%d, %d): %w", off, off+int64(len(p)), e)
+}
