@@ -5,7 +5,8 @@ import "fmt"
 const (
 	// ReadSize is the size of the payload of a Read and of a Fragment, in bytes.
 	ReadSize = 44
-	// MaxRead is the maximum length of a Read, in bytes. Hosts of version 7.0.3 answer with no more.
+	// MaxRead is the maximum length of a Read, in bytes. Hosts of version 7.0.3 answer with no
+	// more.
 	MaxRead = 1 << 20
 	// PackedSlack is the number of bytes by which a compressed fragment may be longer than the
 	// buffers of the session.
@@ -74,7 +75,8 @@ type Fragment struct {
 	Direction   uint32      // 1 in the answer to a read
 }
 
-// ParseFragment decodes the payload of an answer to a Read. The caller checks the fields; see Check.
+// ParseFragment decodes the payload of an answer to a Read. The caller checks the fields; see
+// Check.
 func ParseFragment(b *[ReadSize]byte) Fragment {
 	return Fragment{
 		Status:      u64(b[:], 0),
@@ -110,7 +112,11 @@ func (f Fragment) Check(r Read, bufferBytes int) error {
 	case int64(f.Place)+length > int64(r.Len):
 		return wrong("a fragment", "inside the read", fmt.Sprintf("bytes [%d, %d)", f.Place, int64(f.Place)+length))
 	case f.Compression != Plain && f.Compression != r.Compression:
-		return wrong("the compression", fmt.Sprintf("%v or %v", r.Compression, Plain), f.Compression)
+		allowed := Plain.String()
+		if r.Compression != Plain {
+			allowed = fmt.Sprintf("%v or %v", r.Compression, Plain)
+		}
+		return wrong("the compression", allowed, f.Compression)
 	case f.Compression == Plain && packed != length:
 		return wrong("an uncompressed fragment with", fmt.Sprintf("%d bytes of data", length), packed)
 	case packed == 0 || f.Compression != Plain && packed > int64(bufferBytes)+PackedSlack:
@@ -131,9 +137,9 @@ const (
 )
 
 // DecodeSkipZ decodes the data of a fragment with the compression SkipZ into dst. The data must
-// describe exactly len(dst) bytes: runs in ascending order that do not overlap, lie inside dst and are
-// not empty, with nothing after the last run. All other bytes of dst become zero. After an error the
-// content of dst is undefined.
+// describe exactly len(dst) bytes: runs in ascending order that do not overlap, lie inside dst and
+// are not empty, with nothing after the last run. All other bytes of dst become zero. After an
+// error the content of dst is undefined.
 func DecodeSkipZ(dst, src []byte) error {
 	if len(src) < skipZHeader {
 		return violation(src, fmt.Sprintf("at least %d bytes of skipz data", skipZHeader), fmt.Sprintf("%d bytes", len(src)))
