@@ -1,6 +1,6 @@
 // Package spans remembers which parts of a range have been received, for protocols that send the
-// answer to a read in several parts and in any order. The zero [Set] is empty. [Set.Add] adds a part,
-// and refuses a part that was received before. [Set.Missing] finds what is not received yet.
+// answer to a read in several parts and in any order. The zero [Set] is empty. [Set.Add] adds a
+// part, and refuses a part that was received before. [Set.Missing] finds what is not received yet.
 package spans
 
 import (
@@ -56,14 +56,14 @@ func (s *Set) Add(from, to int64) error {
 	return nil
 }
 
-// The function overlap returns the error for a range [from, to) that overlaps the range e, which was
-// added before.
+// The function overlap returns the error for a range [from, to) that overlaps the range e, which
+// was added before.
 func overlap(from, to int64, e Span) error {
 	return fmt.Errorf("the range [%d, %d) repeats bytes [%d, %d) that were received before", from, to, max(from, e.From), min(to, e.To))
 }
 
-// Missing returns the first part of [from, to) that no added range covers. The result ok is false if
-// there is no such part. All ranges in the set must lie inside [from, to).
+// Missing returns the first part of [from, to) that no added range covers. The result ok is false
+// if there is no such part. All ranges in the set must lie inside [from, to).
 func (s *Set) Missing(from, to int64) (missing Span, ok bool) {
 	for _, e := range s.list {
 		if e.From > from {

@@ -24,8 +24,8 @@ type OpenedFile struct {
 	Geometry   [3]uint32 // cylinders, heads, sectors
 }
 
-// ParseOpenFile decodes the payload of an answer to NewOpenFile. The caller checks the status. If the
-// status is 0, the capacity must be a multiple of 512 bytes, and 512 bytes to 1 EiB.
+// ParseOpenFile decodes the payload of an answer to NewOpenFile. The caller checks the status. If
+// the status is 0, the capacity must be a multiple of 512 bytes, and 512 bytes to 1 EiB.
 func ParseOpenFile(b *[OpenFileSize]byte) (OpenedFile, error) {
 	f := OpenedFile{
 		Status:     u64(b[:], 0),
@@ -46,8 +46,8 @@ func ParseOpenFile(b *[OpenFileSize]byte) (OpenedFile, error) {
 }
 
 // ParseDDBGet decodes the payload of an answer to NewDDBGet, which must have 16 bytes. The entry, a
-// text of textSize bytes, follows the payload. textSize is 0 if the disk does not have the entry. The
-// error is a *ProtocolError if the text would be longer than MaxText.
+// text of textSize bytes, follows the payload. textSize is 0 if the disk does not have the entry.
+// The error is a *ProtocolError if the text would be longer than MaxText.
 func ParseDDBGet(b []byte) (textSize int, err error) {
 	if len(b) != ddbSize {
 		return 0, violation(b, fmt.Sprintf("a payload of %d bytes in the answer %v", ddbSize, DDBGet), fmt.Sprintf("%d bytes", len(b)))

@@ -105,8 +105,8 @@ func (m *Message) HasFrames() bool { return u32(m[:], 16) == 1 }
 // ServerVersion returns the version of the protocol in a message of the type Version.
 func (m *Message) ServerVersion() (major, minor uint32) { return u32(m[:], 4), u32(m[:], 8) }
 
-// ServerError returns the numbers in a message of the type NFCError. A text of textSize bytes follows
-// the message. The error is a *ProtocolError if the text would be longer than MaxText.
+// ServerError returns the numbers in a message of the type NFCError. A text of textSize bytes
+// follows the message. The error is a *ProtocolError if the text would be longer than MaxText.
 func (m *Message) ServerError() (kind, code uint32, textSize int, err error) {
 	textSize, err = checkText(m[:16], "an error text", u32(m[:], 12))
 	return u32(m[:], 4), u32(m[:], 8), textSize, err
@@ -120,8 +120,8 @@ var messageFields = map[MessageType][]field{
 	Features:   {{name: "bits", at: 4, hex: true}},
 }
 
-// Fields returns the type and all other fields of the message in words, and the bytes without a known
-// meaning that are not zero. It never shows bytes of a ClientRandom, which contains a token.
+// Fields returns the type and all other fields of the message in words, and the bytes without a
+// known meaning that are not zero. It never shows bytes of a ClientRandom, which contains a token.
 func (m *Message) Fields() string {
 	t := m.Type()
 	if t == ClientRandom {

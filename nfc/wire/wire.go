@@ -3,13 +3,13 @@
 //
 // A connection begins with lines of text ([ParseBanner], [ParseReply]). Nine messages of 264 bytes
 // follow ([Message]), and after them frames ([Header], [Request]). A frame has a header, a payload,
-// and data that the size in the header does not count. The answer to a [Read] is one or more frames,
-// each with a [Fragment] as its payload.
+// and data that the size in the header does not count. The answer to a [Read] is one or more
+// frames, each with a [Fragment] as its payload.
 //
 // All numbers are little endian. A host can send any length in a message or frame, so the functions
-// of this package never allocate memory of such a length, and check lengths against limits. An error
-// is a [*ProtocolError]. VMware has not published the protocol: bytes without a known meaning are
-// zero in what a client sends, and are ignored, but shown in traces, in what a host sends.
+// of this package never allocate memory of such a length, and check lengths against limits. An
+// error is a [*ProtocolError]. VMware has not published the protocol: bytes without a known meaning
+// are zero in what a client sends, and are ignored, but shown in traces, in what a host sends.
 package wire
 
 import (
@@ -44,8 +44,8 @@ func violation(b []byte, want, got string) *ProtocolError {
 	return &ProtocolError{Want: want, Got: got, Bytes: append([]byte(nil), b[:min(len(b), maxHex)]...)}
 }
 
-// Hex returns the first 64 bytes of b in hexadecimal, separated by spaces. If b has more bytes, "..."
-// follows.
+// Hex returns the first 64 bytes of b in hexadecimal, separated by spaces. If b has more bytes,
+// "..." follows.
 func Hex(b []byte) string {
 	if len(b) > maxHex {
 		return fmt.Sprintf("% x...", b[:maxHex])
@@ -76,8 +76,9 @@ type field struct {
 	hex  bool // the number is shown in hexadecimal
 }
 
-// describe returns the given fields of b in words. After them it lists the bytes outside these fields
-// that are not zero, except for the first skip bytes of b. Fields beyond the end of b are left out.
+// describe returns the given fields of b in words. After them it lists the bytes outside these
+// fields that are not zero, except for the first skip bytes of b. Fields beyond the end of b are
+// left out.
 func describe(b []byte, skip int, fields []field) string {
 	var words []string
 	known := make([]bool, len(b))
