@@ -27,6 +27,7 @@ var imports = []struct{ pkg, allowed string }{
 	{"transfer/progress", ""},
 	{"transfer/report", "transfer/progress"},
 	{"transfer", "source sink transfer/digest transfer/progress transfer/report"},
+	{"nfc/nfctest", ""},
 	{"nbd/client", "nbd sink source"},
 	{"nbd/server", "nbd source"},
 	{"nbd", ""},
