@@ -133,6 +133,34 @@ func TestTicket(t *testing.T) {
 	}
 }
 
+func TestTicketOfSimulator(t *testing.T) {
+	t.Parallel()
+	for _, host := range []bool{false, true} {
+		server := vspheretest.New(t, vspheretest.VM{Name: "web01"}, vspheretest.Configure(func(o *vspheretest.Options) { o.ESXi = host }))
+		vm := findVM(t, server, "web01")
+		server.EndSessions()
+		first, err := vm.Ticket(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.On("NfcGetVmFiles", vspheretest.Fault{VM: "web01", Cut: vspheretest.After, Times: 1})
+		second, err := vm.Ticket(t.Context())
+		if err != nil || first.Session.Reveal() == second.Session.Reveal() || second.Host != "127.0.0.1" || second.Port != server.NFC("").Port() || second.SHA1 == "" {
+			t.Errorf("tickets %+v and %+v, error %v", first, second, err)
+		}
+		server.RevokePrivilege("VirtualMachine.Provisioning.GetVmFiles")
+		want := "VirtualMachine.Provisioning.GetVmFiles on VirtualMachine " + vm.Moref()
+		if _, err = vm.Ticket(t.Context()); err == nil || !strings.Contains(err.Error(), want) || !retry.IsMarked(err) {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		server.Destroy("web01")
+		server.GrantPrivilege("VirtualMachine.Provisioning.GetVmFiles")
+		if _, err := vm.Ticket(t.Context()); !errors.Is(err, inventory.ErrVMGone) {
+			t.Errorf("error %v", err)
+		}
+	}
+}
+
 func TestTicketRefused(t *testing.T) {
 	t.Parallel()
 	server := vspheretest.New(t, vspheretest.VM{Name: "web01"})

@@ -59,6 +59,12 @@ var commands = map[string]command{
 	"revoke":           {"PRIVILEGE", 1, 1, func(s *Server, a []string) string { s.RevokePrivilege(a[0]); return "" }},
 	"grant":            {"PRIVILEGE", 1, 1, func(s *Server, a []string) string { s.GrantPrivilege(a[0]); return "" }},
 
+	"nfc-stats":      {"[HOST]", 0, 1, func(s *Server, a []string) string { return fmt.Sprintf("%+v\n", s.NFC(at(a, 0)).Stats()) }},
+	"nfc-violations": {"[HOST]", 0, 1, func(s *Server, a []string) string { return lines(s.NFC(at(a, 0)).Violations()) }},
+	"nfc-cut":        {"[HOST]", 0, 1, func(s *Server, a []string) string { s.NFC(at(a, 0)).Cut(); return "" }},
+	"nfc-expire":     {"[HOST]", 0, 1, func(s *Server, a []string) string { s.NFC(at(a, 0)).ExpireTickets(); return "" }},
+	"nfc-renew":      {"[HOST]", 0, 1, func(s *Server, a []string) string { s.NFC(at(a, 0)).RenewCertificate(); return "" }},
+
 	"fault":   {"METHOD [soap=TYPE] [task=TYPE] [status=N] [cut=before|after] [truncate] [hang] [late] [hangtask] [times=N] [skip=N] [vm=NAME] [body=TEXT]", 1, -1, addFault},
 	"clear":   {"", 0, 0, func(s *Server, a []string) string { s.ClearFaults(); return "" }},
 	"release": {"[METHOD]", 0, 1, release},

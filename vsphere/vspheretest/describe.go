@@ -1,6 +1,7 @@
 package vspheretest
 
 import (
+	"crypto/tls"
 	"fmt"
 	"slices"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/nfc/nfctest"
 )
 
 // Parse returns the Options that a description has. Each line describes one thing:
@@ -24,7 +26,10 @@ import (
 //	   [mode=independent_persistent] [sharing=sharingMultiWriter] [bus=physicalSharing]
 //	   [controller=sata] [key=ID] [uuid=UUID|none] [lun=ID] [label=TEXT]
 //	snapshot VM NAME
+//	nfc [profile=esxi8|esxi703|esxi70|esxi67|esxi60] [latency=20ms] [memory=48MiB] [connections=52]
+//	   [fragment=64KiB] [shuffle] [tls12] [pem] [clear]
 //
+// The line "nfc" changes the NFC services of all hosts. See package nfctest.
 // The disks of a line "vm" are made before those of lines "disk", with random data that depends on
 // the name of the VM. Words with blanks are put in single quotes, as in 'web 01' or folder='a b'.
 // Two single quotes inside stand for one. VM is the name of a VM in a line above; of several VMs
@@ -165,6 +170,9 @@ func (p *parser) line(words []string) error {
 	if kind == "server" {
 		return p.server(newValues(words[1:]))
 	}
+	if kind == "nfc" {
+		return p.nfc(newValues(words[1:]))
+	}
 	if len(words) < 2 {
 		return fmt.Errorf("%q needs a name", kind)
 	}
@@ -202,6 +210,34 @@ func (p *parser) server(v *values) error {
 	p.options.IdleLimit, p.options.ManagedBy = v.duration("idle"), v.text("managed-by")
 	p.options.Version = v.text("version")
 	p.options.User, p.options.Password = v.text("user"), v.text("password")
+	return v.end()
+}
+
+// nfcProfiles are the profiles of NFC services by their names in descriptions.
+var nfcProfiles = map[string]nfctest.Profile{
+	"":        nfctest.ESXi8,
+	"esxi8":   nfctest.ESXi8,
+	"esxi703": nfctest.ESXi703,
+	"esxi70":  nfctest.ESXi70NoSHA256,
+	"esxi67":  nfctest.ESXi67,
+	"esxi60":  nfctest.ESXi60,
+}
+
+func (p *parser) nfc(v *values) error {
+	name := v.text("profile")
+	profile, ok := nfcProfiles[name]
+	if !ok {
+		return fmt.Errorf("no profile of an NFC service is called %q", name)
+	}
+	latency, memory, connections := v.duration("latency"), v.size("memory"), v.number("connections")
+	fragment, shuffle, tls12, pem, clear := v.size("fragment"), v.yes("shuffle"), v.yes("tls12"), v.yes("pem"), v.yes("clear")
+	p.options.NFC = func(_ string, o *nfctest.Options) {
+		o.Profile, o.Latency, o.Memory, o.Connections = profile, latency, memory, connections
+		o.Fragment, o.Shuffle, o.PEM, o.NoSSL = int(fragment), shuffle, pem, clear
+		if tls12 {
+			o.MaxTLS = tls.VersionTLS12
+		}
+	}
 	return v.end()
 }
 

@@ -1,10 +1,12 @@
 package vspheretest_test
 
 import (
+	"crypto/tls"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/nfc/nfctest"
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
@@ -20,6 +22,7 @@ disk 'it''s 1' size=1MiB image=x.raw zero datastore=ds2 file=a/b.vmdk backing=sp
 vm twin
 vm twin folder=f
 snapshot twin 'two words'
+nfc profile=esxi703 latency=20ms memory=48MiB connections=52 fragment=64KiB shuffle tls12 pem clear
 `, func(file string) string { return "/abs/" + file })
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +37,10 @@ snapshot twin 'two words'
 		NoConfig: true, FaultTolerant: true, Connection: "orphaned", ToolsStopped: true, Version: "vmx-7", Guest: "winG", ChangeTracking: true, NoTracking: true})
 	equal(t, "disks", disks, []vspheretest.Disk{{Size: 8 << 20}, {Size: 8 << 20}, {Size: 1 << 20, Image: "/abs/x.raw", Zero: true, Datastore: "ds2", File: "a/b.vmdk",
 		Backing: "sparse", Mode: "persistent", Sharing: "s", Bus: "b", Controller: "sata", KeyID: "k", UUID: "none", LUN: "l", Label: "Hard disk 7"}})
+	var hosts nfctest.Options
+	o.NFC("esx9", &hosts)
+	equal(t, "NFC services", hosts, nfctest.Options{Profile: nfctest.ESXi703, Latency: 20 * time.Millisecond, Memory: 48 << 20, Connections: 52,
+		Fragment: 64 << 10, Shuffle: true, MaxTLS: tls.VersionTLS12, PEM: true, NoSSL: true})
 	equal(t, "snapshots of the first twin", len(o.VMs[1].Snapshots), 0)
 	equal(t, "snapshots of the last twin", o.VMs[2].Snapshots, []string{"two words"})
 
@@ -46,6 +53,8 @@ snapshot twin 'two words'
 		"disk a":               `line 1: no VM above is called "a"`,
 		"snapshot a b":         "line 1: want: snapshot VM NAME",
 		"plane a":              `line 1: a description has no "plane"`,
+		"nfc profile=x":        `line 1: no profile of an NFC service is called "x"`,
+		"nfc latency=x":        "line 1: latency=x: ",
 		"vm 'a":                "line 1: the line \"vm 'a\" has a quote without an end",
 		"vm a\ndisk a size=1x": "line 2: size=1x",
 	} {

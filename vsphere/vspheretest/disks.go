@@ -31,6 +31,7 @@ type machine struct {
 type node struct {
 	store, path string // datastore and path of the descriptor, as the server writes them
 	parent      *node
+	facts       *facts // of the disk
 	image       string // raw image with the content of the disk as this file and its parents hold it; "": none
 	tracked     string // UUID of the change tracking; "": none
 	round       int    // of the change tracking: grows with each snapshot
@@ -213,6 +214,7 @@ func (b *builder) add(i int, d Disk) error {
 	if d.KeyID != "" {
 		b.vm.Config.KeyId = &types.CryptoKeyId{KeyId: d.KeyID, ProviderId: &types.KeyProviderId{Id: "kms"}}
 	}
+	n.facts = factsOf(disk, uuid, kind, b.v.Version)
 	b.m.current[disk.Key] = n
 	b.devices = append(b.devices, disk)
 	return nil
@@ -454,7 +456,7 @@ func (m *machine) newDelta(parent *node) *node {
 		used[n.name()] = true
 	}
 	for i := 1; ; i++ {
-		n := &node{store: parent.store, path: fmt.Sprintf("%s-%06d.vmdk", base, i), parent: parent, image: parent.image, tracked: parent.tracked, round: parent.round + 1}
+		n := &node{store: parent.store, path: fmt.Sprintf("%s-%06d.vmdk", base, i), parent: parent, facts: parent.facts, image: parent.image, tracked: parent.tracked, round: parent.round + 1}
 		if !used[n.name()] {
 			return n
 		}

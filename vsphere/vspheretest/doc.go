@@ -11,6 +11,10 @@
 // [WithLibrary], a stand-in for VDDK's library serves the disks: reading the file of a snapshot
 // gives the content at the time of the snapshot, whatever [Server.Write] has written since.
 //
+// With [WithNFC], the disks can be read over NFC instead: the server gives tickets for stand-ins for
+// the ESXi hosts, which serve the same content and refuse the files that a running VM writes. The
+// method [Server.NFC] returns the stand-in for a host. The two options can be combined.
+//
 // [Server.On] makes calls fail, hang, answer late or lose their answers:
 //
 //	rule := s.On("CreateSnapshot_Task", vspheretest.Fault{Cut: vspheretest.After, Times: 1})
@@ -22,5 +26,5 @@
 // [Server.EndSessions], [Server.RenewCertificate], [Server.Restart], [Server.MoveHost] and
 // [Server.RemoveSnapshotBehindBack].
 //
-// A server without WithLibrary makes no files for its disks. A thousand VMs take a moment then.
+// A server without WithLibrary and WithNFC makes no files for its disks. A thousand VMs take a moment then.
 package vspheretest

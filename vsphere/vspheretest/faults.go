@@ -22,8 +22,8 @@ import (
 // Fault says what happens to calls instead of what the server would do. Several fields may be set:
 // {HangTask: true, Task: f} is a task that hangs until it is released and then fails.
 type Fault struct {
-	// VM is the name of the VM that the call is about; "": any call. Calls on snapshots of a VM
-	// are about this VM.
+	// VM is the name of the VM that the call is about; "": any call. Calls on snapshots of a VM,
+	// and those that ask for a ticket for its files, are about this VM.
 	VM string
 	// Skip is the number of calls that are left alone first, and Times the number of calls that
 	// the fault happens to after that; 0: all.
@@ -57,6 +57,8 @@ type Call struct {
 	Method string // such as "CreateSnapshot_Task"
 	This   types.ManagedObjectReference
 	Body   string // the whole request
+
+	vm types.ManagedObjectReference // argument of methods of the NFC service
 }
 
 // Rule is a fault that a server has been given with On.
@@ -161,12 +163,14 @@ func (s *Server) takeRule(vm types.ManagedObjectReference, method string) *Rule 
 }
 
 // vmOf returns the VM that a call is about; zero: none.
-func (s *Server) vmOf(this types.ManagedObjectReference) types.ManagedObjectReference {
-	switch this.Type {
+func (s *Server) vmOf(c Call) types.ManagedObjectReference {
+	switch c.This.Type {
 	case "VirtualMachine":
-		return this
+		return c.This
+	case "NfcService":
+		return c.vm
 	case "VirtualMachineSnapshot":
-		if o, ok := s.model.Map().Get(this).(*simulator.VirtualMachineSnapshot); ok {
+		if o, ok := s.model.Map().Get(c.This).(*simulator.VirtualMachineSnapshot); ok {
 			return o.Vm
 		}
 	}
@@ -192,7 +196,8 @@ func (s *Server) arrive(c Call, vm types.ManagedObjectReference) *Rule {
 	return nil
 }
 
-// parseCall finds the method and the object of a request.
+// parseCall finds the method and the object of a request, and of methods of the NFC service also the
+// VM.
 func parseCall(body []byte) (Call, error) {
 	c := Call{Body: string(body)}
 	d := xml.NewDecoder(bytes.NewReader(body))
@@ -210,15 +215,23 @@ func parseCall(body []byte) (Call, error) {
 		case c.Method == "":
 			c.Method = start.Name.Local
 		case start.Name.Local == "_this":
-			for _, a := range start.Attr {
-				if a.Name.Local == "type" {
-					c.This.Type = a.Value
-				}
+			if err := decodeReference(d, start, &c.This); err != nil || c.This.Type != "NfcService" {
+				return c, err
 			}
-			err := d.DecodeElement(&c.This.Value, &start)
+		case start.Name.Local == "vm":
+			err := decodeReference(d, start, &c.vm)
 			return c, err
 		}
 	}
+}
+
+func decodeReference(d *xml.Decoder, start xml.StartElement, ref *types.ManagedObjectReference) error {
+	for _, a := range start.Attr {
+		if a.Name.Local == "type" {
+			ref.Type = a.Value
+		}
+	}
+	return d.DecodeElement(&ref.Value, &start)
 }
 
 // serve answers a request.
@@ -237,7 +250,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	vm := s.vmOf(c.This)
+	vm := s.vmOf(c)
 	rule := s.arrive(c, vm)
 	if s.options.Log != nil {
 		fmt.Fprintf(s.options.Log, "%s %s %s\n", c.Method, c.This, s.nameOf(vm))

@@ -28,7 +28,7 @@ func (s *Server) makeImage(n *node, v VM, i int, d Disk) (int64, error) {
 			size = (int64(len(d.Content)) + 511) &^ 511
 		}
 	}
-	if s.options.LibDir == "" {
+	if s.options.Dir == "" {
 		return size, nil
 	}
 	if d.Image != "" {
@@ -106,6 +106,9 @@ func (s *Server) diskPath(n *node) string {
 
 // link makes the stand-in library serve the images of a VM's files, and nothing else of the VM.
 func (s *Server) link(m *machine) error {
+	if s.options.LibDir == "" {
+		return nil
+	}
 	want := map[string]string{}
 	for _, n := range m.nodes() {
 		if n.image != "" {

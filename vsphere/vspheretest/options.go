@@ -6,6 +6,8 @@ import (
 
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vddkcp/vddkcp/nfc/nfctest"
 )
 
 // Options describe the inventory of a server and how the server behaves.
@@ -22,13 +24,18 @@ type Options struct {
 	ManagedBy      string        // address of the vCenter server that manages the hosts; "": none
 
 	// LibDir is the folder of a stand-in for VDDK's library. The server keeps the folder "disks"
-	// in it up to date. If LibDir is empty, the disks have no content.
+	// in it up to date. It may be empty.
 	LibDir string
 	// StrictLogin makes the stand-in library refuse other logins than the cookie of the
 	// newest session and the user and password of the server.
 	StrictLogin bool
-	// Dir is the folder for images. It is needed with LibDir.
+	// Dir is the folder for images. It is needed with LibDir. If it is empty, the disks have no
+	// content.
 	Dir string
+	// NFC changes the options of the stand-in for the NFC service of the host with the given name.
+	// It is called before the service starts, and must not call methods of the server. It may be
+	// nil.
+	NFC func(host string, o *nfctest.Options)
 	// Log receives a line for each call. It may be nil.
 	Log io.Writer
 }
@@ -54,7 +61,12 @@ func Configure(f func(o *Options)) Option { return optionFunc(f) }
 // the disks of the VMs.
 func WithLibrary() Option { return Configure(func(o *Options) { o.LibDir = wanted }) }
 
-// wanted is the LibDir that New replaces with the folder of a new library.
+// WithNFC returns the Option with which the disks of the VMs have content, so that the NFC services of
+// the hosts can serve them. WithLibrary has this effect too.
+func WithNFC() Option { return Configure(func(o *Options) { o.Dir = wanted }) }
+
+// wanted is the LibDir that New replaces with the folder of a new library, and the Dir that it
+// replaces with a new folder.
 const wanted = "new"
 
 // VM is a virtual machine. Every field but Name may be left empty.

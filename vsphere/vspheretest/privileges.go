@@ -24,6 +24,7 @@ var needed = map[string]string{
 	"ReconfigVM_Task":         "VirtualMachine.Config.ChangeTracking",
 	"QueryChangedDiskAreas":   "VirtualMachine.Provisioning.DiskRandomRead",
 	"Destroy_Task":            "VirtualMachine.Inventory.Delete",
+	"NfcGetVmFiles":           "VirtualMachine.Provisioning.GetVmFiles",
 }
 
 // RevokePrivilege takes a privilege, such as "VirtualMachine.State.CreateSnapshot", from all users.
@@ -49,7 +50,11 @@ func (s *Server) granted(id string) bool {
 // denied returns the fault of a call for which the privilege was revoked.
 func (s *Server) denied(m *simulator.Method) types.BaseMethodFault {
 	if id := needed[m.Name]; id != "" && !s.granted(id) {
-		return &types.NoPermission{Object: &m.This, PrivilegeId: id}
+		object := m.This
+		if req, ok := m.Body.(*nfcGetVmFiles); ok {
+			object = req.Vm
+		}
+		return &types.NoPermission{Object: &object, PrivilegeId: id}
 	}
 	return nil
 }

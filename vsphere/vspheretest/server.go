@@ -41,6 +41,7 @@ type Server struct {
 	http     *http.Server
 	mux      http.Handler
 	closed   chan struct{}
+	nfc      nfcHosts
 
 	state // guarded by its mutex
 }
@@ -69,7 +70,8 @@ type state struct {
 }
 
 // New starts a server for a test and ends it with the test. Options are VMs, hosts, datastores and
-// the results of WithLibrary and Configure.
+// the results of WithLibrary, WithNFC and Configure. The test fails if a client of an NFC service did
+// something wrong or has left a connection open.
 func New(t testing.TB, options ...Option) *Server {
 	t.Helper()
 	var o Options
@@ -79,13 +81,19 @@ func New(t testing.TB, options ...Option) *Server {
 	var library *testlib.Library
 	if o.LibDir == wanted {
 		library = testlib.New(t)
-		o.LibDir, o.Dir = library.Dir, t.TempDir()
+		o.LibDir, o.Dir = library.Dir, wanted
+	}
+	if o.Dir == wanted {
+		o.Dir = t.TempDir()
 	}
 	s, err := Start(o)
 	if err != nil {
 		t.Fatalf("starting the simulated vCenter server: %v", err)
 	}
-	t.Cleanup(s.Close)
+	t.Cleanup(func() {
+		s.nfc.check(t)
+		s.Close()
+	})
 	s.Library = library
 	return s
 }
@@ -104,6 +112,7 @@ func Start(o Options) (*Server, error) {
 	s.wrapped = map[types.ManagedObjectReference][]*simulator.Registry{}
 	s.busy = map[types.ManagedObjectReference]types.ManagedObjectReference{}
 	s.revoked = map[string]bool{}
+	s.nfc.hosts = map[types.ManagedObjectReference]*nfcHost{}
 	s.pendingRules = map[pendingKey]*Rule{}
 	s.model = simulator.VPX()
 	s.model.Datacenter, s.model.Datastore, s.model.Machine = 0, 0, 0
@@ -154,6 +163,7 @@ func (s *Server) start() error {
 	s.about()
 	registry.Handler = s.handler
 	registry.AddHandler(&watcher{s})
+	registry.Put(s.newNFCService())
 	s.mux = service.ServeMux
 	s.listener = l
 	config := &tls.Config{
@@ -226,6 +236,7 @@ func (s *Server) Close() {
 	close(s.closed)
 	s.mu.Unlock()
 	s.http.Close()
+	s.nfc.close()
 	s.mu.Lock()
 	for s.running > 0 {
 		s.idle.Wait()

@@ -224,10 +224,8 @@ func (s *Server) merge(m *machine) {
 
 // kept reports whether a VM writes n or a snapshot keeps it.
 func (m *machine) kept(n *node) bool {
-	for _, c := range m.current {
-		if c == n {
-			return true
-		}
+	if m.writes(n) {
+		return true
 	}
 	for _, nodes := range m.frozen {
 		for _, c := range nodes {

@@ -30,6 +30,8 @@ func (s *Server) handler(ctx *simulator.Context, m *simulator.Method) (mo.Refere
 		wrapper = &authorizationManager{o, s}
 	case *simulator.SearchIndex:
 		wrapper = &searchIndex{o, s}
+	case *simulator.ServiceInstance:
+		wrapper = &serviceInstance{o, s}
 	default:
 		return nil, nil
 	}

@@ -3,10 +3,13 @@
 // directory of the repository:
 //
 //	make build
-//	go run ./vsphere/vspheretest/serve [FILE]
+//	go run ./vsphere/vspheretest/serve [FLAGS] [FILE]
 //
 // FILE describes the inventory, as package vspheretest says. The server ends with the signal SIGINT.
-// Its disks are served by the stand-in for VDDK's library, which needs a C compiler.
+//
+// The disks are served by the stand-in for VDDK's library, which needs a C compiler, and over NFC by
+// stand-ins for the ESXi hosts. With the flag -nfc, no library is built. The flags whose names begin
+// with "nfc-" change the hosts; they replace a line "nfc" of FILE.
 package main
 
 import (
@@ -18,6 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
@@ -33,41 +37,85 @@ snapshot db01 'before the update'
 `
 
 func main() {
-	calls := flag.Bool("calls", false, "log each call on standard error")
+	var o options
+	flag.BoolVar(&o.calls, "calls", false, "log each call on standard error")
+	flag.BoolVar(&o.nfc, "nfc", false, "serve the disks only over NFC, without a library for VDDK")
+	for key, usage := range map[string]string{
+		"profile":     "the version of the `HOSTS`: esxi8, esxi703, esxi70, esxi67 or esxi60",
+		"latency":     "the hosts delay each answer by this `TIME`, such as 20ms",
+		"memory":      "the `SIZE` of the memory of a host for the buffers of clients, such as 48MiB",
+		"connections": "the largest `NUMBER` of connections of a host",
+		"fragment":    "the largest `SIZE` of a part of an answer, such as 64KiB",
+	} {
+		flag.Func("nfc-"+key, usage, func(value string) error {
+			o.hosts = append(o.hosts, key+"="+value)
+			return nil
+		})
+	}
 	flag.Parse()
-	if err := run(flag.Arg(0), *calls); err != nil {
+	o.file = flag.Arg(0)
+	if err := o.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "serve:", err)
 		os.Exit(1)
 	}
 }
 
-func run(file string, calls bool) error {
+type options struct {
+	file  string
+	calls bool
+	nfc   bool
+	hosts []string // words of a line "nfc"
+}
+
+// inventory returns the options that the file and the flags describe.
+func (o *options) inventory() (vspheretest.Options, error) {
 	text := inventory
-	if file != "" {
-		b, err := os.ReadFile(file)
+	if o.file != "" {
+		b, err := os.ReadFile(o.file)
 		if err != nil {
-			return err
+			return vspheretest.Options{}, err
 		}
 		text = string(b)
 	}
-	options, err := vspheretest.Parse(text, func(image string) string { return image })
+	abs := func(image string) string { return image }
+	result, err := vspheretest.Parse(text, abs)
 	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
+		return result, fmt.Errorf("%s: %w", o.file, err)
+	}
+	if len(o.hosts) > 0 {
+		hosts, err := vspheretest.Parse("nfc "+strings.Join(o.hosts, " "), abs)
+		if err != nil {
+			return result, fmt.Errorf("the flags for NFC: %w", err)
+		}
+		result.NFC = hosts.NFC
+	}
+	return result, nil
+}
+
+func (o *options) run() error {
+	options, err := o.inventory()
+	if err != nil {
+		return err
 	}
 	dir, err := os.MkdirTemp("", "vcenter-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	options.LibDir, options.Dir = filepath.Join(dir, "lib"), filepath.Join(dir, "images")
-	if calls {
+	options.Dir = filepath.Join(dir, "images")
+	if o.calls {
 		options.Log = os.Stderr
 	}
 	if err := os.Mkdir(options.Dir, 0o755); err != nil {
 		return err
 	}
-	if out, err := exec.Command("vddk/testlib/build", options.LibDir).CombinedOutput(); err != nil {
-		return fmt.Errorf("building the stand-in library, in the root directory of the repository: %w\n%s", err, out)
+	how := " --via nfc"
+	if !o.nfc {
+		options.LibDir = filepath.Join(dir, "lib")
+		how = " --libdir " + options.LibDir
+		if out, err := exec.Command("vddk/testlib/build", options.LibDir).CombinedOutput(); err != nil {
+			return fmt.Errorf("building the stand-in library, in the root directory of the repository: %w\n%s", err, out)
+		}
 	}
 	s, err := vspheretest.Start(options)
 	if err != nil {
@@ -79,11 +127,11 @@ func run(file string, calls bool) error {
 		return err
 	}
 	fmt.Printf(`Flags for vddkcp:
-  --server %s --port %d --user %s --password +%s --thumbprint %s --libdir %s
+  --server %s --port %d --user %s --password +%s --thumbprint %s%s
 For govc:
   export GOVC_INSECURE=1 GOVC_URL='%s'
 Commands are read from standard input; "help" lists them.
-`, s.Host, s.Port, s.User, password, s.Thumbprint(), options.LibDir, s.URL)
+`, s.Host, s.Port, s.User, password, s.Thumbprint(), how, s.URL)
 	go obey(s, os.Stdin)
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
