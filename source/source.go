@@ -208,6 +208,15 @@ type Ender interface {
 	Ended() error
 }
 
+// Rereadable is the ability of a disk whose protocol is not known for certain. After a copy, some
+// places of such a disk are read again and compared with the target.
+type Rereadable interface {
+	// OpenAgain opens the disk a second time, and reads it in another way than the disk itself:
+	// where possible, without what may have gone wrong. The caller closes the result before the
+	// disk.
+	OpenAgain(ctx context.Context) (Disk, error)
+}
+
 // Stats are the statistics of a disk. A field that does not apply to the disk is zero.
 type Stats struct {
 	Transport     string // "file", "nbd", or VDDK's transport mode

@@ -167,12 +167,13 @@ func (c *copying) unchanged(ctx context.Context) error {
 	return c.backing.unchanged(ctx)
 }
 
-// The method finish makes the target durable, and verifies it if Options.Verify is set. Then it
-// publishes the target, which gives it its final name, or suspends it if Options.Hold is set. It
+// The method finish makes the target durable, and verifies it if Options.Verify is set. It reads places
+// of the source again if the source is a source.Rereadable. Then it publishes the target, which gives it its final name, or suspends it if Options.Hold is set. It
 // also fills in the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
-	if c.keeper != nil && c.o.Keep != nil && (c.o.Verify || c.o.Hold) {
+	again := c.isRereadable()
+	if c.keeper != nil && c.o.Keep != nil && (c.o.Verify || c.o.Hold || again) {
 		// A checkpoint is taken before the target is read back, because reading it back takes long.
 		// If a signal interrupts the reading, a later run continues at this checkpoint. With Hold, a
 		// later run continues there if this process is killed before Whole has returned.
@@ -203,6 +204,14 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 			return err
 		}
 	}
+	if again {
+		c.o.Counters.Enter(progress.Verify)
+		var err error
+		if result.Reread, err = c.reread(ctx); err != nil {
+			return err
+		}
+		c.o.Counters.Enter(progress.Finish)
+	}
 	// The target is complete and lacks only its name, so Options.Stop is ignored from here on. The
 	// method Publish also ignores the end of ctx, because a copy whose target has its final name
 	// must not be reported as canceled.
@@ -228,8 +237,8 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 // the target. The comment of Copy says when the target is kept. If the target is kept, the method
 // stores a last checkpoint. If err is nil, the method does nothing.
 func (c *copying) end(ctx context.Context, err error) error {
-	if err == nil || errors.As(err, new(*MismatchError)) {
-		return err // the target is published, or the verifier has suspended it
+	if err == nil || isKept(err) {
+		return err // the target is published, or the check that has failed has suspended it
 	}
 	if c.holds(err) {
 		return suspend(c.dst, err)

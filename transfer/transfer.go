@@ -31,6 +31,7 @@ type Result struct {
 	Counts progress.Snapshot // when everything was written, before the target was read back
 	Digest *report.Digest    // the one that was asked for, else the one that Options.Verify needed; nil: none
 	Verify report.Verify
+	Reread int // number of places that were read again (see source.Rereadable), of 64 KiB
 }
 
 // Copy fills dst with the content of src, makes it durable and publishes it. The plan must be
@@ -38,11 +39,11 @@ type Result struct {
 // publishing it.
 //
 // After an error Copy aborts dst, which removes the target. The target is kept only if the error
-// is a *MismatchError or a *ResumableError, or an ErrSourceChanged as Options.Hold describes.
+// is a *MismatchError, a *RereadError or a *ResumableError, or an ErrSourceChanged as Options.Hold describes.
 //
 // Copy returns a *ResumableError only if Options.Keep is set. After the first checkpoint, every
-// error is then a *ResumableError, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced
-// and *MismatchError. Before the first checkpoint, an error is a *ResumableError in these cases
+// error is then a *ResumableError, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced,
+// *MismatchError and *RereadError. Before the first checkpoint, an error is a *ResumableError in these cases
 // only, in which a later run may succeed:
 //   - ctx or Options.Stop has ended.
 //   - The target is full.

@@ -44,7 +44,7 @@ func (j *job) count() {
 	if j.result.Verify.Status != "" {
 		j.report.Verify = j.result.Verify
 	}
-	j.report.Digest = j.result.Digest
+	j.report.Digest, j.report.PlacesAgain = j.result.Digest, j.result.Reread
 }
 
 // The method explain makes the error for the user from err. It adds the address of the source if

@@ -42,6 +42,7 @@ type Report struct {
 	ResumedFrom int64    `json:"resumed_from"`
 	ResumeProof string   `json:"resume_proof"`
 	Verify      Verify   `json:"verify"`
+	PlacesAgain int      `json:"places_read_again,omitempty"`
 	Digest      *Digest  `json:"digest"`
 	Warnings    []string `json:"warnings"`
 	Error       string   `json:"error"`
