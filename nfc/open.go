@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -63,6 +65,42 @@ func (d *budgeted) Close() error {
 	return err
 }
 
+// OpenAgain implements source.Rereadable. The result reads over a new connection, one request of 64 KiB
+// after the other, and without compression, so that it shares as little as possible with the connection
+// of the disk. That connection is ended first, because both use the disk's share of the host's memory.
+// A later read of the disk opens a new one.
+func (d *budgeted) OpenAgain(ctx context.Context) (source.Disk, error) {
+	op := d.opener
+	if s := op.current.Swap(nil); s != nil {
+		s.conn.end(s.closing)
+	}
+	o := op.o
+	o.Compression, o.Budget = "none", nil
+	other := &opener{params: op.params, tickets: op.tickets, o: o, buffers: nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4},
+		opened: op.opened, limits: &limits{size: headSize, depth: 1}}
+	if op.buffers == (nfcbudget.Buffers{}) {
+		other.buffers = op.buffers
+	}
+	policy := o.Retry.Policy()
+	attempts := policy.Start(retry.NewProgress())
+	for {
+		again, err := source.Retry(ctx, other.open, o.Retry)
+		if err == nil {
+			return again, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		wait, gaveUp := attempts.Failed(err)
+		if gaveUp != nil {
+			return nil, gaveUp
+		}
+		if !policy.Pause(ctx, err, wait, nil) {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
 // An opener opens a disk, and opens it again after its connection was lost. source.Retry makes only one
 // call of its method open at a time.
 type opener struct {
@@ -74,6 +112,7 @@ type opener struct {
 	buffers nfcbudget.Buffers // of the next session; the zero value lets the host choose
 	opened  *facts            // of the first opening; nil before it
 	samples source.Samples    // of what was read; used only if the content cannot change
+	current atomic.Pointer[session]
 
 	budget   *nfcbudget.Budget // of which a share is held
 	giveBack func()            // returns the share; nil if none is held
@@ -189,6 +228,7 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 		life: life.Life{Context: ctx, Name: printable.Name(op.params.Name)},
 	}
 	d.stop = c.watch(ctx)
+	op.current.Store(s)
 	return d, nil
 }
 
