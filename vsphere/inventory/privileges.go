@@ -9,8 +9,8 @@ type Use string
 const (
 	UseFind          Use = "finding and describing VMs"
 	UseSnapshot      Use = "making and removing snapshots"
-	UseVDDK          Use = "reading disks through VDDK"
-	UseNFC               = UseVDDK // reading disks over NFC needs the same privileges
+	UseVDDK          Use = "reading disks through VDDK or over NFC"
+	UseNFC               = UseVDDK // both need the same privileges
 	UseTracking      Use = "switching change tracking on"
 	UsePowerOff      Use = "powering VMs off"
 	UseHTTPS         Use = "reading disks over HTTPS"
