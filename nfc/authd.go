@@ -66,15 +66,21 @@ func (d *dialogue) begin(s Step) {
 
 // The method fail returns the *Error for an error of the present step.
 func (d *dialogue) fail(err error, hint string) error {
-	e := &Error{Step: d.step, Err: err, Host: d.address, Banner: d.hide(d.banner.Text), hint: hint}
-	if d.major != 0 {
-		e.Version = fmt.Sprintf("%d.%d", d.major, d.minor)
-	}
+	e := &Error{Step: d.step, Err: err, Host: d.address, Banner: d.hide(d.banner.Text), Version: d.version(), hint: hint}
 	d.trace.note(d.step, "failed: "+printable.Name(d.hide(err.Error())))
 	if source.IsPermanent(err) {
 		return source.Permanent(e)
 	}
 	return e
+}
+
+// The method version returns the version of the host's NFC service, such as "11.0". It is "" before the
+// host has sent it.
+func (d *dialogue) version() string {
+	if d.major == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d.%d", d.major, d.minor)
 }
 
 // The method hide replaces the secret of the ticket in a text that comes from the host.

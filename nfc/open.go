@@ -36,10 +36,7 @@ func Open(ctx context.Context, p Params, t Tickets, o Options) (source.Disk, err
 	if err != nil {
 		return nil, err
 	}
-	op := &opener{params: p, tickets: t, o: o, buffers: o.Buffers, limits: &limits{size: o.RequestSize, depth: o.Depth}}
-	if o.Quirks.zeroSession {
-		op.buffers = nfcbudget.Buffers{}
-	}
+	op := newOpener(p, t, o)
 	d, err := source.Retry(ctx, op.open, o.Retry)
 	if err != nil {
 		op.release()
@@ -116,6 +113,14 @@ type opener struct {
 
 	budget   *nfcbudget.Budget // of which a share is held
 	giveBack func()            // returns the share; nil if none is held
+}
+
+func newOpener(p Params, t Tickets, o Options) *opener {
+	op := &opener{params: p, tickets: t, o: o, buffers: o.Buffers, limits: &limits{size: o.RequestSize, depth: o.Depth}}
+	if o.Quirks.zeroSession {
+		op.buffers = nfcbudget.Buffers{}
+	}
+	return op
 }
 
 // facts are properties of a disk that must be the same at each opening.
@@ -205,7 +210,10 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 	c := newConn(dialogue, op.limits, op.o.Timeout)
 	s := &session{opener: op, dialogue: dialogue, conn: c}
 	stop := c.watch(limited)
-	found, err := s.open()
+	var found *facts
+	if err = s.begin(); err == nil {
+		found, err = s.open()
+	}
 	if err == nil {
 		err = op.compare(s, found)
 	}
@@ -304,7 +312,7 @@ func (op *opener) remember(d *dialogue, variant string) {
 		return
 	}
 	host := printable.Name(d.address)
-	op.o.Log.Debug("nfc: the host was reached", "host", d.address, "version", fmt.Sprintf("%d.%d", d.major, d.minor), "banner", d.banner.Text)
+	op.o.Log.Debug("nfc: the host was reached", "host", d.address, "version", d.version(), "banner", d.banner.Text)
 	if variant != "" {
 		op.o.Warn(fmt.Sprintf("the handshake with the host %s works only with %s: please report this, as docs/guide/nfc.md describes", host, variant))
 	}

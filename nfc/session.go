@@ -51,12 +51,12 @@ func (s *session) refused(err error) error {
 	return s.dialogue.fail(err, hint)
 }
 
-// The method open opens the session and the file, and reads what identifies the disk.
-func (s *session) open() (*facts, error) {
+// The method begin opens the session.
+func (s *session) begin() error {
 	b := s.opener.buffers
 	request := wire.NewOpenSession(uint32(b.Size), uint32(b.Count))
 	if _, _, err := s.call(request, len(request.Payload)); err != nil {
-		return nil, err
+		return err
 	}
 	s.closing = append(s.closing, wire.NewCloseSession(s.opener.o.Quirks.longClose))
 	if b.Size > 0 {
@@ -64,9 +64,14 @@ func (s *session) open() (*facts, error) {
 	}
 	for _, request := range []wire.Request{wire.NewSockOpts(), wire.NewResPool()} {
 		if _, _, err := s.call(request, len(request.Payload)); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	return nil
+}
+
+// The method open opens the file in the session, and reads what identifies the disk.
+func (s *session) open() (*facts, error) {
 	payload, _, err := s.call(wire.NewOpenFile(s.dialogue.ticket.File, wire.ReadDisk), wire.OpenFileSize)
 	if err != nil {
 		return nil, err
@@ -134,6 +139,6 @@ func (s *session) readAt(p []byte, off, capacity int64, compression wire.Compres
 
 // The method readError returns the error of a read as callers of the disk get it.
 func (s *session) readError(p []byte, off int64, err error) error {
-	e := &Error{Step: StepRead, Err: err, Host: s.dialogue.address, Version: fmt.Sprintf("%d.%d", s.dialogue.major, s.dialogue.minor), Banner: s.dialogue.hide(s.dialogue.banner.Text)}
+	e := &Error{Step: StepRead, Err: err, Host: s.dialogue.address, Version: s.dialogue.version(), Banner: s.dialogue.hide(s.dialogue.banner.Text)}
 	return fmt.Errorf("read [%d, %d): %w", off, off+int64(len(p)), e)
 }
