@@ -34,7 +34,7 @@ type way struct {
 	buffer, count uint32
 	file          string
 	tls1          func(c *client, t *tls.Conn) // after PROXY
-	skip          bool                         // of the requests after the handshake
+	dialed        func(conn net.Conn)
 }
 
 const diskFile = "[ds1] web01/web01.vmdk"
@@ -47,6 +47,9 @@ func connect(ticket Ticket, w way) (*client, error) {
 	}
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	c := &client{conn: conn}
+	if w.dialed != nil {
+		w.dialed(conn)
+	}
 	if err := c.connect(ticket, w); err != nil {
 		conn.Close()
 		return nil, err
@@ -105,7 +108,7 @@ func (c *client) connect(ticket Ticket, w way) error {
 		c.nfc = tls.Client(c.conn, config)
 	}
 	c.in = bufio.NewReader(c.nfc)
-	if err := c.handshake(); err != nil || w.skip {
+	if err := c.handshake(); err != nil {
 		return err
 	}
 	return c.open(w)
@@ -297,6 +300,9 @@ func (c *client) read(compression uint32, from, to, n int64) ([]byte, error) {
 			return nil, err
 		}
 		left -= size
+	}
+	if left < 0 {
+		return nil, errors.New("fragments overlap")
 	}
 	return content, nil
 }

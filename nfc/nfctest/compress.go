@@ -104,7 +104,7 @@ func (w *worker) pack(data []byte) []byte {
 // zlibZeros returns a zlib stream of n zeros.
 func zlibZeros(n int64) []byte {
 	var b bytes.Buffer
-	z, _ := zlib.NewWriterLevel(&b, zlib.BestCompression)
+	z, _ := zlib.NewWriterLevel(&b, zlib.BestSpeed)
 	zeros := make([]byte, min(n, 1<<20))
 	for n > 0 {
 		m := min(n, int64(len(zeros)))
@@ -115,5 +115,5 @@ func zlibZeros(n int64) []byte {
 	return b.Bytes()
 }
 
-// bomb returns a zlib stream of 64 MiB of zeros.
-var bomb = sync.OnceValue(func() []byte { return zlibZeros(64 << 20) })
+// bomb returns a zlib stream of 16 MiB of zeros.
+var bomb = sync.OnceValue(func() []byte { return zlibZeros(16 << 20) })

@@ -64,12 +64,10 @@ func (c *conn) logf(format string, args ...any) {
 	fmt.Fprintf(c.h.options.Log, "connection %d: %s\n", c.n, text)
 }
 
-// serve runs the connection until it ends. The host has no room for it if full is set.
-func (c *conn) serve(full bool) {
-	var err error
-	if full {
-		err = errors.New("too many connections")
-	} else {
+// serve runs the connection until it ends.
+func (c *conn) serve() {
+	err := errors.New("too many connections")
+	if c.h.admit(c) {
 		err = c.dialogue()
 	}
 	c.logf("ends: %v", err)

@@ -98,7 +98,7 @@ const (
 	Missing          // the fragment does not come
 	BrokenZlib       // a zlib stream with wrong bytes
 	ShortZlib        // a zlib stream with less data than the fragment has
-	Bomb             // a zlib stream with 64 MiB of zeros; SkipZ with a length of 0xfffffe00
+	Bomb             // a zlib stream with 16 MiB of zeros; SkipZ with a length of 0xfffffe00
 	SkipZDescending  // the second run is before the first one
 	SkipZOverlap     // the second run begins inside the first one
 	SkipZBeyond      // a run ends after the fragment

@@ -33,7 +33,7 @@ type Host struct {
 // state is the part of a Host that changes while the host runs.
 type state struct {
 	mu          sync.Mutex
-	ended       sync.Cond // a connection has ended
+	ended       sync.Cond // a session or connection has ended, or the host
 	certificate tls.Certificate
 	disks       map[string]Disk
 	tickets     map[string]*issued // unused ones by session
@@ -113,18 +113,13 @@ func (h *Host) accept() {
 		}
 		h.stats.Connections++
 		c := newConn(h, h.stats.Connections, socket)
-		full := h.options.Connections > 0 && h.active >= h.options.Connections
 		h.conns[c] = true
-		if !full {
-			h.active++
-			c.active = true
-		}
 		h.stats.Open++
 		h.stats.MostOpen = max(h.stats.MostOpen, h.stats.Open)
 		h.mu.Unlock()
 		c.logf("connected from %v", socket.RemoteAddr())
 		h.running.Go(c.wire.pump)
-		h.running.Go(func() { c.serve(full) })
+		h.running.Go(c.serve)
 	}
 }
 
@@ -228,7 +223,21 @@ func (h *Host) Violations() []string {
 }
 
 // AwaitClosed waits until no connection is open. It returns false after the given time.
-func (h *Host) AwaitClosed(timeout time.Duration) bool {
+func (h *Host) AwaitClosed(timeout time.Duration) bool { return h.AwaitOpen(0, timeout) }
+
+// AwaitOpen waits until at most n connections are open. It returns false after the given time.
+func (h *Host) AwaitOpen(n int, timeout time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.await(timeout, func() bool { return h.stats.Open <= n })
+}
+
+// await waits until a condition is true that depends on sessions and connections. It returns
+// false after the given time, and when the host is closed. The caller holds h.mu.
+func (h *Host) await(timeout time.Duration, condition func() bool) bool {
+	if condition() {
+		return true
+	}
 	late := false
 	timer := time.AfterFunc(timeout, func() {
 		h.mu.Lock()
@@ -237,12 +246,13 @@ func (h *Host) AwaitClosed(timeout time.Duration) bool {
 		h.ended.Broadcast()
 	})
 	defer timer.Stop()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for h.stats.Open > 0 && !late {
+	for !condition() {
+		if late || h.shut {
+			return false
+		}
 		h.ended.Wait()
 	}
-	return h.stats.Open == 0
+	return true
 }
 
 // Cut resets all open connections.
@@ -264,18 +274,37 @@ func (h *Host) Close() {
 		for c := range h.conns {
 			c.wire.Close()
 		}
+		h.ended.Broadcast()
 	}
 	h.mu.Unlock()
 	h.running.Wait()
 }
 
-// acquire takes n bytes of the memory for sessions. It returns false if there is not enough.
-func (h *Host) acquire(n int64) bool {
+// grace is how long the host waits for room before it refuses a connection or a session. A client
+// that has just closed a connection may open the next one before the host notices the end of the
+// first one, and must not be refused then.
+const grace = 100 * time.Millisecond
+
+// admit counts a connection. It returns false if there are too many of them.
+func (h *Host) admit(c *conn) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.options.Memory > 0 && h.stats.Memory+n > h.options.Memory {
+	if !h.await(grace, func() bool { return h.options.Connections == 0 || h.active < h.options.Connections }) {
 		return false
 	}
+	h.active++
+	c.active = true
+	return true
+}
+
+// acquire takes n bytes of the memory for sessions for c. It returns false if there is not enough.
+func (h *Host) acquire(c *conn, n int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.await(grace, func() bool { return h.options.Memory == 0 || h.stats.Memory+n <= h.options.Memory }) {
+		return false
+	}
+	c.memory += n
 	h.stats.Memory += n
 	h.stats.MostMemory = max(h.stats.MostMemory, h.stats.Memory)
 	return true
@@ -292,6 +321,7 @@ func (h *Host) sessionEnded(c *conn) {
 		c.active = false
 		h.active--
 	}
+	h.ended.Broadcast()
 }
 
 // remove forgets a connection that has ended.

@@ -55,7 +55,8 @@ func alter(r *Rule, b []byte, n int64) []byte {
 		le.PutUint32(b[52:], 0)
 	case HugeDDB:
 		le.PutUint32(b[headSize+12:], 0xffffffff)
-	default:
+	}
+	if kind == frameIO {
 		alterFragment(r.Kind, b)
 	}
 	return b
@@ -89,6 +90,9 @@ func (w *worker) misread(r *Rule, q *read) {
 		place := int64(i) * q.fragment
 		n := min(q.fragment, q.answered-place)
 		more := w.misbuilt(r, q, place, n)
+		if r.refuses() {
+			q.left.Store(1) // no other fragment follows
+		}
 		w.sent(q)
 		for _, b := range more {
 			if w.c.strike(r, w.c.out, b) != nil {
@@ -96,9 +100,6 @@ func (w *worker) misread(r *Rule, q *read) {
 			}
 		}
 		if r.refuses() {
-			if q.left.Swap(0) > 0 {
-				w.c.inFlight.Add(-1)
-			}
 			return
 		}
 	}

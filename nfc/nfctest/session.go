@@ -300,13 +300,10 @@ func (c *conn) onOpenSession(r *Rule, f frame) {
 	case size > maxBuffer || size*count > maxSession:
 		c.refuse(r, f, codeInvalid, fmt.Sprintf("%d buffers of %d bytes exceed the limit", count, size))
 		return
-	case !c.h.acquire(size * count):
+	case !c.h.acquire(c, size*count):
 		c.refuse(r, f, codeMemory, memoryText(size*count))
 		return
 	}
-	c.h.mu.Lock()
-	c.memory += size * count
-	c.h.mu.Unlock()
 	c.buffer = int(size)
 	c.begun++
 	c.reply(r, f, make([]byte, len(f.p)), nil)
