@@ -319,9 +319,6 @@ func (op *opener) remember(d *dialogue, variant string) {
 	if s.sha1 {
 		op.o.Log.Info(fmt.Sprintf("nfc: the certificate of the host %s was compared with a SHA-1 thumbprint only, because the host announces no SHA-256 thumbprint", host))
 	}
-	if op.o.Clear {
-		op.o.Warn(fmt.Sprintf("the data of %s comes from the host %s without encryption: nothing protects it on the way", printable.Name(op.params.Name), host))
-	}
 }
 
 // The method compare checks that the disk is the one that the inventory describes, and the one that was
