@@ -36,7 +36,7 @@ func (c *Config) Add(p *Profile, replace bool) error {
 		}
 	}
 	s := settings{
-		Server: p.Server, User: p.User, Thumbprint: p.Thumbprint, Port: p.Port, NFCHostPort: p.NFCHostPort, LibDir: p.LibDir,
+		Server: p.Server, User: p.User, Thumbprint: p.Thumbprint, Port: p.Port, NFCHostPort: p.NFCHostPort, LibDir: p.LibDir, Via: p.Via,
 		Password: p.Password.setting(), Cookie: p.Cookie.setting(),
 	}
 	return c.edit(func(f *file) error {

@@ -37,9 +37,10 @@ type settings struct {
 	Port        uint32 `json:"port,omitempty"`
 	NFCHostPort uint32 `json:"nfchostport,omitempty"`
 	LibDir      string `json:"libdir,omitempty"`
+	Via         string `json:"via,omitempty"`
 }
 
-var settingNames = []string{"server", "user", "password", "cookie", "thumbprint", "port", "nfchostport", "libdir"}
+var settingNames = []string{"server", "user", "password", "cookie", "thumbprint", "port", "nfchostport", "libdir", "via"}
 
 // The type file is the content of a configuration file. profiles and settings have the same order,
 // that of the file.
@@ -318,6 +319,8 @@ func (s *settings) text(name string) *string {
 		return &s.Cookie
 	case "thumbprint":
 		return &s.Thumbprint
+	case "via":
+		return &s.Via
 	}
 	return &s.LibDir
 }
@@ -348,6 +351,10 @@ func checkText(name, text string) error {
 	case "thumbprint":
 		_, err := certificate.ParseThumbprint(text)
 		return err
+	case "via":
+		if !slices.Contains(Vias, text) {
+			return fmt.Errorf("%.40q: want %s", text, strings.Join(Vias, ", "))
+		}
 	case "password", "cookie":
 		if text == "+" {
 			return errors.New(`the value "+": the path of a file is missing after the "+"`)
@@ -380,6 +387,6 @@ func (s *settings) profile(name, path string) *Profile {
 	}
 	return &Profile{
 		Name: name, File: path, Server: s.Server, User: s.User, Thumbprint: s.Thumbprint, Port: s.Port, NFCHostPort: s.NFCHostPort,
-		LibDir: absolute(s.LibDir), Password: where(s.Password), Cookie: where(s.Cookie),
+		LibDir: absolute(s.LibDir), Via: s.Via, Password: where(s.Password), Cookie: where(s.Cookie),
 	}
 }

@@ -51,9 +51,13 @@ type Profile struct {
 	Port        uint32
 	NFCHostPort uint32
 	LibDir      string // an absolute path
+	Via         string // one of Vias
 
 	access access
 }
+
+// Vias are the values of --via, which says how disks on servers are read.
+var Vias = []string{"auto", "vddk", "nfc"}
 
 // Secret says where a secret is: in Text, or in the first line of a file. If neither is set, the
 // profile does not have the secret.

@@ -34,13 +34,13 @@ const thumbprint = "ABABABABABABABABABABABABABABABABABABABAB"
 func TestFind(t *testing.T) {
 	user := write(t, "user.json", `{"servers": {
 		"all": {"server": "vc.example.com", "user": "u", "password": "+secrets/pw", "cookie": "+/c", "thumbprint": "`+thumbprint+`",
-			"port": 8443, "nfchostport": 903, "libdir": "vddk"},
+			"port": 8443, "nfchostport": 903, "libdir": "vddk", "via": "nfc"},
 		"both": {"server": "of-user"}, "plain": {"server": "[::1]", "password": "p4ss", "cookie": "c00kie"}}}`, 0o600)
 	system := write(t, "system.json", `{"servers": {"both": {"server": "of-system", "user": "u"}, "only": {"server": "s"}}}`, 0o644)
 	config := New(user, system)
 	all, err := config.Find("all")
 	dir := filepath.Dir(user)
-	if err != nil || all.Server != "vc.example.com" || all.User != "u" || all.Thumbprint != thumbprint || all.Port != 8443 || all.NFCHostPort != 903 {
+	if err != nil || all.Server != "vc.example.com" || all.User != "u" || all.Thumbprint != thumbprint || all.Port != 8443 || all.NFCHostPort != 903 || all.Via != "nfc" {
 		t.Errorf("%+v, %v", all, err)
 	}
 	if all.Password != (Secret{File: dir + "/secrets/pw"}) || all.Cookie != (Secret{File: "/c"}) || all.LibDir != dir+"/vddk" || all.File != user || all.Name != "all" {
@@ -170,6 +170,7 @@ func TestParseErrors(t *testing.T) {
 		`{"servers": {"a": {"server": "s", "port": 0}}}`:                         "servers.a.port: 0: want a port number",
 		`{"servers": {"a": {"server": "s", "port": 65536}}}`:                     "servers.a.port: 65536: want a port number",
 		`{"servers": {"a": {"server": "s", "port": 44.5}}}`:                      "servers.a.port: 44.5: want a port number",
+		`{"servers": {"a": {"server": "s", "via": "https"}}}`:                    `servers.a.via: "https": want auto, vddk, nfc`,
 		`{"servers": {"a": {"server": "s", "nfchostport": -1}}}`:                 "servers.a.nfchostport: -1: want a port number",
 		`{"servers": {"ä": {"server": "s", "port": 1}, "b" 'hunter2'}}`:          "f:1:51: an invalid character after object key",
 		long: "larger than 1048576 bytes",
@@ -202,7 +203,7 @@ func TestAddAndRemove(t *testing.T) {
 	fresh := func() *Config { return New(path, "") }
 	full := &Profile{
 		Name: "b", Server: "vc", User: `DOM\u<ser>`, Password: Secret{Text: secret.New(`p"<&>ä`)}, Cookie: Secret{File: "/c"},
-		Thumbprint: thumbprint, Port: 1, NFCHostPort: 2, LibDir: "/l",
+		Thumbprint: thumbprint, Port: 1, NFCHostPort: 2, LibDir: "/l", Via: "vddk",
 	}
 	for _, p := range []*Profile{full, {Name: "a", Server: "h", Password: Secret{File: "rel"}}} {
 		if err := fresh().Add(p, false); err != nil {
