@@ -97,12 +97,12 @@ func (j *job) mayContinue(err error) error {
 	return err
 }
 
-// lostServer reports whether err says that a connection to an NBD server, or to the server of a
-// disk that Spec.OpenDisk has opened, was lost. Such an error is transient, although it has no
+// lostServer reports whether err says that a connection to an NBD server, to the server of a disk
+// that Spec.OpenDisk has opened, or to the NFC service of a host was lost. Such an error is transient, although it has no
 // method Transient that says so.
 func (j *job) lostServer(err error) bool {
 	_, from := j.at.source.(address.NBD)
-	from = from || j.OpenDisk != nil
+	from = from || j.OpenDisk != nil || j.Way.Via == "nfc"
 	if _, to := j.at.target.(address.NBD); !from && !to || retry.IsPermanent(err) {
 		return false
 	}

@@ -99,6 +99,8 @@ type Spec struct {
 	// then has the exit status of a copy that can be resumed, even if nothing was copied yet.
 	Batch bool
 
+	Way report.Way // how Source is read, for the report
+
 	Log      *slog.Logger       // nil: nothing is logged
 	Counters *progress.Counters // counts the progress; nil: nobody reads it
 	// Opened is called when the source and the backing are open, before the target is opened.
@@ -179,6 +181,7 @@ type job struct {
 
 func newJob(spec Spec) *job {
 	j := &job{Spec: spec, report: report.New(spec.Source, spec.Target)}
+	j.report.Way = spec.Way
 	if j.Log == nil {
 		j.Log = slog.New(slog.DiscardHandler)
 	}

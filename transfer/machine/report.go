@@ -15,22 +15,21 @@ type Report struct {
 	Status  report.Status `json:"status"`
 	Exit    int           `json:"exit"`
 	report.Times
-	Via       string          `json:"via"`
-	ViaReason string          `json:"via_reason"`
-	Quiesced  bool            `json:"quiesced"`
-	Rounds    []Round         `json:"rounds"`
-	Power     inventory.Power `json:"power"`
-	Left      []string        `json:"left"`  // names of snapshots of vddkcp that are still on the server
-	Files     []string        `json:"files"` // targets that are complete
-	Warnings  []string        `json:"warnings"`
-	Error     string          `json:"error"`
-	Hint      string          `json:"hint"`
+	report.Way
+	Quiesced bool            `json:"quiesced"`
+	Rounds   []Round         `json:"rounds"`
+	Power    inventory.Power `json:"power"`
+	Left     []string        `json:"left"`  // names of snapshots of vddkcp that are still on the server
+	Files    []string        `json:"files"` // targets that are complete
+	Warnings []string        `json:"warnings"`
+	Error    string          `json:"error"`
+	Hint     string          `json:"hint"`
 }
 
 // NewReport returns the report of a copy that begins now.
 func NewReport(vm string) *Report {
 	return &Report{
-		Version: 1, VM: vm, Times: report.Times{Started: time.Now()}, Via: "vddk",
+		Version: 1, VM: vm, Times: report.Times{Started: time.Now()}, Way: report.Way{Via: "vddk"},
 		Rounds: []Round{}, Left: []string{}, Files: []string{}, Warnings: []string{},
 	}
 }

@@ -37,6 +37,7 @@ type Report struct {
 	Format      string `json:"format"`
 	Transport   string `json:"transport"`
 	VDDKVersion string `json:"vddk_version"`
+	Way
 	Sizes
 	Reading
 	ResumedFrom int64    `json:"resumed_from"`
@@ -47,6 +48,13 @@ type Report struct {
 	Warnings    []string `json:"warnings"`
 	Error       string   `json:"error"`
 	Hint        string   `json:"hint"`
+}
+
+// Way says how a disk on a server was read. It is the zero value for other disks.
+type Way struct {
+	Via       string `json:"via"`                  // "vddk" or "nfc"
+	Reason    string `json:"via_reason"`           // such as "asked for (--via)"
+	NFCQuirks string `json:"nfc_quirks,omitempty"` // what VDDKCP_NFC changes in the protocol
 }
 
 // Times says when a copy ran.
