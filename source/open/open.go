@@ -58,6 +58,9 @@ type Opener struct {
 	// VDDK has the options for disks that are opened through VMware's library. If it is
 	// nil, opening such a disk returns an ErrNotRead.
 	VDDK *VDDK
+	// Datastore opens a disk in a datastore of a server. If it is nil, such a disk is opened
+	// through VDDK.
+	Datastore func(context.Context, address.Datastore) (source.Disk, error)
 	// VM opens a disk of a VM that is named. If it is nil, opening such a disk returns an
 	// ErrNotRead.
 	VM func(context.Context, address.VM) (source.Disk, error)
@@ -82,8 +85,10 @@ type File struct {
 //   - PATH.ova or PATH.ovf, an appliance, if format is empty. #NUMBER or #NAME after
 //     the path selects one of several disks;
 //   - an NBD URI. format is empty or "raw";
-//   - "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK opens with the
-//     parameters that VDDK.Params returns. format is empty or "raw".
+//   - "[DATASTORE] DIR/DISK.vmdk", which Datastore opens if it is set. Otherwise VDDK
+//     opens the disk as the next one. format is empty or "raw";
+//   - "vddk:PATH", which VDDK opens with the parameters that VDDK.Params returns. format
+//     is empty or "raw".
 //
 // When ctx ends, the calls of the disk fail with the error context.Cause(ctx). A disk
 // of an appliance also has the abilities [Manifest] and [Warned].
@@ -113,7 +118,10 @@ func (o *Opener) OpenAddress(ctx context.Context, a address.Address, format stri
 	case address.NBD:
 		d, err := o.openNBD(ctx, a.URI, format)
 		return notEmpty(d, a, format, err)
-	case address.Datastore, address.VDDK:
+	case address.Datastore:
+		d, err := o.openDatastore(ctx, a, format)
+		return notEmpty(d, a, format, err)
+	case address.VDDK:
 		d, err := o.openVDDK(ctx, a, format)
 		return notEmpty(d, a, format, err)
 	case address.VM:

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk"
@@ -36,6 +37,33 @@ type ThroughVDDK interface {
 // the ESXi host is under load.
 const maxVDDKRequest = 2 << 20
 
+// openDatastore opens a disk in a datastore of a server.
+func (o *Opener) openDatastore(ctx context.Context, a address.Datastore, format string) (source.Disk, error) {
+	if o.Datastore == nil {
+		return o.openVDDK(ctx, a, format)
+	}
+	if format != "" && format != "raw" {
+		return nil, usage.Errorf("%s cannot be read as %s: a disk on a server is read as a raw disk", a, format)
+	}
+	if o.Writable {
+		return nil, usage.New(fmt.Sprintf("%s cannot be written to, because only VDDK can write disks on a server", a), "read the disk through VDDK (--via vddk), or use --cow, which keeps what clients write in another file")
+	}
+	d, err := o.Datastore(ctx, a)
+	if err != nil && !strings.Contains(err.Error(), a.String()) {
+		err = fmt.Errorf("%s: %w", a, err)
+	}
+	return d, err
+}
+
+// withoutLibrary adds to the hint of err, which says that no library was found, that a disk in a
+// datastore can also be read without the library.
+func (o *Opener) withoutLibrary(err error, a address.Address) error {
+	if _, ok := a.(address.Datastore); !ok || o.Writable {
+		return err
+	}
+	return hinted.Error(err, hinted.Of(err)+"; or add --via nfc (experimental), which reads disks on a server without this library")
+}
+
 // openVDDK opens a disk through VDDK. It checks all parameters before it loads the
 // library, so that mistakes are reported even if the library is missing. vddk.Open
 // checks the server's certificate before the library gets a password.
@@ -59,7 +87,7 @@ func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string)
 	}
 	library, err := vddk.FindLibrary(params.LibDir)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a, err)
+		return nil, fmt.Errorf("%s: %w", a, o.withoutLibrary(err, a))
 	}
 	openDisk := o.VDDK.Open
 	if openDisk == nil {
