@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
@@ -27,6 +28,7 @@ type checkCommand struct {
 	JSON        bool     `name:"json" help:"Print JSON."`
 	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." env:"VDDKCP_NFCHOSTPORT" placeholder:"PORT" group:"VDDK:"`
 	LibDir      string   `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." env:"VDDKCP_LIBDIR" placeholder:"DIR" type:"path" group:"VDDK:"`
+	viaFlags
 	serverFlags
 }
 
@@ -37,12 +39,18 @@ func (c *checkCommand) Run(ctx context.Context, logs *logFlags, servers *servers
 	if c.Read && c.VM == "" {
 		return usage.Errorf("check: --read needs the name of a VM")
 	}
-	return c.withLog(logs, func(log *slog.Logger) error {
+	flags := c.flags(servers)
+	if err := flags.choose(reads{}, address.VM{Name: c.VM}); err != nil {
+		return err
+	}
+	outputs := new(outputs)
+	outputs.add("--nfc-trace", c.NFCTrace)
+	return c.withLog(logs, outputs, func(log *slog.Logger) error {
 		options, err := c.options(ctx, log)
 		if err != nil {
 			return fmt.Errorf("check: %w", err)
 		}
-		if err := c.check(ctx, options, servers, log); err != nil {
+		if err := c.check(ctx, options, flags, log); err != nil {
 			return fmt.Errorf("check: %w", err)
 		}
 		return nil
@@ -64,21 +72,28 @@ func (c *checkCommand) printRole(ctx context.Context) (err error) {
 	return nil
 }
 
+// The method flags returns the flags for opening disks.
+func (c *checkCommand) flags(servers *servers) *sourceFlags {
+	return &sourceFlags{
+		vddkFlags: vddkFlags{serverFlags: c.serverFlags, viaFlags: c.viaFlags, NFCHostPort: c.NFCHostPort, LibDir: c.LibDir}, servers: servers,
+	}
+}
+
 // The method check runs all checks and prints their results. Text is printed result by result,
 // because some checks take long.
-func (c *checkCommand) check(ctx context.Context, options vsphere.Options, servers *servers, log *slog.Logger) error {
+func (c *checkCommand) check(ctx context.Context, options vsphere.Options, flags *sourceFlags, log *slog.Logger) error {
 	r, err := c.resolve()
 	if err != nil {
 		return err
 	}
-	libDir, nfcPort := c.library(r, c.LibDir, c.NFCHostPort)
+	libDir, nfcPort := flags.connects(r)
 	c.logProvenance(log)
 	checks := &serverChecks{
-		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read,
+		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read, nfc: flags.chosen.nfc,
 		libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log,
 	}
 	checks.open = func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error) {
-		return c.openDisk(ctx, &vmSource{servers: servers, session: checks.session, vm: vm}, d, log)
+		return c.openDisk(ctx, &vmSource{servers: flags.servers, session: checks.session, vm: vm, flags: flags}, d, log)
 	}
 	defer checks.close()
 	out := standardOutput(ctx)
@@ -96,7 +111,6 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, serve
 
 // openDisk opens a disk of a VM for reading, if necessary of a snapshot. All disks share the snapshot.
 func (c *checkCommand) openDisk(ctx context.Context, v *vmSource, d *inventory.Disk, log *slog.Logger) (source.Disk, error) {
-	v.flags = &sourceFlags{vddkFlags: vddkFlags{serverFlags: c.serverFlags, NFCHostPort: c.NFCHostPort, LibDir: c.LibDir}, servers: v.servers}
 	spec := v.spec(c.VM, log)
 	spec.Single, spec.Only = true, []string{strconv.Itoa(d.N)}
 	o := v.flags.opener()

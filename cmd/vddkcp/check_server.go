@@ -29,6 +29,7 @@ type serverChecks struct {
 	thumbprintFrom string // where the thumbprint in options comes from, such as "--thumbprint"
 	vmName         string // "": no VM is checked
 	read           bool
+	nfc            bool // disks are read over NFC, so no library is needed
 	libDir         string
 	nfcPort        uint32
 	log            *slog.Logger
@@ -60,8 +61,11 @@ func (c *serverChecks) steps() []checkStep {
 		{"product", []string{"login"}, callLimit, c.checkProduct},
 	}
 	library := checkStep{"library", nil, loadTimeout, c.checkLibrary}
-	if c.vmName == "" {
+	if c.vmName == "" && !c.nfc {
 		return append(steps, library)
+	}
+	if c.vmName == "" {
+		return steps
 	}
 	ofVM := func(check func(*inventory.VM) []checkResult) func(context.Context) []checkResult {
 		return func(context.Context) []checkResult { return check(c.vm) }
@@ -74,15 +78,20 @@ func (c *serverChecks) steps() []checkStep {
 		checkStep{"snapshots", vm, callLimit, ofVM(checkSnapshots)},
 		checkStep{"question", vm, callLimit, ofVM(checkQuestion)},
 		checkStep{"privileges", vm, callLimit, c.checkPrivileges},
-		library,
-		checkStep{"library version", []string{"login", "vm", "library"}, callLimit, func(context.Context) []checkResult {
+	)
+	reading := vm
+	if !c.nfc {
+		reading = []string{"login", "vm", "library"}
+		steps = append(steps, library, checkStep{"library version", reading, callLimit, func(context.Context) []checkResult {
 			return checkVersions(c.library.Version, c.vm.HostVersion)
-		}},
+		}})
+	}
+	steps = append(steps,
 		checkStep{"host", vm, connectLimit, c.checkHost},
 		checkStep{"space", vm, callLimit, ofVM(checkSpace)},
 	)
 	if c.read {
-		steps = append(steps, checkStep{"read", []string{"login", "vm", "library"}, readLimit, c.readDisks})
+		steps = append(steps, checkStep{"read", reading, readLimit, c.readDisks})
 	}
 	return steps
 }

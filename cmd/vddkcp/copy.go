@@ -33,6 +33,10 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	style := progressStyle(c.Progress)
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
+	if err := c.chooseWay(); err != nil {
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
 	spec := c.spec()
 	outputs := c.outputs(logs)
 	if err := outputs.check(); err != nil {
@@ -101,8 +105,13 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 	return p.Report, nil
 }
 
-// The method spec returns the job.Spec of the copy that the flags describe. The caller sets
-// the log and the counters in the result.
+// The method chooseWay decides how the source is read if it is on a server.
+func (c *copyCommand) chooseWay() error {
+	return c.choose(c.reads(), addressOrPath(c.Src, address.Source))
+}
+
+// The method spec returns the job.Spec of the copy that the flags describe. The caller calls
+// chooseWay before, and sets the log and the counters in the result.
 func (c *copyCommand) spec() job.Spec {
 	s := c.addresses()
 	s.SourceFormat, s.SingleLink, s.Opener, s.BackingOpener = c.SourceFormat, c.SingleLink, c.opener(), c.opener()
@@ -116,7 +125,8 @@ func (c *copyCommand) spec() job.Spec {
 		s.Sparse, s.KeepZeros = int64(*c.Sparse), *c.Sparse == 0
 	}
 	s.Preallocation, s.Reflink, s.TargetIsZero, s.Verify = sinkraw.Preallocation(c.Preallocation), reflinks[c.Reflink], c.TargetIsZero, c.Verify
-	s.RequestSize, s.Depth, s.Connections, s.Timeout, s.Cache = int(c.RequestSize), c.Depth, int(c.Connections), time.Duration(c.Timeout), c.Cache
+	s.RequestSize, s.Depth, s.Connections, s.Timeout, s.Cache = int(c.RequestSize), c.nfcDepth(c.Depth), int(c.Connections), time.Duration(c.Timeout), c.Cache
+	s.Way = c.chosen.report()
 	if c.RateLimit > 0 {
 		s.Limit = transfer.NewLimiter(int64(c.RateLimit))
 	}
@@ -135,6 +145,7 @@ func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--report", c.Report)
 	o.add("--log-file", logs.LogFile)
+	o.add("--nfc-trace", c.NFCTrace)
 	o.addOwn("--journal", c.Journal)
 	src := addressOrPath(c.Src, address.Source)
 	c.sourceFlags.protect(o, "SRC", src)

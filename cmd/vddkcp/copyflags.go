@@ -99,6 +99,11 @@ func (c *copyFlags) Validate() error {
 	return nil
 }
 
+// The method reads returns the flags for reading that not all commands have.
+func (c *copyFlags) reads() reads {
+	return reads{requestSize: c.RequestSize, depth: c.Depth, connections: c.Connections}
+}
+
 // reflinks maps the values of --reflink to the constants of package transfer with the same
 // meaning.
 var reflinks = map[string]transfer.Reflink{

@@ -178,6 +178,9 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
+	if err := c.chooseWay(sources); err != nil {
+		return err
+	}
 	outputs := c.outputs(sources, logs)
 	if err := outputs.check(); err != nil {
 		return err
@@ -203,12 +206,25 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	return fmt.Errorf("export: %w", err)
 }
 
+// The method chooseWay decides how the disks are read that are on a server.
+func (c *exportCommand) chooseWay(sources []export.Source) error {
+	var all []address.Address
+	for _, s := range sources {
+		all = append(all, s.Address)
+	}
+	if c.Pattern != "" {
+		all = append(all, address.ForVDDK(c.Pattern))
+	}
+	return c.choose(reads{requestSize: c.RequestSize, depth: c.Depth, connections: c.Connections, writable: c.RW}, all...)
+}
+
 // The method outputs returns the files that the command writes.
 func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--stats", c.Stats)
 	o.add("--pid-file", c.PidFile)
 	o.add("--log-file", logs.LogFile)
+	o.add("--nfc-trace", c.NFCTrace)
 	o.addOwn("--cow", c.Cow.file)
 	for _, s := range sources {
 		c.sourceFlags.protect(o, "a disk that is served", s.Address)
@@ -229,7 +245,7 @@ func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *
 	warn := func(message string) { log.Warn(message) }
 	v := &opener.VDDK.Options
 	v.Registry = vddk.NewRegistry(exportRefusals)
-	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, warn
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.nfcDepth(c.Depth), log, warn
 	opener.NBD.Connections, opener.NBD.Warn = int(c.Connections), warn
 	opener.Retry.Mutable = true // clients need the current content of the source
 	opener.Retry.OnRetry = func(err error, wait time.Duration) {

@@ -34,7 +34,7 @@ type imageInfo struct {
 	ClusterSize int64         `json:"cluster_size"`
 	Backing     *string       `json:"backing"`
 	Identity    *diskIdentity `json:"identity"`
-	VDDK        *vddkFacts    `json:"vddk,omitempty"` // only for a disk that VDDK opened
+	readFacts
 
 	CID          string        `json:"cid,omitempty"`
 	AdapterType  string        `json:"adapter_type,omitempty"`
@@ -46,6 +46,12 @@ type imageInfo struct {
 	Extents      []imageExtent `json:"extents,omitempty"`
 
 	Disks []applianceDisk `json:"disks,omitempty"` // only for an appliance
+}
+
+// readFacts say how a disk is read that is not a local image.
+type readFacts struct {
+	VDDK *vddkFacts `json:"vddk,omitempty"` // only for a disk that VDDK opened
+	Ways []wayFacts `json:"ways,omitempty"` // only for a disk on a server
 }
 
 // vddkFacts describe the library and the connection through which a disk was read.
@@ -93,6 +99,9 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := c.choose(reads{}, a); err != nil {
+		return err
+	}
 	var disks []sourceopen.DiskEntry
 	if c.SourceFormat == "" {
 		if disks, err = c.opener().Appliance(ctx, a); err != nil {
@@ -115,6 +124,9 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 		if info, err = describeImage(ctx, c.Src, src); err != nil {
 			return fmt.Errorf("info %s: %w", c.Src, err)
 		}
+	}
+	if c.chosen.reason != "" {
+		info.Ways = c.ways(a)
 	}
 	info.addDisks(disks)
 	out := standardOutput(ctx)
@@ -185,6 +197,9 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 	if g := info.Geometry; g != [3]int64{} {
 		i.Geometry = &diskGeometry{g[0], g[1], g[2]}
 	}
+	if info.Format == "nfc" {
+		i.Allocated = unknownSize
+	}
 	if i.VDDK != nil {
 		// If a disk was opened with VDDK, its method Info does not tell how many bytes of
 		// it are allocated. This number is computed here from the extents. Ranges whose
@@ -253,6 +268,9 @@ func (i *imageInfo) printText(out io.Writer) error {
 		text("server:", v.Server)
 		text("VM:", v.VM)
 		text("snapshot:", v.Snapshot)
+	}
+	for _, w := range i.Ways {
+		line("via "+w.Via+":", w.String())
 	}
 	if i.Backing != nil {
 		text("backing:", *i.Backing)

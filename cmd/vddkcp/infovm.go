@@ -17,6 +17,7 @@ const unknownSize = -1
 func (c *infoCommand) describeVM(ctx context.Context, a address.VM, logs *logFlags) (*imageInfo, error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
+	outputs.add("--nfc-trace", c.NFCTrace)
 	if err := outputs.check(); err != nil {
 		return nil, err
 	}

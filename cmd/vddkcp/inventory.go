@@ -14,7 +14,7 @@ import (
 // The method withSession opens the log, connects to the server and logs in, and calls the
 // function do. At the end it logs out. It is for commands that need a server and no disk.
 func (f *serverFlags) withSession(ctx context.Context, logs *logFlags, do func(ctx context.Context, s *vsphere.Session, log *slog.Logger) error) error {
-	return f.withLog(logs, func(log *slog.Logger) error {
+	return f.withLog(logs, new(outputs), func(log *slog.Logger) error {
 		options, err := f.options(ctx, log)
 		if err != nil {
 			return err
@@ -31,9 +31,9 @@ func (f *serverFlags) withSession(ctx context.Context, logs *logFlags, do func(c
 	})
 }
 
-// The method withLog opens the log, calls the function do, and closes the log.
-func (f *serverFlags) withLog(logs *logFlags, do func(log *slog.Logger) error) (err error) {
-	outputs := new(outputs)
+// The method withLog opens the log, calls the function do, and closes the log. The parameter outputs
+// has the other files that the command writes.
+func (f *serverFlags) withLog(logs *logFlags, outputs *outputs, do func(log *slog.Logger) error) (err error) {
 	outputs.add("--log-file", logs.LogFile)
 	f.protectSecrets(outputs)
 	if err := outputs.check(); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/profile"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/vsphere"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
@@ -24,6 +25,7 @@ type jobsCommand struct {
 	serverFlags
 
 	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi hosts for the disk data, for the job file (default 902)." placeholder:"PORT" group:"VDDK:"`
+	Via         viaFlag  `help:"How to read the disks, for the job file: vddk, nfc or auto." enum:",auto,vddk,nfc" default:"" placeholder:"auto|vddk|nfc" group:"VDDK:"`
 	LibDir      string   `name:"libdir" help:"The VDDK library, for the job file: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
 }
 
@@ -31,6 +33,9 @@ func (c *jobsCommand) Run(ctx context.Context, logs *logFlags) error {
 	template, err := machine.ParseTarget(c.Target, "")
 	if err != nil {
 		return fmt.Errorf("jobs: --target: %w", err)
+	}
+	if c.Via == viaNFC && c.LibDir != "" {
+		return usage.New("jobs: --libdir is only for VDDK, and the disks are to be read over NFC (--via nfc)", "leave out one of the two flags")
 	}
 	err = c.withSession(ctx, logs, func(ctx context.Context, s *vsphere.Session, log *slog.Logger) error {
 		vms, err := listVMs(ctx, s, c.Pattern)
@@ -51,7 +56,7 @@ func (c *jobsCommand) Run(ctx context.Context, logs *logFlags) error {
 			return err
 		}
 		defaults := r.jobDefaults()
-		defaults.LibDir, defaults.NFCHostPort = c.LibDir, int(c.NFCHostPort)
+		defaults.LibDir, defaults.NFCHostPort, defaults.Via = c.LibDir, int(c.NFCHostPort), string(c.Via)
 		if defaults.Password, err = c.Password.pathForJobs(); err != nil {
 			return err
 		}
@@ -88,6 +93,7 @@ type jobDefaults struct {
 	Thumbprint  string `json:"thumbprint,omitempty"`
 	LibDir      string `json:"libdir,omitempty"`
 	NFCHostPort int    `json:"nfchostport,omitempty"`
+	Via         string `json:"via,omitempty"`
 }
 
 // The method jobDefaults returns the fields with which jobs reach the same server. If a profile is

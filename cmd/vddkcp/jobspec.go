@@ -28,7 +28,7 @@ import (
 )
 
 // notJobFields are the flags of vddkcp copy that a job cannot set.
-var notJobFields = []string{"progress", "report", "resume", "dry-run"}
+var notJobFields = []string{"progress", "report", "resume", "dry-run", "nfc-trace"}
 
 // decidingVDDK are the flags of VDDK that decide which disk is read. The other flags of
 // VDDK only decide how the disk is read.
@@ -120,7 +120,7 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 		f.Type = batch.Boolean
 	case int, portFlag:
 		f.Type, f.Least = batch.Integer, 1
-	case string:
+	case string, viaFlag:
 		f.Type = batch.Text
 	case patience:
 		f.Type, f.Pattern = batch.Text, batch.TimePattern
@@ -214,6 +214,9 @@ func (p *jobParser) set(j *batch.Job) error {
 		if s.form == inPlain {
 			s.form = inJobFile
 		}
+	}
+	if err := c.chooseWay(); err != nil {
+		return hintInText(err)
 	}
 	return nil
 }

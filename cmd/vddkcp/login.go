@@ -23,7 +23,7 @@ import (
 // connectionVariables are the environment variables that say where a server and the VDDK library
 // are and how to log in, except those of the secrets.
 var connectionVariables = []string{
-	"VDDKCP_PROFILE", "VDDKCP_SERVER", "VDDKCP_USER", "VDDKCP_THUMBPRINT", "VDDKCP_PORT", "VDDKCP_NFCHOSTPORT", "VDDKCP_LIBDIR",
+	"VDDKCP_PROFILE", "VDDKCP_SERVER", "VDDKCP_USER", "VDDKCP_THUMBPRINT", "VDDKCP_PORT", "VDDKCP_NFCHOSTPORT", "VDDKCP_LIBDIR", "VDDKCP_VIA",
 }
 
 // cleanEnvironment removes the connectionVariables that count as unset. These are empty
@@ -120,10 +120,7 @@ func (l *login) resolve(f *serverFlags) (*settled, error) {
 		named = r.profile.Server
 	}
 	r.environment = environment == "" || profile.SameServer(environment, named)
-	of := r.profile
-	if of == nil {
-		of = new(profile.Profile)
-	}
+	of := r.ofProfile()
 	r.server = profile.WithoutBrackets(pick(r, "server", "VDDKCP_SERVER", f.Server, of.Server))
 	r.user = pick(r, "user", "VDDKCP_USER", f.User, of.User)
 	r.thumbprint = pick(r, "thumbprint", "VDDKCP_THUMBPRINT", f.Thumbprint, of.Thumbprint)
@@ -269,22 +266,40 @@ func (r *settled) explain(err error) error {
 // parameters flagDir and flagPort are the fields of the flags --libdir and --nfchostport. For a disk
 // on this machine, r is nil, and the profile is not used.
 func (f *serverFlags) library(r *settled, flagDir string, flagPort portFlag) (libDir string, nfcHostPort uint32) {
-	local := r == nil
-	if local {
+	if r == nil {
 		r = &settled{login: f.login}
+	} else {
+		nfcHostPort = f.nfcPort(r, flagPort)
 	}
 	f.login.mu.Lock()
 	defer f.login.mu.Unlock()
-	of := r.profile
-	if of == nil {
-		of = new(profile.Profile)
-	}
 	anyServer := &settled{login: r.login, profile: r.profile, environment: true} // VDDKCP_LIBDIR belongs to no server
-	libDir = pick(anyServer, "libdir", "VDDKCP_LIBDIR", flagDir, of.LibDir)
-	if !local {
-		nfcHostPort = uint32(pick(r, "nfchostport", "VDDKCP_NFCHOSTPORT", flagPort, portFlag(of.NFCHostPort)))
+	return pick(anyServer, "libdir", "VDDKCP_LIBDIR", flagDir, r.ofProfile().LibDir), nfcHostPort
+}
+
+// The method nfcPort returns the NFC port that counts. The parameter flag is the field of the flag
+// --nfchostport.
+func (f *serverFlags) nfcPort(r *settled, flag portFlag) uint32 {
+	f.login.mu.Lock()
+	defer f.login.mu.Unlock()
+	return uint32(pick(r, "nfchostport", "VDDKCP_NFCHOSTPORT", flag, portFlag(r.ofProfile().NFCHostPort)))
+}
+
+// The method via returns the value of --via that counts, and where it comes from. The parameter flag
+// is the field of the flag.
+func (f *serverFlags) via(r *settled, flag viaFlag) (value viaFlag, from string) {
+	f.login.mu.Lock()
+	defer f.login.mu.Unlock()
+	value = pick(r, "via", "VDDKCP_VIA", flag, viaFlag(r.ofProfile().Via))
+	return value, f.login.from["via"].from
+}
+
+// The method ofProfile returns the profile that is used. If none is used, the result has no values.
+func (r *settled) ofProfile() *profile.Profile {
+	if r.profile == nil {
+		return new(profile.Profile)
 	}
-	return libDir, nfcHostPort
+	return r.profile
 }
 
 // The method readSecrets returns the password and the cookie. The first call reads them, and may
@@ -355,7 +370,7 @@ func (l *login) origin(name string) string {
 func (l *login) provenance() (lines []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, name := range []string{"profile", "server", "port", "user", "password", "cookie", "thumbprint", "nfchostport", "libdir"} {
+	for _, name := range []string{"profile", "server", "port", "user", "password", "cookie", "thumbprint", "nfchostport", "libdir", "via"} {
 		if o, ok := l.from[name]; ok {
 			lines = append(lines, strings.TrimSuffix(name+" "+o.value, " ")+" ("+o.from+")")
 		}

@@ -25,6 +25,9 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := c.choose(reads{}, a); err != nil {
+		return err
+	}
 	src, done, err := c.open(ctx, a, logs)
 	if err != nil {
 		return err

@@ -108,7 +108,7 @@ func (b *batchRun) probeAlone(ctx context.Context, jobs []*batch.Job, bytes map[
 func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (batch.Expected, error) {
 	c := b.command(j)
 	e := batch.Expected{
-		Job: j, Size: diskjob.Size(j), Bytes: bytes, Fixed: c.Connections > 0,
+		Job: j, Size: diskjob.Size(j), Bytes: bytes, Fixed: c.Connections > 0 || c.chosen.nfc,
 		Buffers: cmp.Or(c.NFCBuffers.Size, 1<<20) * int64(cmp.Or(c.NFCBuffers.Count, 4)),
 	}
 	if bytes == 0 {

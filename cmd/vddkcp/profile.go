@@ -43,6 +43,7 @@ type listedProfile struct {
 	Thumbprint  string `json:"thumbprint,omitempty"`
 	NFCHostPort uint32 `json:"nfchostport,omitempty"`
 	LibDir      string `json:"libdir,omitempty"`
+	Via         string `json:"via,omitempty"`
 	File        string `json:"file"`
 }
 
@@ -58,7 +59,7 @@ func listed(p *profile.Profile) listedProfile {
 	}
 	return listedProfile{
 		Name: p.Name, Server: p.Server, Port: p.Port, User: p.User, Password: where(p.Password), Cookie: where(p.Cookie),
-		Thumbprint: p.Thumbprint, NFCHostPort: p.NFCHostPort, LibDir: p.LibDir, File: p.File,
+		Thumbprint: p.Thumbprint, NFCHostPort: p.NFCHostPort, LibDir: p.LibDir, Via: p.Via, File: p.File,
 	}
 }
 
@@ -119,6 +120,7 @@ type profileAddCommand struct {
 	Port        portFlag   `help:"Port of the server (default 443)." placeholder:"PORT"`
 	NFCHostPort portFlag   `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT"`
 	LibDir      string     `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path"`
+	Via         viaFlag    `help:"How to read disks on the server: vddk, nfc or auto (default)." enum:",auto,vddk,nfc" default:"" placeholder:"auto|vddk|nfc"`
 
 	Yes     bool     `help:"Store the profile without asking. This flag does not make vddkcp trust a certificate that is not verified."`
 	Force   bool     `help:"Replace a profile of that name."`
@@ -149,7 +151,7 @@ func (c *profileAddCommand) run(ctx context.Context) error {
 	}
 	p := &profile.Profile{
 		Name: c.Name, Server: c.Server, User: c.User, Thumbprint: c.Thumbprint,
-		Port: uint32(c.Port), NFCHostPort: uint32(c.NFCHostPort), LibDir: c.LibDir,
+		Port: uint32(c.Port), NFCHostPort: uint32(c.NFCHostPort), LibDir: c.LibDir, Via: string(c.Via),
 	}
 	if p.Server == "" {
 		if p.Server, err = c.ask(ctx, "name or address of the server: "); err != nil {

@@ -36,6 +36,7 @@ type serverFlags struct {
 // accept them without effect, so that a script can pass the same flags to all commands.
 type diskFlags struct {
 	NFCHostPort portFlag `name:"nfchostport" help:"Has no effect. The flag is accepted because other commands have it." placeholder:"PORT" group:"VDDK:"`
+	Via         viaFlag  `help:"Has no effect. The flag is accepted because other commands have it." enum:",auto,vddk,nfc" default:"" placeholder:"auto|vddk|nfc" group:"VDDK:"`
 	LibDir      string   `name:"libdir" help:"Has no effect. The flag is accepted because other commands have it." placeholder:"DIR" group:"VDDK:"`
 }
 

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/machine"
@@ -36,6 +40,9 @@ type servers struct {
 	registry *vddk.Registry          // nil until it is needed
 	vms      map[foundVM]*vsphere.VM // VMs that were found
 	standing map[string]string       // names of VMs, by the names of the snapshots that exist or may exist
+	logged   map[string]bool         // lines that logOnce has logged
+	hosts    *nfc.Hosts              // nil until it is needed
+	trace    *nfcTrace               // of --nfc-trace; nil until it is needed
 	left     []error                 // why snapshots could not be removed after their disks were closed
 }
 
@@ -215,9 +222,72 @@ func (s *servers) close() error {
 	}
 	s.sessions = nil
 	if len(s.left) == 0 {
+		return s.trace.close()
+	}
+	return errors.Join(&leftError{errors.Join(s.left...)}, s.trace.close())
+}
+
+// The method logOnce logs a line, unless it has logged the same line before. In a batch, the log is
+// that of the whole batch.
+func (s *servers) logOnce(log *slog.Logger, level slog.Level, line string) {
+	s.mu.Lock()
+	seen := s.logged[line]
+	if s.logged == nil {
+		s.logged = map[string]bool{}
+	}
+	s.logged[line] = true
+	s.mu.Unlock()
+	if s.log != nil {
+		log = s.log
+	}
+	if !seen {
+		log.Log(context.Background(), level, line)
+	}
+}
+
+// The method nfcHosts returns what is known about the hosts that disks are read from over NFC.
+func (s *servers) nfcHosts() *nfc.Hosts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hosts == nil {
+		s.hosts = nfc.NewHosts()
+	}
+	return s.hosts
+}
+
+// nfcTrace is the file of --nfc-trace.
+type nfcTrace struct {
+	*nfc.Trace
+	file *os.File
+}
+
+// The method nfcTrace returns the trace that is written to the given file. The first call creates the
+// file. If the path is "", the result is nil.
+func (s *servers) nfcTrace(path string) (*nfc.Trace, error) {
+	if path == "" {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trace == nil {
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		if err != nil {
+			return nil, usage.Errorf("--nfc-trace: %w", err)
+		}
+		s.trace = &nfcTrace{nfc.NewTrace(file), file}
+	}
+	return s.trace.Trace, nil
+}
+
+// The method close closes the file of a trace. The trace may be nil.
+func (t *nfcTrace) close() error {
+	if t == nil {
 		return nil
 	}
-	return &leftError{errors.Join(s.left...)}
+	if err := cmp.Or(t.Err(), t.file.Close()); err != nil {
+		return fmt.Errorf("--nfc-trace: %w", err)
+	}
+	return nil
 }
 
 // leftError says that a command has done its work, but that a snapshot of it is still on the

@@ -50,6 +50,9 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 		VDDK:  &sourceopen.VDDK{Options: vddk.Options{Timeout: time.Duration(f.Timeout), Debug: f.Debug}},
 	}
 	o.VM = func(ctx context.Context, a address.VM) (source.Disk, error) { return f.openVM(ctx, a, o, false) }
+	if f.chosen.nfc {
+		o.Datastore = func(ctx context.Context, a address.Datastore) (source.Disk, error) { return f.openDatastore(ctx, a, o) }
+	}
 	o.VDDK.Params = func(ctx context.Context, file string) (vddk.Params, error) {
 		warn := o.VDDK.Options.Warn
 		if warn == nil {
@@ -58,6 +61,7 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 		p, err := f.params(ctx, file, f.SingleLink, warn)
 		if log := o.VDDK.Options.Log; err == nil && log != nil {
 			f.logProvenance(log)
+			f.chosen.log(f.servers, log)
 		}
 		return p, err
 	}
@@ -79,6 +83,7 @@ func (f *sourceFlags) protect(o *outputs, role string, a address.Address) {
 func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFlags) (d source.Disk, done func(), err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
+	outputs.add("--nfc-trace", f.NFCTrace)
 	f.protect(outputs, "SRC", src)
 	if err := outputs.check(); err != nil {
 		return nil, nil, err

@@ -21,6 +21,7 @@ import (
 // names of the parameters of nbdkit-vddk-plugin, see docs/cli.md.
 type vddkFlags struct {
 	serverFlags
+	viaFlags
 	VM            string     `name:"vm" help:"Managed object ID of the VM that has SRC, as moref=ID." placeholder:"moref=ID" group:"VDDK:"`
 	Snapshot      string     `help:"Managed object ID of the snapshot to read." placeholder:"ID" group:"VDDK:"`
 	NFCHostPort   portFlag   `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." env:"VDDKCP_NFCHOSTPORT" placeholder:"PORT" group:"VDDK:"`
@@ -129,12 +130,21 @@ func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 // The method tuning returns parameters for a disk without those that name the server and the VM.
 // They include the library and the NFC port of r, as the method library does.
 func (f *vddkFlags) tuning(file string, singleLink bool, r *settled) vddk.Params {
-	libDir, nfcHostPort := f.library(r, f.LibDir, f.NFCHostPort)
+	libDir, nfcHostPort := f.connects(r)
 	return vddk.Params{
 		File: file, NFCHostPort: nfcHostPort, Transports: f.Transports, Compression: f.Compression,
 		Config: f.Config, LibDir: libDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
 		NFCBuffers: vddk.NFCBuffers(f.NFCBuffers), PrepareAccess: f.PrepareAccess,
 	}
+}
+
+// The method connects returns the library and the NFC port of r, as the method library does. No
+// library is used if the disk is read over NFC.
+func (f *vddkFlags) connects(r *settled) (libDir string, nfcHostPort uint32) {
+	if f.chosen.nfc && r != nil {
+		return "", f.nfcPort(r, f.NFCHostPort)
+	}
+	return f.library(r, f.LibDir, f.NFCHostPort)
 }
 
 // The method remote reports whether VDDK reads the disk with the given name from a server. The name

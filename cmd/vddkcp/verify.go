@@ -44,6 +44,14 @@ type verifyCommand struct {
 // target, and source is nil.
 type addresses struct{ source, target address.Address }
 
+// The method all returns the addresses that there are.
+func (a addresses) all() []address.Address {
+	if a.source == nil {
+		return []address.Address{a.target}
+	}
+	return []address.Address{a.source, a.target}
+}
+
 // digestValue is the value of --digest. Its text has the same form as a digest in the
 // report of a copy: the algorithm, a colon and hexadecimal digits ("sha256:...").
 type digestValue struct {
@@ -105,8 +113,13 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
 	}
+	if err := c.choose(reads{requestSize: c.RequestSize, depth: c.Depth, connections: c.Connections}, at.all()...); err != nil {
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
+	outputs.add("--nfc-trace", c.NFCTrace)
 	c.sourceFlags.protect(outputs, "SRC", at.source)
 	outputs.protectSource("DST", at.target)
 	if err := outputs.check(); err != nil {
@@ -148,7 +161,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 
 func (c *verifyCommand) options(counters *progress.Counters) transfer.CompareOptions {
 	return transfer.CompareOptions{
-		RequestSize: int(c.RequestSize), Requests: c.Depth, Counters: counters, Strict: c.Strict,
+		RequestSize: int(c.RequestSize), Requests: c.nfcDepth(c.Depth), Counters: counters, Strict: c.Strict,
 	}
 }
 
@@ -156,7 +169,7 @@ func (c *verifyCommand) options(counters *progress.Counters) transfer.CompareOpt
 func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	o := c.opener()
 	o.VDDK.Options.Registry = vddk.NewRegistry(1)
-	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.Depth
+	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.nfcDepth(c.Depth)
 	o.VDDK.Options.Connections, o.NBD.Connections = int(c.Connections), int(c.Connections)
 	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	o.NBD.Warn = o.VDDK.Options.Warn
@@ -199,7 +212,7 @@ func (c *verifyCommand) compare(ctx context.Context, at addresses, outputs *outp
 	}
 	warnOf(log, src, dst)
 	o := c.options(counters)
-	o.Requests = transfer.Requests(c.Depth, src, dst)
+	o.Requests = transfer.Requests(c.nfcDepth(c.Depth), src, dst)
 	_, isExport := at.target.(address.NBD)
 	o.TargetMayBeLonger = isExport || isDevice(c.Dst, dst)
 	diff, err := transfer.Compare(ctx, src, dst, o)
@@ -226,7 +239,7 @@ func (c *verifyCommand) sum(ctx context.Context, target address.Address, outputs
 	warnOf(log, d)
 	want := c.Digest
 	o := c.options(counters)
-	o.Requests = transfer.Requests(c.Depth, d)
+	o.Requests = transfer.Requests(c.nfcDepth(c.Depth), d)
 	got, err := transfer.Sum(ctx, d, want.algorithm, o)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)

@@ -108,9 +108,14 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 	style := progressStyle(c.Progress)
 	display := progress.NewBatchDisplay(style, displayOutput, 0, terminalSize)
 	asJSON := style == progress.JSON
+	if err := c.choose(c.reads(), address.VM{Name: c.Machine}); err != nil {
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
 	outputs := new(outputs)
 	outputs.add("--report", c.Report)
 	outputs.add("--log-file", logs.LogFile)
+	outputs.add("--nfc-trace", c.NFCTrace)
 	outputs.addOwn("--state", c.State)
 	c.protectSecrets(outputs)
 	if err := outputs.check(); err != nil {
@@ -135,6 +140,7 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 			r = machine.NewReport(c.Machine)
 			r.EndWith(err)
 		}
+		r.Way = c.chosen.report()
 		err = errors.Join(err, r.Write(c.Report))
 	}
 	if closed := closeLog(); closed != nil && err == nil {
@@ -357,11 +363,14 @@ func (c *copyCommand) copyDiskOfVM(ctx context.Context, a address.VM, spec job.S
 	m, err := c.specOfVM(ctx, a, spec)
 	if err != nil {
 		r := report.New(c.Src, c.Dst)
+		r.Way = c.chosen.report()
 		r.EndWith(err)
 		return r, err
 	}
-	r, err := machine.Run(ctx, m)
-	return ofOneDisk(c.Src, c.Dst, r, err), err
+	of, err := machine.Run(ctx, m)
+	r := ofOneDisk(c.Src, c.Dst, of, err)
+	r.Way = c.chosen.report()
+	return r, err
 }
 
 // The method planDiskOfVM checks the copy of one disk of a VM. It makes no snapshot. How much data the

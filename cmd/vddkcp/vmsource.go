@@ -24,7 +24,7 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
-// vmSource opens the disks of a VM through VDDK. It implements machine.Opener.
+// vmSource opens the disks of a VM through VDDK or over NFC. It implements machine.Opener.
 type vmSource struct {
 	servers *servers
 	session *vsphere.Session
@@ -45,7 +45,7 @@ func (f *sourceFlags) findVM(ctx context.Context, name string, o sessionOptions)
 		return nil, usage.Errorf("--snapshot: vddkcp makes a snapshot of the VM %s itself: leave this flag out", printable.Name(name))
 	}
 	if r, err := f.resolve(); err == nil {
-		f.library(r, f.LibDir, f.NFCHostPort)
+		f.connects(r)
 	}
 	if o.log != nil {
 		f.logProvenance(o.log)
@@ -90,11 +90,15 @@ func (v *vmSource) Open(ctx context.Context, s *inventory.Snapshot, d *inventory
 	if options.Registry == nil {
 		options.Registry = v.servers.logins()
 	}
-	disk := &frozenDisk{v, s, d, options.Budget}
+	disk := &frozenDisk{vmSource: v, snapshot: s, disk: d, budget: options.Budget}
 	options.Refresh = disk.refresh
 	// The files may have been moved since the snapshot was made, which may be hours ago.
 	o.VDDK.Params = func(ctx context.Context, _ string) (vddk.Params, error) { return disk.refresh(ctx, nil) }
 	open := func(ctx context.Context) (source.Disk, error) {
+		if v.flags.chosen.nfc {
+			return disk.openNFC(ctx, o)
+		}
+		v.flags.chosen.log(v.servers, options.Log)
 		return o.OpenAddress(ctx, address.ForVDDK(d.File), "raw")
 	}
 	if !v.revive {
@@ -103,10 +107,11 @@ func (v *vmSource) Open(ctx context.Context, s *inventory.Snapshot, d *inventory
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: o.Retry.OnRetry})
 }
 
-// frozenDisk knows how VDDK reaches a disk of a VM.
+// frozenDisk knows how a disk of a VM is reached.
 type frozenDisk struct {
 	*vmSource
 	snapshot *inventory.Snapshot // nil: the VM is powered off
+	foreign  bool                // snapshot was not made by vddkcp, and its name may not be unique
 	disk     *inventory.Disk     // as it was when it was opened first
 	budget   *vddk.Budget        // of the host that a job file names; nil: of the host on which the VM is registered
 }
@@ -147,11 +152,8 @@ func (f *frozenDisk) params(ctx context.Context, now *inventory.Disk) (vddk.Para
 // there is a password.
 func (f *frozenDisk) refresh(ctx context.Context, refused error) (vddk.Params, error) {
 	now, err := f.present(ctx)
-	if errors.Is(err, inventory.ErrSnapshotGone) || errors.Is(err, inventory.ErrVMGone) {
-		err = retry.Permanent(err)
-	}
 	if err != nil {
-		return vddk.Params{}, err
+		return vddk.Params{}, permanentIfGone(err)
 	}
 	switch {
 	case refused == nil:
@@ -167,12 +169,9 @@ func (f *frozenDisk) refresh(ctx context.Context, refused error) (vddk.Params, e
 func (f *frozenDisk) present(ctx context.Context) (*inventory.Disk, error) {
 	var disks []inventory.Disk
 	if f.snapshot != nil {
-		s, err := f.vm.Find(ctx, f.snapshot.Name)
+		s, err := f.presentSnapshot(ctx)
 		if err != nil {
 			return nil, err
-		}
-		if s.Moref != f.snapshot.Moref {
-			return nil, inventory.ErrSnapshotGone
 		}
 		disks = s.Disks
 	} else {
@@ -188,6 +187,17 @@ func (f *frozenDisk) present(ctx context.Context) (*inventory.Disk, error) {
 		}
 	}
 	return nil, retry.Permanent(fmt.Errorf("the VM does not have the disk %s any more", printable.Name(f.disk.Label)))
+}
+
+func (f *frozenDisk) presentSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
+	if f.foreign {
+		return f.vm.FindMoref(ctx, f.snapshot.Moref)
+	}
+	s, err := f.vm.Find(ctx, f.snapshot.Name)
+	if err == nil && s.Moref != f.snapshot.Moref {
+		err = inventory.ErrSnapshotGone
+	}
+	return s, err
 }
 
 // The method openVM opens a disk of a VM for a command that only reads it. It makes a snapshot,
