@@ -33,6 +33,7 @@ type way struct {
 	clear         bool
 	buffer, count uint32
 	file          string
+	tls0          func(t *tls.Conn)            // before SESSION
 	tls1          func(c *client, t *tls.Conn) // after PROXY
 	dialed        func(conn net.Conn)
 }
@@ -81,6 +82,9 @@ func (c *client) connect(ticket Ticket, w way) error {
 		}
 		return err
 	}
+	if w.tls0 != nil {
+		w.tls0(t)
+	}
 	say("SESSION %s", ticket.Session)
 	say("BANNER ")
 	if err := expect("220 "); err != nil {
@@ -100,14 +104,14 @@ func (c *client) connect(ticket Ticket, w way) error {
 	if err := expect("200 Connect ha-nfc"); err != nil {
 		return err
 	}
-	if w.tls1 != nil {
-		w.tls1(c, t)
-	}
 	c.nfc = c.conn
 	if !w.clear {
 		c.nfc = tls.Client(c.conn, config)
 	}
 	c.in = bufio.NewReader(c.nfc)
+	if w.tls1 != nil {
+		w.tls1(c, t)
+	}
 	if err := c.handshake(); err != nil {
 		return err
 	}
@@ -139,11 +143,16 @@ func (c *client) expect(kind uint32) ([]byte, error) {
 	return b, nil
 }
 
+// tokenMessage returns message 43, with the token.
+func tokenMessage() []byte {
+	b := message(43, 4, 0)
+	copy(b[4:], "abc")
+	return b
+}
+
 func (c *client) handshake() error {
 	if c.sha2 {
-		b := message(43, 4, 0)
-		copy(b[4:], "abc")
-		c.nfc.Write(b)
+		c.nfc.Write(tokenMessage())
 	}
 	c.nfc.Write(message(33, 4, 0))
 	c.nfc.Write(message(51, 4, 11))

@@ -155,7 +155,7 @@ func (c *conn) beginNFC(ssl bool) error {
 		return c.wrong("a TLS record (close-notify?) of the first session came after PROXY: % x", head)
 	}
 	if !ssl {
-		c.out, c.in = c.wire, newReader(c.wire, false)
+		c.out, c.in = c.h.inPieces(c.wire), newReader(c.wire, false)
 		return nil
 	}
 	if head[0] != 0x16 {
@@ -165,7 +165,7 @@ func (c *conn) beginNFC(ssl bool) error {
 	if err != nil {
 		return err
 	}
-	c.out, c.in = t, newReader(t, true)
+	c.out, c.in = c.h.inPieces(t), newReader(t, true)
 	return nil
 }
 

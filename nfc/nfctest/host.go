@@ -328,7 +328,6 @@ func (h *Host) sessionEnded(c *conn) {
 func (h *Host) remove(c *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.stats.InFlight = max(h.stats.InFlight, c.mostInFlight)
 	delete(h.conns, c)
 	h.stats.Open--
 	h.ended.Broadcast()

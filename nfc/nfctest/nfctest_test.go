@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +50,7 @@ func TestRead(t *testing.T) {
 			{},
 			{MaxTLS: tls.VersionTLS12, Service: "vpxa-nfc"},
 			{Shuffle: true, Seed: 1, Fragment: 24 << 10},
-			{Fragment: 5000, Latency: time.Millisecond, PEM: true},
+			{Fragment: 5000, Latency: time.Millisecond, PEM: true, Piece: 777},
 		} {
 			for _, w := range []way{{}, {clear: true}, {buffer: 1 << 20, count: 4}} {
 				if profile != ESXi8 && w.buffer > 0 {
@@ -81,7 +82,7 @@ func TestRead(t *testing.T) {
 					if !h.AwaitClosed(5 * time.Second) {
 						t.Error("a connection is open")
 					}
-					if s := h.Stats(); s.Connections != 1 || s.Memory != 0 || s.MostMemory == 0 || s.CloseHandshakes != 1 || s.UnusedTickets != 0 || s.InFlight < 2 {
+					if s := h.Stats(); s.Connections != 1 || s.Memory != 0 || s.MostMemory == 0 || s.CloseHandshakes != 1 || s.UnusedTickets != 0 || s.Ends != 1 || s.InFlight < 2 {
 						t.Errorf("%+v", s)
 					}
 				})
@@ -200,7 +201,11 @@ func TestViolations(t *testing.T) {
 			c.receive()
 		}, want: "shares a TLS record"},
 		"close-notify": {way: way{tls1: func(_ *client, t *tls.Conn) { t.CloseWrite() }}, want: "close-notify"},
-		"user":         {way: way{tls1: func(_ *client, t *tls.Conn) { t.Write([]byte("USER root\r\n")) }}, want: "first session came after PROXY"},
+		"late line":    {way: way{tls1: func(_ *client, t *tls.Conn) { t.Write([]byte("USER root\r\n")) }}, want: "first session came after PROXY"},
+		"user":         {way: way{tls0: func(t *tls.Conn) { t.Write([]byte("USER root\r\n")) }}, want: "USER was sent"},
+		"two lines":    {way: way{tls0: func(t *tls.Conn) { t.Write([]byte("BANNER \r\nBANNER \r\n")); readLine(t) }}, want: "two lines"},
+		"clear":        {way: way{dialed: func(conn net.Conn) { readLine(conn); conn.Write([]byte("USER root\r\n")) }}, want: "in clear before TLS"},
+		"no TLS":       {way: way{tls1: func(c *client, _ *tls.Conn) { c.nfc = c.conn }}, want: "came in clear"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, Options{AllowViolations: true, Latency: time.Millisecond}, content)
@@ -222,5 +227,31 @@ func TestViolations(t *testing.T) {
 				t.Errorf("violations %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// The host does not see a message that shares a TLS record with another one, until more comes.
+func TestSharedRecord(t *testing.T) {
+	h := newHost(t, Options{AllowViolations: true}, nil)
+	connect(h.Ticket(), way{tls1: func(c *client, _ *tls.Conn) {
+		defer c.conn.Close()
+		c.nfc.Write(append(tokenMessage(), message(33, 4, 0)...))
+		answer := make(chan error)
+		go func() {
+			_, err := c.expect(36)
+			answer <- err
+		}()
+		select {
+		case err := <-answer:
+			t.Errorf("the host saw the second message; %v", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		c.nfc.Write(message(51, 4, 11))
+		if err := <-answer; err != nil {
+			t.Error(err)
+		}
+	}})
+	if v := h.Violations(); len(v) != 1 {
+		t.Errorf("violations %q", v)
 	}
 }

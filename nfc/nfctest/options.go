@@ -29,6 +29,7 @@ type Options struct {
 	// delay other answers.
 	Latency  time.Duration
 	Fragment int   // the longest data of a fragment in bytes; 0: the buffer of the session
+	Piece    int   // the most bytes of a write of NFC, and of a TLS record therefore; 0: no limit
 	Shuffle  bool  // fragments and answers are sent in random order
 	Seed     int64 // of the random order
 
@@ -100,7 +101,8 @@ type Stats struct {
 	Sent            int64 // bytes written to sockets, TLS included
 	Requests        int64 // frames that came
 	InFlight        int   // most requests of one connection without a complete answer
-	CloseHandshakes int   // connections that ended with CLOSE_FILE and CLOSE_SESSION
+	CloseHandshakes int   // connections whose client sent CLOSE_SESSION
+	Ends            int   // connections whose client sent message 4 after that
 	Reads           []Read
 }
 

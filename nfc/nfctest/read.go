@@ -65,7 +65,12 @@ func (c *conn) onIO(f frame) error {
 		q.answered = min(length, limit)
 	}
 	q.left.Store(int32(q.parts()))
-	c.mostInFlight = max(c.mostInFlight, int(c.inFlight.Add(1)))
+	if n := int(c.inFlight.Add(1)); n > c.mostInFlight {
+		c.mostInFlight = n
+		c.h.mu.Lock()
+		c.h.stats.InFlight = max(c.h.stats.InFlight, n)
+		c.h.mu.Unlock()
+	}
 	rule := c.fault(StepRead, info)
 	if c.h.options.Shuffle && rule == nil {
 		jobs := make([]job, q.parts())

@@ -166,6 +166,9 @@ func (c *conn) last(head []byte) error {
 	case err != nil || !bytes.Equal(b, message(msgComplete, 4, 0)):
 		return c.wrong("% x came after CLOSE_SESSION, which is not message 4", head)
 	}
+	c.h.mu.Lock()
+	c.h.stats.Ends++
+	c.h.mu.Unlock()
 	more, err := c.in.take(1)
 	if err == nil {
 		return c.wrong("%x came after message 4", more)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -144,6 +145,8 @@ type reader struct {
 	records bool
 	buf     []byte
 	pending []byte // the part of buf that was not taken
+	sizes   []int  // of the records in pending
+	begun   bool   // a part of the first record in pending was taken
 }
 
 func newReader(r io.Reader, records bool) *reader {
@@ -159,13 +162,14 @@ func (r *reader) fill() error {
 	m, err := r.r.Read(r.buf[n:])
 	r.pending = r.buf[:n+m]
 	if m > 0 {
+		r.sizes = append(r.sizes, m)
 		return nil
 	}
 	return err
 }
 
 // shares reports whether bytes are left of a record of which a message was taken.
-func (r *reader) shares() bool { return r.records && len(r.pending) > 0 }
+func (r *reader) shares() bool { return r.records && r.begun }
 
 // take returns the next n bytes. They are valid until the next call.
 func (r *reader) take(n int) ([]byte, error) {
@@ -179,6 +183,15 @@ func (r *reader) take(n int) ([]byte, error) {
 	}
 	b := r.pending[:n:n]
 	r.pending = r.pending[n:]
+	for n > 0 && n >= r.sizes[0] {
+		n -= r.sizes[0]
+		r.sizes = slices.Delete(r.sizes, 0, 1)
+		r.begun = false
+	}
+	if n > 0 {
+		r.sizes[0] -= n
+		r.begun = true
+	}
 	return b, nil
 }
 
@@ -192,4 +205,27 @@ func (r *reader) discard(n int64) error {
 		n -= int64(len(b))
 	}
 	return nil
+}
+
+// pieces is a writer that writes a few bytes at a time.
+type pieces struct {
+	w io.Writer
+	n int
+}
+
+// inPieces returns a writer for NFC with the longest write that the options permit.
+func (h *Host) inPieces(w io.Writer) io.Writer {
+	if h.options.Piece <= 0 {
+		return w
+	}
+	return pieces{w, h.options.Piece}
+}
+
+func (p pieces) Write(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = p.w.Write(b[n:min(n+p.n, len(b))])
+		n += m
+	}
+	return n, err
 }
