@@ -160,8 +160,8 @@ func lost(err error) error {
 	return &lostError{err}
 }
 
-// The method run performs the whole dialogue. Each step after the first TLS handshake may take as
-// long as patience says; 0 means that only ctx limits it. If run fails, it closes the socket.
+// The method run performs the whole dialogue. All steps after the first TLS handshake together may take
+// as long as patience says; 0 means that only ctx limits them. If run fails, it closes the socket.
 func (d *dialogue) run(ctx context.Context, patience time.Duration) (err error) {
 	if err := d.connect(ctx); err != nil {
 		return err

@@ -25,6 +25,9 @@ const (
 	headSize = 64 << 10
 )
 
+// smallBuffers are the buffers of a session on a host that has refused larger ones.
+var smallBuffers = nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4}
+
 // Open opens a disk for reading. The returned disk repeats failed calls, as Options.Retry says, and
 // implements source.Identified, source.Described and source.Counted. Its range is one extent with
 // data, because hosts do not reliably say which parts of a disk are allocated.
@@ -73,7 +76,7 @@ func (d *budgeted) OpenAgain(ctx context.Context) (source.Disk, error) {
 	}
 	o := op.o
 	o.Compression, o.Budget = "none", nil
-	other := &opener{params: op.params, tickets: op.tickets, o: o, buffers: nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4},
+	other := &opener{params: op.params, tickets: op.tickets, o: o, buffers: smallBuffers,
 		opened: op.opened, limits: &limits{size: headSize, depth: 1}}
 	if op.buffers == (nfcbudget.Buffers{}) {
 		other.buffers = op.buffers
@@ -138,6 +141,9 @@ func (op *opener) open(ctx context.Context) (source.Disk, error) {
 	limit := openTimeouts * op.o.Timeout
 	limited, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the host did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
 	defer cancel()
+	if _, _, refusals := op.limits.get(); refusals > 0 && op.buffers.Bytes() > smallBuffers.Bytes() {
+		op.buffers = smallBuffers // the host had no memory for reads
+	}
 	for {
 		d, err := op.attempt(limited, ctx)
 		if err == nil {
@@ -189,12 +195,11 @@ func (op *opener) release() {
 
 // The method smaller chooses smaller buffers for the next session. It returns false if there are none.
 func (op *opener) smaller() bool {
-	small := nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4}
 	switch {
 	case op.buffers == (nfcbudget.Buffers{}):
 		return false
-	case op.buffers.Bytes() > small.Bytes():
-		op.buffers = small
+	case op.buffers.Bytes() > smallBuffers.Bytes():
+		op.buffers = smallBuffers
 	default:
 		op.buffers = nfcbudget.Buffers{}
 	}
@@ -332,9 +337,9 @@ func (op *opener) compare(s *session, found *facts) error {
 		return nil
 	case found.capacity != first.capacity:
 		return s.explain(source.Changed(fmt.Errorf("the disk has %d bytes, but it had %d bytes before", found.capacity, first.capacity)))
-	case found.uuid != first.uuid:
+	case differ(found.uuid, first.uuid):
 		return s.explain(source.Changed(fmt.Errorf("the disk has the UUID %s, but it had %s before", printable.Name(found.uuid), printable.Name(first.uuid))))
-	case op.params.Frozen && found.longContentID != first.longContentID:
+	case op.params.Frozen && differ(found.longContentID, first.longContentID):
 		return s.explain(source.Changed(fmt.Errorf("the disk has the content ID %s, but it had %s before", printable.Name(found.longContentID), printable.Name(first.longContentID))))
 	case !op.params.Frozen:
 		return nil // source.Retry compares what was read before
@@ -353,3 +358,7 @@ func (op *opener) compare(s *session, found *facts) error {
 	}
 	return nil
 }
+
+// differ reports whether two values of an entry differ. The value of an entry that the host does not know
+// is "", and differs from no other value.
+func differ(a, b string) bool { return a != "" && b != "" && a != b }

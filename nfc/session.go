@@ -92,10 +92,10 @@ func (s *session) open() (*facts, error) {
 		value *string
 	}{{"uuid", &found.uuid}, {"longContentID", &found.longContentID}, {"adapterType", &s.adapter}} {
 		_, text, err := s.call(wire.NewDDBGet(file.Handle, entry.key), size)
-		if err != nil && !errors.As(err, new(*hostError)) {
+		if err != nil && (!errors.As(err, new(*hostError)) || isMemory(err)) {
 			return nil, err
 		}
-		*entry.value = printableText(string(text)) // "" if the host does not know the key
+		*entry.value = printableText(string(text)) // "" if the host does not know the entry
 	}
 	s.dialogue.begin(StepRead)
 	head := make([]byte, min(headSize, file.Capacity))
