@@ -83,6 +83,9 @@ func (d *dialogue) version() string {
 	return fmt.Sprintf("%d.%d", d.major, d.minor)
 }
 
+// checkedBySHA1 reports whether the host's certificate was compared with a SHA-1 thumbprint only.
+func (d *dialogue) checkedBySHA1() bool { return d.token == "" && len(d.ticket.Certificate) == 0 }
+
 // The method hide replaces the secret of the ticket in a text that comes from the host.
 func (d *dialogue) hide(text string) string {
 	if secret := d.ticket.Session.Reveal(); secret != "" {

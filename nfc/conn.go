@@ -282,33 +282,36 @@ func (c *conn) refuse(op uint32, r *request, reason error) error {
 }
 
 // The method end ends the session, if the connection is not broken, and waits for the reader. The
-// parameter closing has the requests that end what was opened.
-func (c *conn) end(closing []wire.Request) {
+// parameter closing has the requests that end what was opened. The error says why the host did not
+// learn of the end.
+func (c *conn) end(closing []wire.Request) (err error) {
 	if c.cause() == nil {
 		late := time.AfterFunc(closeTimeout, func() { c.fail(errCloseTimeout) })
-		c.endSession(closing)
+		err = c.endSession(closing)
 		late.Stop()
 	}
 	c.fail(net.ErrClosed)
 	<-c.ended
+	return err
 }
 
 var errCloseTimeout = errors.New("the host did not answer the end of the session in time")
 
-func (c *conn) endSession(closing []wire.Request) {
+func (c *conn) endSession(closing []wire.Request) error {
 	for _, r := range closing {
 		if _, _, err := c.call(r, len(r.Payload)); err != nil {
-			return
+			return err
 		}
 	}
 	bye := wire.NewSessionComplete()
 	c.trace.message(sent, StepClose, bye, nil)
 	if _, err := c.net.Write(bye[:]); err != nil {
-		return
+		return err
 	}
 	if c.net != c.raw {
-		c.net.Close() // sends the message that ends the TLS session
+		return c.net.Close() // sends the message that ends the TLS session
 	}
+	return nil
 }
 
 // A frameReader reads the frames of a connection. Only one goroutine uses it.

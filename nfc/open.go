@@ -72,7 +72,7 @@ func (d *budgeted) Close() error {
 func (d *budgeted) OpenAgain(ctx context.Context) (source.Disk, error) {
 	op := d.opener
 	if s := op.current.Swap(nil); s != nil {
-		s.conn.end(s.closing)
+		s.end()
 	}
 	o := op.o
 	o.Compression, o.Budget = "none", nil
@@ -229,7 +229,7 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 		if cause := context.Cause(limited); cause != nil {
 			err = dialogue.fail(cause, "")
 		}
-		c.end(s.closing)
+		s.end()
 		return nil, err
 	}
 	op.remember(dialogue, variant)
@@ -310,19 +310,20 @@ func mayVary(err error) bool {
 	return false
 }
 
-// The method remember records how the host was reached, and tells the user if that is unusual.
+// The method remember records how the host was reached. It warns if that is unusual: of another form of the
+// handshake once for each host, and of a weak check of the certificate once for each disk, because each
+// disk has a report of its own.
 func (op *opener) remember(d *dialogue, variant string) {
-	s := hostState{variant: variant, sha1: d.token == "" && len(d.ticket.Certificate) == 0}
-	if !op.o.Hosts.record(d.address, s) {
+	host := printable.Name(d.address)
+	if op.opened == nil && d.checkedBySHA1() {
+		op.o.Warn(fmt.Sprintf("the certificate of the host %s was compared with a SHA-1 thumbprint only, because the host sends no SHA-256 thumbprint", host))
+	}
+	if !op.o.Hosts.record(d.address, variant) {
 		return
 	}
-	host := printable.Name(d.address)
-	op.o.Log.Debug("nfc: the host was reached", "host", d.address, "version", d.version(), "banner", d.banner.Text)
+	op.o.Log.Debug("nfc: the host was reached", "host", d.address, "version", d.version(), "banner", d.hide(d.banner.Text))
 	if variant != "" {
 		op.o.Warn(fmt.Sprintf("the handshake with the host %s works only with %s: please report this, as docs/guide/nfc.md describes", host, variant))
-	}
-	if s.sha1 {
-		op.o.Log.Info(fmt.Sprintf("nfc: the certificate of the host %s was compared with a SHA-1 thumbprint only, because the host announces no SHA-256 thumbprint", host))
 	}
 }
 

@@ -56,9 +56,10 @@ func Probe(ctx context.Context, t Tickets, o Options) (*Probed, error) {
 	stop := c.watch(ctx)
 	err = s.begin()
 	stop()
-	c.end(s.closing)
 	if err == nil {
 		p.Steps = append(p.Steps, begun)
 	}
+	op.o.Step = nil
+	s.end()
 	return p, err
 }

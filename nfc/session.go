@@ -106,6 +106,16 @@ func (s *session) open() (*facts, error) {
 	return found, nil
 }
 
+// The method end ends the session, if the connection is not broken.
+func (s *session) end() {
+	if s.conn.cause() == nil {
+		s.dialogue.begin(StepClose)
+	}
+	if err := s.conn.end(s.closing); err != nil {
+		s.opener.o.Log.Debug("nfc: the session was not ended properly", "host", s.dialogue.address, "error", err)
+	}
+}
+
 // The method readAt reads len(p) bytes at any offset of a disk with the given capacity. The host reads
 // only whole sectors. Whole sectors go from the connection directly into p, and the sectors of which p
 // has only a part through a buffer.

@@ -15,7 +15,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/vsphere"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
@@ -89,8 +91,17 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, flags
 	libDir, nfcPort := flags.connects(r)
 	c.logProvenance(log)
 	checks := &serverChecks{
-		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read, nfc: flags.chosen.nfc,
-		libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log,
+		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read, overNFC: flags.chosen.nfc,
+		libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log, progress: new(nfcProgress),
+	}
+	flags.step = checks.progress.begin
+	checks.probe = func(ctx context.Context, vm *vsphere.VM) (*nfc.Probed, error) {
+		options, err := flags.nfcOptions(c.opener(flags, log))
+		if err != nil {
+			return new(nfc.Probed), err
+		}
+		options.Step = nil
+		return nfc.Probe(ctx, vm, options)
 	}
 	checks.open = func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error) {
 		return c.openDisk(ctx, &vmSource{servers: flags.servers, session: checks.session, vm: vm, flags: flags}, d, log)
@@ -113,9 +124,14 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, flags
 func (c *checkCommand) openDisk(ctx context.Context, v *vmSource, d *inventory.Disk, log *slog.Logger) (source.Disk, error) {
 	spec := v.spec(c.VM, log)
 	spec.Single, spec.Only = true, []string{strconv.Itoa(d.N)}
-	o := v.flags.opener()
+	return machine.Open(ctx, spec, c.opener(v.flags, log))
+}
+
+// The method opener returns an Opener that logs to log.
+func (c *checkCommand) opener(flags *sourceFlags, log *slog.Logger) *sourceopen.Opener {
+	o := flags.opener()
 	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
-	return machine.Open(ctx, spec, o)
+	return o
 }
 
 // checkResult is the result of one check, as vddkcp check prints it. If OK is true and Hint is not

@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/certificate"
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk"
 	"github.com/vddkcp/vddkcp/vsphere"
@@ -29,7 +30,7 @@ type serverChecks struct {
 	thumbprintFrom string // where the thumbprint in options comes from, such as "--thumbprint"
 	vmName         string // "": no VM is checked
 	read           bool
-	nfc            bool // disks are read over NFC, so no library is needed
+	overNFC        bool // disks are read over NFC, so no library is needed
 	libDir         string
 	nfcPort        uint32
 	log            *slog.Logger
@@ -37,6 +38,10 @@ type serverChecks struct {
 	// open opens a disk, if necessary of a snapshot that is removed when the last disk of the VM is
 	// closed. It is called only if read is set.
 	open func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error)
+	// probe connects to the host of a VM over NFC, and progress has the steps of opening a disk over
+	// NFC. Both are used only if overNFC is set.
+	probe    func(ctx context.Context, vm *vsphere.VM) (*nfc.Probed, error)
+	progress *nfcProgress
 
 	session *vsphere.Session
 	handle  *vsphere.VM
@@ -61,7 +66,7 @@ func (c *serverChecks) steps() []checkStep {
 		{"product", []string{"login"}, callLimit, c.checkProduct},
 	}
 	library := checkStep{"library", nil, loadTimeout, c.checkLibrary}
-	if c.vmName == "" && !c.nfc {
+	if c.vmName == "" && !c.overNFC {
 		return append(steps, library)
 	}
 	if c.vmName == "" {
@@ -80,7 +85,7 @@ func (c *serverChecks) steps() []checkStep {
 		checkStep{"privileges", vm, callLimit, c.checkPrivileges},
 	)
 	reading := vm
-	if !c.nfc {
+	if !c.overNFC {
 		reading = []string{"login", "vm", "library"}
 		steps = append(steps, library, checkStep{"library version", reading, callLimit, func(context.Context) []checkResult {
 			return checkVersions(c.library.Version, c.vm.HostVersion)
@@ -88,6 +93,11 @@ func (c *serverChecks) steps() []checkStep {
 	}
 	steps = append(steps,
 		checkStep{"host", vm, connectLimit, c.checkHost},
+	)
+	if c.overNFC {
+		steps = append(steps, checkStep{"nfc", vm, callLimit, c.checkNFC})
+	}
+	steps = append(steps,
 		checkStep{"space", vm, callLimit, ofVM(checkSpace)},
 	)
 	if c.read {
@@ -247,10 +257,17 @@ func (c *serverChecks) readDisks(ctx context.Context) (results []checkResult) {
 		if err != nil {
 			failed := checkError(ctx, err)[0]
 			failed.Detail = d.Title() + ": " + failed.Detail
+			if c.overNFC {
+				failed.Detail += "; " + c.progress.reached(err)
+			}
 			results = append(results, failed)
 			continue
 		}
-		results = append(results, checkResult{OK: true, Detail: d.Title() + " can be read"})
+		detail := d.Title() + " can be read"
+		if c.overNFC {
+			detail += "; " + c.progress.reached(nil)
+		}
+		results = append(results, checkResult{OK: true, Detail: detail})
 	}
 	for _, disk := range opened {
 		if err := disk.Close(); err != nil {

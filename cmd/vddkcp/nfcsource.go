@@ -94,7 +94,7 @@ func (f *sourceFlags) nfcOptions(o *sourceopen.Opener) (nfc.Options, error) {
 	options := nfc.Options{
 		Depth: v.Depth, RequestSize: v.RequestSize, Timeout: v.Timeout, Compression: f.Compression,
 		Buffers: nfcbudget.Buffers(f.NFCBuffers), HostPort: int(f.nfcPort(r, f.NFCHostPort)), Clear: f.clear(),
-		Retry: o.Retry, Hosts: f.servers.nfcHosts(), Quirks: f.chosen.quirks, Trace: trace, Log: v.Log, Warn: v.Warn,
+		Retry: o.Retry, Hosts: f.servers.nfcHosts(), Quirks: f.chosen.quirks, Trace: trace, Step: f.step, Log: v.Log, Warn: v.Warn,
 	}
 	if options.Warn == nil {
 		options.Warn = func(string) {}

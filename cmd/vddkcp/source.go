@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/vddk"
@@ -27,7 +28,8 @@ type sourceFlags struct {
 
 	retryFlags
 	vddkFlags
-	servers *servers `kong:"-"`
+	servers *servers       `kong:"-"`
+	step    func(nfc.Step) `kong:"-"` // is called when a step of opening a disk over NFC begins; may be nil
 }
 
 // AfterApply is called by kong after parsing. It keeps the sessions of the command, for the
