@@ -57,15 +57,21 @@ func newVMs(t *testing.T, options ...vspheretest.Option) *vmTest {
 		t.Fatal(err)
 	}
 	server := vspheretest.New(t, append(options, vspheretest.WithLibrary())...)
-	return &vmTest{T: t, server: server, vm: "web01", dir: t.TempDir(), random: rand.New(rand.NewPCG(1, 2))}
+	return &vmTest{T: t, server: server, vm: "web01", dir: t.TempDir(), random: newRandom()}
 }
+
+func newRandom() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 // login returns the flags that name the server and the login.
 func (v *vmTest) login() []string {
-	return []string{
+	flags := []string{
 		"--server", v.server.Host, "--port", strconv.Itoa(int(v.server.Port)), "--user", v.server.User,
-		"--thumbprint", v.server.Thumbprint(), "--libdir", v.server.Library.Dir,
+		"--thumbprint", v.server.Thumbprint(),
 	}
+	if v.server.Library == nil {
+		return append(flags, "--via", "nfc")
+	}
+	return append(flags, "--libdir", v.server.Library.Dir)
 }
 
 // images returns the folder to which the VM is copied.
