@@ -214,7 +214,7 @@ func (c *serverChecks) checkPrivileges(ctx context.Context) []checkResult {
 func (c *serverChecks) checkLibrary(ctx context.Context) []checkResult {
 	library, err := vddk.FindLibrary(c.libDir)
 	if err != nil {
-		return checkError(ctx, err)
+		return checkError(ctx, orOverNFC(err))
 	}
 	modes, err := vddk.TransportModes(ctx, library)
 	if errors.Is(err, vddk.ErrNoWorker) {

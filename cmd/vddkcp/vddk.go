@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/vddk"
 )
@@ -34,7 +35,7 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 	facts := &libraryFacts{DefaultLibDir: vddk.LibDirs[0], Functions: map[string]bool{}, Missing: []string{}}
 	library, err := vddk.FindLibrary(c.LibDir)
 	if err != nil {
-		return fmt.Errorf("vddk: %w", err)
+		return fmt.Errorf("vddk: %w", orOverNFC(err))
 	}
 	facts.LibDir, facts.Library, facts.Version = library.Root, library.Path, library.Version
 	if facts.list, err = vddk.Functions(library); err != nil {
@@ -62,6 +63,11 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("vddk: %w", failed)
 	}
 	return nil
+}
+
+// orOverNFC adds to the hint of err, which says that no library was found, that there is another way.
+func orOverNFC(err error) error {
+	return hinted.Error(err, hinted.Of(err)+"; without this library, --via nfc (experimental) reads disks on a server")
 }
 
 // loadTimeout is the time limit for loading the library. Loading does not wait for a

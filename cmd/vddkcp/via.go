@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -104,12 +105,11 @@ func (f *sourceFlags) choose(r reads, sources ...address.Address) error {
 	}
 	w := f.way(settled, f.Via)
 	if i := slices.IndexFunc(sources, isForVDDK); i >= 0 && w.nfc {
-		if f.login.given["via"] {
+		others := slices.ContainsFunc(sources, func(a address.Address) bool { return f.remoteAddress(a) && !isForVDDK(a) })
+		if others || f.login.given["via"] {
 			return usage.New(fmt.Sprintf("--via: nfc cannot read %s, which names a disk that VDDK opens", sources[i]), "name the disk as vm:NAME#N or [DATASTORE] DIR/DISK.vmdk, or leave out --via nfc")
 		}
-		if !slices.ContainsFunc(sources, func(a address.Address) bool { return f.remoteAddress(a) && !isForVDDK(a) }) {
-			w = way{reason: "the address begins with vddk:"}
-		}
+		w = way{reason: "the address begins with vddk:"}
 	}
 	if !w.nfc && f.NFCTrace != "" {
 		return needsNFC()
@@ -118,11 +118,31 @@ func (f *sourceFlags) choose(r reads, sources ...address.Address) error {
 		if err := f.checkNFC(r, w); err != nil {
 			return err
 		}
+		if err := checkFolder("--nfc-trace", f.NFCTrace); err != nil {
+			return err
+		}
 		if w.quirks, err = nfc.ParseQuirks(os.Getenv("VDDKCP_NFC")); err != nil {
 			return usage.WithHint(fmt.Errorf("the environment variable VDDKCP_NFC: %w", err), "unset the variable: it is only for finding out why a host refuses a connection")
 		}
 	}
 	f.chosen = w
+	return nil
+}
+
+// checkFolder returns an error if the folder of an output does not exist. The path may be "". Such a
+// check finds mistakes before a snapshot is made, but does not create the output.
+func checkFolder(flag, path string) error {
+	if path == "" {
+		return nil
+	}
+	folder := filepath.Dir(path)
+	info, err := os.Stat(folder)
+	switch {
+	case err != nil:
+		return usage.Errorf("%s: %w", flag, err)
+	case !info.IsDir():
+		return usage.Errorf("%s: %s is not a folder", flag, printable.Name(folder))
+	}
 	return nil
 }
 

@@ -228,10 +228,10 @@ func TestVMViaNFCFiles(t *testing.T) {
 	}
 }
 
-// TestVMViaNFCMoves moves the files of a VM to another datastore in the middle of a copy, and cuts
-// the connections of the host.
+// TestVMViaNFCMoves moves a VM to another datastore, and to another host, in the middle of a copy, and
+// cuts the connections of the host.
 func TestVMViaNFCMoves(t *testing.T) {
-	for _, source := range []string{"vm", "file"} {
+	for _, source := range []string{"vm", "file", "host"} {
 		t.Run(source, func(t *testing.T) {
 			v := newNFC(t)
 			then := v.now()
@@ -243,9 +243,15 @@ func TestVMViaNFCMoves(t *testing.T) {
 			p := v.startCommand([]string{"checkpoint:1"}, nil, append(args, "--report", "r.json", "--request-size", "64KiB", "--depth", "1", "--rate-limit", "1MiB")...)
 			release := p.at("checkpoint:1")
 			v.server.MoveDatastore("web01", "ds2")
-			v.server.NFC("").Cut()
+			if source == "host" {
+				v.server.MoveHost("web01", "esx2.test")
+			}
+			v.server.NFC("esx1.test").Cut()
 			release()
 			v.exits(0, p)
+			if n := v.server.NFC("esx2.test").Stats().Tickets; n > 0 != (source == "host") {
+				t.Errorf("%d tickets for the other host", n)
+			}
 			v.holds("moved.raw", then[1])
 			if r := v.reportOf("r.json"); r.Retries == 0 {
 				t.Errorf("%+v", r)
