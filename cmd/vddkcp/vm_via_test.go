@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -321,6 +322,42 @@ func TestVMViaNFCResumes(t *testing.T) {
 		p = v.startCommand(nil, nil, append(args, "--resume")...)
 		v.says(v.exits(2, p), "the snapshot is gone")
 	})
+}
+
+// TestVMViaBoth continues copies in the other way than that in which they began.
+func TestVMViaBoth(t *testing.T) {
+	vmStates(t)
+	for _, first := range []string{"vddk", "nfc"} {
+		t.Run(first, func(t *testing.T) {
+			v := newVM(t)
+			then := v.now()
+			second := map[string]string{"vddk": "nfc", "nfc": "vddk"}[first]
+			start := func(via string, stops []string, args ...string) *vmProcess {
+				login := slices.DeleteFunc(v.login(), func(s string) bool { return s == "--libdir" || s == v.server.Library.Dir })
+				env := []string{"VDDKCP_LIBDIR=" + v.server.Library.Dir, "VDDKCP_VIA=" + via}
+				return v.startLine(stops, env, append(append(args, login...), "--request-size", "64KiB", "--depth", "1", "--rate-limit", "1MiB")...)
+			}
+			vm := []string{"vm", "web01", v.images(), "--parallel", "1", "--resume"}
+			p := start(first, []string{"checkpoint:2"}, vm...)
+			p.at("checkpoint:2")
+			p.kill()
+			v.write()
+			v.exits(0, start(second, nil, append(vm, "--report", "report.json")...))
+			v.published(then)
+			if r := v.report(); r.Via != second || r.Rounds[0].Disks[0].ResumedFrom == 0 {
+				t.Errorf("%+v, %+v", r.Way, r.Rounds[0].Disks[0])
+			}
+
+			v.others = []string{"user"}
+			file := []string{"copy", v.server.Files("web01")[0], "file.raw", "--vm", v.moref(), "--snapshot", v.server.AddSnapshot("web01", "user", "").Value, "--resume"}
+			p = start(first, []string{"checkpoint:2"}, file...)
+			p.at("checkpoint:2")
+			p.kill()
+			v.exits(2, start(second, nil, file...))
+			v.exits(0, start(first, nil, file...))
+			v.left(0)
+		})
+	}
 }
 
 // TestVMViaNFCBatch runs a job file whose jobs share a session, a snapshot and the host's memory.

@@ -149,6 +149,8 @@ func notOfAJob(name string) string {
 		return fmt.Sprintf("--%s applies to the whole run", name)
 	case name == "dry_run":
 		return "use vddkcp run --check, which checks all jobs"
+	case name == "nfc_trace":
+		return "use vddkcp copy --nfc-trace, which records the messages of one copy"
 	case strings.HasPrefix(name, "log_") || name == "verbose":
 		return "the log flags of vddkcp run apply to all jobs; see --log-dir"
 	}
