@@ -153,7 +153,7 @@ func (c *conn) readLine(in *reader) (string, error) {
 func (c *conn) answerThumbprint(w io.Writer, token string) error {
 	r := c.fault(StepThumbprint, Read{})
 	switch {
-	case !c.h.traits.sha256:
+	case !c.h.traits.sha256 || c.h.options.Needs.NoSHA2:
 		return c.answerLine(r, w, pleaseLogin)
 	case token == "" || strings.ContainsAny(token, " :") || len(token) > messageSize-4:
 		return c.answerLine(r, w, invalid)

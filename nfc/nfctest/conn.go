@@ -161,6 +161,7 @@ func (c *conn) beginNFC(ssl bool) error {
 	if head[0] != 0x16 {
 		return c.wrong("PROXY asked for TLS, and %x came in clear", head)
 	}
+	c.wire.records = c.h.options.Needs.WaitForAck // package tls then leaves the next message in the wire
 	t, err := c.beginTLS(StepSecondTLS, c.certificate)
 	if err != nil {
 		return err

@@ -11,12 +11,6 @@ import (
 	"time"
 )
 
-var allSteps = []Step{
-	StepConnect, StepBanner, StepTLS, StepSession, StepThumbprint, StepProxy, StepSecondTLS,
-	StepHandshake36, StepHandshake51, StepHandshake52, StepOpenSession, StepSocketOptions,
-	StepResourcePool, StepOpenFile, StepDDB, StepRead, StepClose,
-}
-
 // use does everything that a client does with a host.
 func use(ticket Ticket, w way, content []byte, compression uint32) error {
 	c, err := connect(ticket, w)
@@ -43,12 +37,12 @@ func use(ticket Ticket, w way, content []byte, compression uint32) error {
 // goroutine. Close would wait for the goroutine.
 func TestFaults(t *testing.T) {
 	content := testContent(400 << 10)
-	for _, step := range allSteps {
+	for _, step := range Steps() {
 		for kind := Nothing; kind < lastKind; kind++ {
 			if !possible(step, kind) {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s/%d", step, kind), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/%v", step, kind), func(t *testing.T) {
 				t.Parallel()
 				h := newHost(t, Options{AllowViolations: true, Shuffle: kind%2 == 0}, content)
 				f := Fault{Step: step, Kind: kind, Times: 1, Fragment: 1}

@@ -79,6 +79,10 @@ func (c *conn) handshake() error {
 			c.send(message(msgComplete, 4, 0))
 			return errEnded
 		}
+		if need := c.lacks(kind); need != "" {
+			c.logf("the client is refused: the host needs %s", need)
+			return c.turnAway()
+		}
 		if err := c.onMessage(kind, b); err != nil {
 			return err
 		}
@@ -92,6 +96,34 @@ func (c *conn) handshake() error {
 			return err
 		}
 	}
+}
+
+// lacks returns which of Options.Needs the client does not meet, after a message of the given type;
+// "": none.
+func (c *conn) lacks(kind uint32) string {
+	needs := c.h.options.Needs
+	switch {
+	case kind == msgToken && needs.PlainToken && c.token != "PlainText":
+		return "the token PlainText"
+	case kind == msgSetup && needs.WaitForAck && (len(c.in.pending) > 0 || c.wire.comes(grace)):
+		return "message 51 after message 36"
+	case kind == msgClient && needs.SplitNames && c.in.shares():
+		return "the names in a record of their own"
+	}
+	return ""
+}
+
+// turnAway refuses a client that does not meet Options.Needs.
+func (c *conn) turnAway() error {
+	if c.h.options.Needs.Silent {
+		select {
+		case <-c.wire.gone:
+		case <-c.h.closed:
+		}
+		return errEnded
+	}
+	c.send(message(msgComplete, 4, 0))
+	return errEnded
 }
 
 // onMessage checks and answers a message whose type was expected.

@@ -17,6 +17,7 @@ type Options struct {
 	PEM     bool   // tickets have the certificate in place of its SHA-1, as in vSphere 9
 	MaxTLS  uint16 // the highest version of TLS, such as tls.VersionTLS12; 0: TLS 1.3
 	NoSSL   bool   // the host only talks NFC in clear, and its greeting says so
+	Needs   Needs  // forms of the handshake without which the host refuses a client
 
 	// Memory limits the bytes of the NFC buffers of all sessions; 0: no limit. If no memory is
 	// left, OPEN_SESSION is refused with ERROR 5, "Failed to allocate the requested N bytes".
@@ -36,6 +37,16 @@ type Options struct {
 	RecordReads     bool      // Stats has all reads
 	AllowViolations bool      // New does not fail the test because of violations
 	Log             io.Writer // gets a line for each event; may be nil
+}
+
+// Needs are forms of the handshake that a host insists on. A client in another form is no violation:
+// the host refuses it with message 4, or does not answer it.
+type Needs struct {
+	PlainToken bool // the token is PlainText
+	SplitNames bool // the names after message 54 come in another TLS record than the message
+	WaitForAck bool // message 51 comes after message 36 was sent
+	NoSHA2     bool // THUMBPRINT_SHA2 is refused although the greeting announces it
+	Silent     bool // the host does not answer in place of refusing
 }
 
 // Profile is a version of ESXi.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // wire is the socket of a connection. A goroutine, pump, reads ahead, so that the host notices at
@@ -65,6 +66,24 @@ func (w *wire) await(n int) error {
 		w.changed.Wait()
 	}
 	return nil
+}
+
+// comes reports whether bytes come, or have come, within the given time.
+func (w *wire) comes(within time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	late := false
+	timer := time.AfterFunc(within, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		late = true
+		w.changed.Broadcast()
+	})
+	defer timer.Stop()
+	for w.buf.Len() == 0 && w.err == nil && !late {
+		w.changed.Wait()
+	}
+	return w.buf.Len() > 0
 }
 
 // peek returns the next n bytes without reading them, and fewer of them with an error.
