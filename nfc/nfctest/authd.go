@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
@@ -197,7 +198,9 @@ func (c *conn) proxy(t *tls.Conn, in *reader, service string) (ssl bool, err err
 		return false, fmt.Errorf("PROXY was refused")
 	}
 	if r != nil && r.Kind == CloseNotify {
-		return ssl, t.CloseWrite()
+		err := t.CloseWrite()
+		c.wire.SetWriteDeadline(time.Time{}) // package tls has let it pass
+		return ssl, err
 	}
 	return ssl, nil
 }
