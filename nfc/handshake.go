@@ -115,11 +115,11 @@ func (d *dialogue) write(m *wire.Message, extra []byte) error {
 func (d *dialogue) read(want wire.MessageType) (*wire.Message, error) {
 	m := new(wire.Message)
 	if n, err := io.ReadFull(d.nfc, m[:]); err != nil {
-		err = fmt.Errorf("expected message %s, found %d bytes: %w", want, n, lost(err))
+		found := fmt.Sprintf("%d bytes", n)
 		if n > 0 {
 			err = fmt.Errorf("expected message %s, found %d bytes, %s: %w", want, n, wire.Hex(m[:n]), lost(errors.Unwrap(err)))
 		}
-		return nil, d.fail(err, "")
+		return nil, d.fail(fmt.Errorf("expected message %s, found %s: %w", want, found, lost(err)), "")
 	}
 	d.trace.message(received, d.step, m, nil)
 	switch m.Type() {
