@@ -15,7 +15,7 @@ import (
 type disk struct {
 	opener      *opener
 	session     *session
-	facts       *facts
+	facts       *facts // of the first opening, so that the identity stays the same
 	compression wire.Compression
 	life        life.Life
 	stop        func() bool // stops the function that ends the connection when the context ends

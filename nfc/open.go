@@ -237,7 +237,7 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 		op.opened = found
 	}
 	d := &disk{
-		opener: op, session: s, facts: found, compression: compressions[op.o.Compression],
+		opener: op, session: s, facts: op.opened, compression: compressions[op.o.Compression],
 		life: life.Life{Context: ctx, Name: printable.Name(op.params.Name)},
 	}
 	d.stop = c.watch(ctx)
