@@ -298,6 +298,9 @@ func (c *conn) end(closing []wire.Request) (err error) {
 var errCloseTimeout = errors.New("the host did not answer the end of the session in time")
 
 func (c *conn) endSession(closing []wire.Request) error {
+	if len(closing) == 0 {
+		return nil // the host has opened no session that could end
+	}
 	for _, r := range closing {
 		if _, _, err := c.call(r, len(r.Payload)); err != nil {
 			return err
