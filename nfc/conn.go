@@ -30,7 +30,7 @@ const (
 // A request is a frame that was sent, and its answer.
 type request struct {
 	kind    wire.FrameType
-	changes int // of the limits when the request was sent
+	changes int // of the limits when the size of the request was chosen
 
 	// These fields are for reads. The reader of the connection changes p, have and left until it
 	// has sent to done.
@@ -141,7 +141,6 @@ func (c *conn) start(r *request) error {
 	}
 	r.done = make(chan error, 1)
 	r.touched.Store(c.now())
-	_, _, r.changes = c.limits.get()
 	c.sending.Lock()
 	defer c.sending.Unlock()
 	c.mu.Lock()
@@ -232,6 +231,7 @@ func (c *conn) wait(r *request) error {
 // has the given size.
 func (c *conn) call(frame wire.Request, size int) (payload, text []byte, err error) {
 	r := &request{kind: frame.Type, frame: frame, size: size}
+	_, _, r.changes = c.limits.get()
 	if err := c.start(r); err != nil {
 		return nil, nil, err
 	}
@@ -535,12 +535,13 @@ func newRead(handle uint64, p []byte, off int64, c wire.Compression) *request {
 // The method read reads len(p) bytes at the given offset, in requests of the size that the limits
 // allow. Both numbers are multiples of a sector. It returns when no request uses p any more.
 func (c *conn) read(handle uint64, p []byte, off int64, compression wire.Compression) error {
-	size, _, _ := c.limits.get()
+	size, _, changes := c.limits.get()
 	requests := make([]*request, 0, (len(p)+size-1)/size)
 	var failed error
 	for len(p) > 0 && failed == nil {
 		n := min(len(p), size)
 		r := newRead(handle, p[:n:n], off, compression)
+		r.changes = changes
 		if failed = c.start(r); failed == nil {
 			requests = append(requests, r)
 		}
