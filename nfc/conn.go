@@ -283,8 +283,9 @@ func (c *conn) refuse(op uint32, r *request, reason error) error {
 
 // The method end ends the session, if the connection is not broken, and waits for the reader. The
 // parameter closing has the requests that end what was opened. The error says why the host did not
-// learn of the end.
-func (c *conn) end(closing []wire.Request) (err error) {
+// learn of the end. If ctx ends, the connection ends at once.
+func (c *conn) end(ctx context.Context, closing []wire.Request) (err error) {
+	defer c.watch(ctx)()
 	if c.cause() == nil {
 		late := time.AfterFunc(closeTimeout, func() { c.fail(errCloseTimeout) })
 		err = c.endSession(closing)

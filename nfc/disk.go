@@ -100,7 +100,7 @@ func (d *disk) Stats() source.Stats {
 func (d *disk) Close() error {
 	return d.life.Close(func() error {
 		d.stop()
-		d.session.end()
+		d.session.end(d.life.Context)
 		return nil
 	})
 }

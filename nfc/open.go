@@ -72,7 +72,7 @@ func (d *budgeted) Close() error {
 func (d *budgeted) OpenAgain(ctx context.Context) (source.Disk, error) {
 	op := d.opener
 	if s := op.current.Swap(nil); s != nil {
-		s.end()
+		s.end(ctx)
 	}
 	o := op.o
 	o.Compression, o.Budget = "none", nil
@@ -229,7 +229,7 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 		if cause := context.Cause(limited); cause != nil {
 			err = dialogue.fail(cause, "")
 		}
-		s.end()
+		s.end(limited)
 		return nil, err
 	}
 	op.remember(dialogue, variant)

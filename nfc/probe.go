@@ -60,6 +60,6 @@ func Probe(ctx context.Context, t Tickets, o Options) (*Probed, error) {
 		p.Steps = append(p.Steps, begun)
 	}
 	op.o.Step = nil
-	s.end()
+	s.end(ctx)
 	return p, err
 }

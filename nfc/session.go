@@ -1,6 +1,7 @@
 package nfc
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -106,12 +107,12 @@ func (s *session) open() (*facts, error) {
 	return found, nil
 }
 
-// The method end ends the session, if the connection is not broken.
-func (s *session) end() {
+// The method end ends the session, if the connection is not broken. It waits for the host until ctx ends.
+func (s *session) end(ctx context.Context) {
 	if s.conn.cause() == nil {
 		s.dialogue.begin(StepClose)
 	}
-	if err := s.conn.end(s.closing); err != nil {
+	if err := s.conn.end(ctx, s.closing); err != nil {
 		s.opener.o.Log.Debug("nfc: the session was not ended properly", "host", s.dialogue.address, "error", err)
 	}
 }
