@@ -117,7 +117,7 @@ func (d *dialogue) read(want wire.MessageType) (*wire.Message, error) {
 	if n, err := io.ReadFull(d.nfc, m[:]); err != nil {
 		found := fmt.Sprintf("%d bytes", n)
 		if n > 0 {
-			err = fmt.Errorf("expected message %s, found %d bytes, %s: %w", want, n, wire.Hex(m[:n]), lost(errors.Unwrap(err)))
+			found += ", " + wire.Hex(m[:n])
 		}
 		return nil, d.fail(fmt.Errorf("expected message %s, found %s: %w", want, found, lost(err)), "")
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"io"
 	"math/rand/v2"
@@ -27,8 +28,9 @@ type tickets struct {
 	host   *nfctest.Host
 	before func(n int, t *nfc.Ticket) error
 
-	mu    sync.Mutex
-	given int
+	mu      sync.Mutex
+	given   int
+	secrets []string
 }
 
 func (t *tickets) Ticket(ctx context.Context) (nfc.Ticket, error) {
@@ -37,6 +39,9 @@ func (t *tickets) Ticket(ctx context.Context) (nfc.Ticket, error) {
 	n := t.given
 	t.mu.Unlock()
 	h := t.host.Ticket()
+	t.mu.Lock()
+	t.secrets = append(t.secrets, h.Session)
+	t.mu.Unlock()
 	ticket := nfc.Ticket{
 		File: file, Host: h.Host, Port: h.Port, Service: h.Service, Session: secret.New(h.Session), SHA1: h.SHA1,
 		Certificate: h.Certificate, Giver: "vc1.test",
@@ -55,6 +60,18 @@ func (t *tickets) count() int {
 	return t.given
 }
 
+// leaks returns where a text has the secret of a ticket; "" if it has none.
+func (t *tickets) leaks(text string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.secrets {
+		if at := strings.Index(text, s); at >= 0 {
+			return text[max(at-100, 0):min(at+len(s)+20, len(text))]
+		}
+	}
+	return ""
+}
+
 // pattern returns random data with runs of zeros of different lengths.
 func pattern(size int, seed uint64) []byte {
 	r := rand.New(rand.NewPCG(seed, 1))
@@ -64,8 +81,8 @@ func pattern(size int, seed uint64) []byte {
 		switch r.IntN(3) {
 		case 0: // zeros
 		case 1:
-			for i := range p[off : off+n] {
-				p[off+i] = byte(r.Uint32())
+			for i := 0; i < n; i += 8 {
+				copy(p[off+i:off+n], binary.NativeEndian.AppendUint64(nil, r.Uint64()))
 			}
 		case 2: // compressible
 			copy(p[off:off+n], bytes.Repeat([]byte("the quick brown fox "), n/20+1))
