@@ -397,6 +397,7 @@ func (f *frameReader) readAnswer(h wire.Header, r *request) error {
 		if err := f.full(r.text); err != nil {
 			return err
 		}
+		r.text = []byte(f.hide(string(r.text)))
 	}
 	f.trace.frame(received, stepOf(h.Type), h, r.payload, r.text)
 	f.complete(h.OpID, r)
