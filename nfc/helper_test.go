@@ -82,7 +82,7 @@ func pattern(size int, seed uint64) []byte {
 		case 0: // zeros
 		case 1:
 			for i := 0; i < n; i += 8 {
-				copy(p[off+i:off+n], binary.NativeEndian.AppendUint64(nil, r.Uint64()))
+				copy(p[off+i:off+n], binary.LittleEndian.AppendUint64(nil, r.Uint64()))
 			}
 		case 2: // compressible
 			copy(p[off:off+n], bytes.Repeat([]byte("the quick brown fox "), n/20+1))
