@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +39,9 @@ type dialogue struct {
 	nfc   net.Conn // for NFC: raw, or TLS over it
 	trace *connTrace
 
+	limit time.Duration // of a step after which another form of the handshake may work
+	late  *time.Timer   // ends the dialogue when the limit is over; nil: there is none
+
 	step         Step
 	banner       wire.Banner
 	major, minor uint32 // version of the host's NFC service; 0: not known yet
@@ -59,6 +64,12 @@ func (o *Options) address(t Ticket) string {
 // The method begin records that a step begins.
 func (d *dialogue) begin(s Step) {
 	d.step = s
+	if d.late != nil {
+		d.late.Stop()
+		if canVary(s) {
+			d.late.Reset(d.limit)
+		}
+	}
 	if d.o.Step != nil {
 		d.o.Step(s)
 	}
@@ -163,9 +174,10 @@ func lost(err error) error {
 	return &lostError{err}
 }
 
-// The method run performs the whole dialogue. All steps after the first TLS handshake together may take
-// as long as patience says; 0 means that only ctx limits them. If run fails, it closes the socket.
-func (d *dialogue) run(ctx context.Context, patience time.Duration) (err error) {
+// The method run performs the whole dialogue. The steps after which another form of the handshake may
+// work (see mayVary) may each take as long as the parameter limit says; 0 means that only ctx limits
+// them. If run fails, it closes the socket.
+func (d *dialogue) run(ctx context.Context, limit time.Duration) (err error) {
 	if err := d.connect(ctx); err != nil {
 		return err
 	}
@@ -183,6 +195,13 @@ func (d *dialogue) run(ctx context.Context, patience time.Duration) (err error) 
 			d.raw.Close()
 		}
 	}()
+	if limit > 0 {
+		d.limit = limit
+		d.late = time.AfterFunc(math.MaxInt64, func() {
+			cancel(fmt.Errorf("the host did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
+		})
+		defer d.late.Stop()
+	}
 	if err := d.readBanner(); err != nil {
 		return err
 	}
@@ -194,10 +213,6 @@ func (d *dialogue) run(ctx context.Context, patience time.Duration) (err error) 
 	first, err := d.startTLS(limited, &records{Conn: d.raw}, want)
 	if err != nil {
 		return err
-	}
-	if patience > 0 {
-		silent := time.AfterFunc(patience, func() { cancel(fmt.Errorf("the host did not answer within %v", patience)) })
-		defer silent.Stop()
 	}
 	if err := d.presentTicket(first); err != nil {
 		return err

@@ -66,6 +66,15 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// Transient reports whether a later attempt may succeed, for errors that are not marked with
+// source.Permanent. It is called by report.Of.
+func (e *Error) Transient() bool {
+	if t := (interface{ Transient() bool })(nil); errors.As(e.Err, &t) {
+		return t.Transient()
+	}
+	return !errors.As(e.Err, new(*wire.ProtocolError))
+}
+
 // Hint tells the user what to do about the error.
 func (e *Error) Hint() string {
 	if e.hint == "" && errors.As(e.Err, new(*wire.ProtocolError)) {
@@ -119,5 +128,15 @@ type lostError struct{ err error }
 func (e *lostError) Error() string { return "connection lost: " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-// printableText returns a text of a host in a form that can be shown.
-func printableText(text string) string { return printable.Line(strings.TrimRight(text, "\x00\r\n ")) }
+// maxShown is the number of bytes of a text of a host that messages show.
+const maxShown = 500
+
+// printableText returns a text of a host in a form that can be shown: without control characters, and
+// shortened if it is long.
+func printableText(text string) string {
+	text = strings.TrimRight(text, "\x00\r\n ")
+	if len(text) > maxShown {
+		text = text[:maxShown] + "..."
+	}
+	return printable.Line(text)
+}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/nfc/wire"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -144,8 +143,5 @@ func (d *dialogue) readError(m *wire.Message) error {
 	if _, err := io.ReadFull(d.nfc, text); err != nil {
 		return fmt.Errorf("cannot read the text of an error of the host: %w", lost(err))
 	}
-	if n := len(text); n > 0 && text[n-1] == 0 {
-		text = text[:n-1]
-	}
-	return fmt.Errorf("the host reports error %d of kind %d: %s", code, kind, printable.Name(d.hide(string(text))))
+	return fmt.Errorf("the host reports error %d of kind %d: %s", code, kind, printableText(d.hide(string(text))))
 }

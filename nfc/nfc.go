@@ -83,6 +83,7 @@ type Params struct {
 	Identity string // of the disk and its state, for source.Identified
 	Frozen   bool   // the disk belongs to a snapshot, and therefore its content never changes
 	Capacity int64  // size of the disk in the inventory of the server, in bytes; 0 if it is unknown
+	UUID     string // of the disk in the inventory of the server; "" if it is unknown. A host that has another one causes a warning
 }
 
 // Options say how a disk is opened and read. The zero value has usable defaults.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,9 +18,9 @@ import (
 )
 
 const (
-	// maxPatience limits how long a host may take for the handshake before another form of it is
-	// tried.
-	maxPatience = 20 * time.Second
+	// maxHandshake limits how long a host may take for a step of the handshake before another form
+	// of it is tried.
+	maxHandshake = 20 * time.Second
 	// headSize is the number of bytes at the beginning of a disk that are compared when the disk
 	// is opened again.
 	headSize = 64 << 10
@@ -32,8 +33,8 @@ var smallBuffers = nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4}
 // implements source.Identified, source.Described and source.Counted. Its range is one extent with
 // data, because hosts do not reliably say which parts of a disk are allocated.
 //
-// If the disk cannot be opened at first, Open returns the error, which is an *Error unless the caller's
-// Tickets has returned it. When ctx ends, all methods of the disk return the cause of ctx.
+// If the disk cannot be opened at first, Open returns the error, which is an *Error if it comes from a
+// step of the connection. When ctx ends, all methods of the disk return the cause of ctx.
 func Open(ctx context.Context, p Params, t Tickets, o Options) (source.Disk, error) {
 	o, err := o.normalised()
 	if err != nil {
@@ -250,8 +251,11 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 func (op *opener) connect(ctx context.Context) (*dialogue, string, error) {
 	var first error
 	tried := map[string]bool{}
-	for _, variant := range variants {
-		quirks, patience := op.o.Quirks.with(variant), min(maxPatience, op.o.Timeout)
+	for i, variant := range variants {
+		quirks, limit := op.o.Quirks.with(variant), min(maxHandshake, op.o.Timeout)
+		if i == len(variants)-1 {
+			limit = 0 // there is no other form to try
+		}
 		if tried[quirks.String()] {
 			continue
 		}
@@ -262,10 +266,10 @@ func (op *opener) connect(ctx context.Context) (*dialogue, string, error) {
 		}
 		known, ok := op.o.Hosts.variant(op.o.address(ticket))
 		if ok {
-			variant, quirks, patience = known, op.o.Quirks.with(known), 0
+			variant, quirks, limit = known, op.o.Quirks.with(known), 0
 		}
 		d := newDialogue(&op.o, quirks, ticket)
-		err = d.run(ctx, patience)
+		err = d.run(ctx, limit)
 		if err == nil {
 			return d, variant, nil
 		}
@@ -303,7 +307,12 @@ func mayVary(err error) bool {
 	if !errors.As(err, &e) || source.IsPermanent(err) {
 		return false
 	}
-	switch e.Step {
+	return canVary(e.Step)
+}
+
+// canVary reports whether another form of the handshake changes a step.
+func canVary(s Step) bool {
+	switch s {
 	case StepThumbprint, StepHello, StepVersion, StepFrames:
 		return true
 	}
@@ -331,6 +340,9 @@ func (op *opener) remember(d *dialogue, variant string) {
 // opened before.
 func (op *opener) compare(s *session, found *facts) error {
 	first := op.opened
+	if first == nil && !sameUUID(op.params.UUID, found.uuid) {
+		op.o.Warn(fmt.Sprintf("%s: the host has a disk with the UUID %s, but the server says that the disk has the UUID %s: check that the copy is that of the right disk", printable.Name(op.params.Name), found.uuid, printable.Name(op.params.UUID)))
+	}
 	switch {
 	case op.params.Capacity != 0 && found.capacity != op.params.Capacity:
 		return s.explain(source.Permanent(fmt.Errorf("the host has a disk of %d bytes, but the server says that the disk has %d bytes", found.capacity, op.params.Capacity)))
@@ -363,3 +375,16 @@ func (op *opener) compare(s *session, found *facts) error {
 // differ reports whether two values of an entry differ. The value of an entry that the host does not know
 // is "", and differs from no other value.
 func differ(a, b string) bool { return a != "" && b != "" && a != b }
+
+// sameUUID reports whether two UUIDs are the same, whatever is between their digits. A UUID that is not
+// known is the same as every other one.
+func sameUUID(a, b string) bool {
+	digits := func(r rune) rune {
+		if strings.ContainsRune("0123456789abcdef", r) {
+			return r
+		}
+		return -1
+	}
+	a, b = strings.Map(digits, strings.ToLower(a)), strings.Map(digits, strings.ToLower(b))
+	return a == "" || b == "" || a == b
+}

@@ -101,7 +101,7 @@ func (s *session) open() (*facts, error) {
 	s.dialogue.begin(StepRead)
 	head := make([]byte, min(headSize, file.Capacity))
 	if err := s.conn.read(file.Handle, head, 0, compressions[s.opener.o.Compression]); err != nil {
-		return nil, s.explain(err)
+		return nil, s.refused(err)
 	}
 	found.head = sha256.Sum256(head)
 	return found, nil
