@@ -168,8 +168,9 @@ func (c *copying) unchanged(ctx context.Context) error {
 }
 
 // The method finish makes the target durable, and verifies it if Options.Verify is set. It reads places
-// of the source again if the source is a source.Rereadable. Then it publishes the target, which gives it its final name, or suspends it if Options.Hold is set. It
-// also fills in the result.
+// of the source again if the source is a source.Rereadable, or Options.Reread is set. Then it publishes
+// the target, which gives it its final name, or suspends it if Options.Hold is set. It also fills in
+// the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	again := c.isRereadable()

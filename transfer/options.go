@@ -80,6 +80,9 @@ type Options struct {
 	// failed copy with a checkpoint keeps the target and its checkpoints even if the source has
 	// changed. Such an error is not a *ResumableError.
 	Hold bool
+	// Reread makes the copy read places of the source again when the target is complete, and compare
+	// them with the target. The copy always does that if the source is a source.Rereadable.
+	Reread bool
 	// Interval is the time between two checkpoints; 0 means 5 s. A checkpoint is
 	// also taken after each GiB of data.
 	Interval time.Duration

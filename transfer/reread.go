@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,17 +22,21 @@ const (
 // RereadError says that the target differs from what the source returned when places of it were read
 // again (see source.Rereadable).
 type RereadError struct {
-	Places     int // number of places that were read again
-	Difference Difference
+	Places, Differing int // numbers of places that were read again, and of those that differ
+	Difference        Difference
 }
 
 func (e *RereadError) Error() string {
-	return fmt.Sprintf("%d places of the source were read again in another way, and the target does not hold their content: %v", e.Places, &e.Difference)
+	verb := "differ"
+	if e.Differing == 1 {
+		verb = "differs"
+	}
+	return fmt.Sprintf("the check after the copy has found a difference: %d of %d places of the source, read again over a new connection, %s from the target: %v", e.Differing, e.Places, verb, &e.Difference)
 }
 
 // Hint tells the user what to do about the error.
 func (e *RereadError) Hint() string {
-	return "do not use this copy: this way of reading the source returns wrong data, or the source has changed; the target was kept for inspection; if it is a file, its name is DST.partial; copy again with --via vddk --force, and report the error with the file of --nfc-trace"
+	return "do not use this copy: the source was read wrongly, or it has changed; the target was kept for inspection; if it is a file, its name is DST.partial; copy again with --via vddk and --force, and report the error with the file of --nfc-trace"
 }
 
 // ExitStatus tells report.Of the exit status for disks that differ.
@@ -43,6 +48,7 @@ func (c *copying) isRereadable() bool {
 		return false
 	}
 	_, again := source.Ability[source.Rereadable](c.src)
+	again = again || c.o.Reread
 	_, back := sink.Ability[sink.Verifiable](c.dst)
 	return again && back
 }
@@ -54,24 +60,37 @@ func (c *copying) reread(ctx context.Context) (places int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.o.stop(), cancel)()
-	places, difference, err := c.comparePlaces(ctx)
+	places, failed, err := c.comparePlaces(ctx)
 	switch {
 	case c.o.stop().Err() != nil:
 		return places, errStopped
 	case err != nil:
 		return places, fmt.Errorf("cannot read places of the source again, in order to check the copy: %w", err)
-	case difference == nil:
+	case failed == nil:
 		return places, nil
 	}
-	failed := &RereadError{Places: places, Difference: *difference}
 	if err := c.dst.Suspend(); err != nil {
 		return places, fmt.Errorf("%w (and closing the target failed: %w)", failed, err)
 	}
 	return places, failed
 }
 
-func (c *copying) comparePlaces(ctx context.Context) (places int, difference *Difference, err error) {
-	again, _ := source.Ability[source.Rereadable](c.src)
+// openAgain opens the source for reading places of it again. If the source is no source.Rereadable, the
+// result is the source itself, which another source has replaced that was read before.
+func (c *copying) openAgain(ctx context.Context) (src source.Disk, done func(), err error) {
+	again, ok := source.Ability[source.Rereadable](c.src)
+	if !ok {
+		return c.src, func() {}, nil
+	}
+	if src, err = again.OpenAgain(ctx); err != nil {
+		return nil, nil, ofSource(err)
+	}
+	return src, func() { src.Close() }, nil
+}
+
+// comparePlaces reads places of the source again and compares them with the target. The result differs
+// is nil if they are equal.
+func (c *copying) comparePlaces(ctx context.Context) (places int, differs *RereadError, err error) {
 	back, _ := sink.Ability[sink.Verifiable](c.dst)
 	target, err := back.Reopen(ctx)
 	if err != nil {
@@ -82,12 +101,13 @@ func (c *copying) comparePlaces(ctx context.Context) (places int, difference *Di
 	if err != nil {
 		return 0, nil, err
 	}
-	src, err := again.OpenAgain(ctx)
+	src, done, err := c.openAgain(ctx)
 	if err != nil {
-		return 0, nil, ofSource(err)
+		return 0, nil, err
 	}
-	defer src.Close()
+	defer done()
 	var found tally
+	differing := 0
 	want, got := make([]byte, rereadSize), make([]byte, rereadSize)
 	for _, off := range offsets {
 		n := int(min(rereadSize, c.plan.Size-off))
@@ -100,16 +120,19 @@ func (c *copying) comparePlaces(ctx context.Context) (places int, difference *Di
 		if err := readFull(target, got[:n], off); err != nil {
 			return places, nil, fmt.Errorf("target: %w", err)
 		}
-		found.add(want[:n], got[:n], off, n)
+		if !bytes.Equal(want[:n], got[:n]) {
+			found.add(want[:n], got[:n], off, n)
+			differing++
+		}
 		places++
 	}
 	if found.ranges == 0 {
 		return places, nil, nil
 	}
-	return places, &Difference{
+	return places, &RereadError{Places: places, Differing: differing, Difference: Difference{
 		SourceSize: c.plan.Size, TargetSize: target.Size(),
 		First: found.first, Source: found.a, Target: found.b, Ranges: found.ranges, Bytes: found.bytes,
-	}, nil
+	}}, nil
 }
 
 // choosePlaces returns the offsets of the places to read again, in ascending order: one at random in

@@ -47,7 +47,7 @@ func TestReread(t *testing.T) {
 		message string
 	}{
 		{"equal", first, 256, ""},
-		{"data at another place", sourcetest.Pattern(size, source.Extent{Len: 19 << 20}, source.Extent{Off: 40 << 20, Len: size - 40<<20}), 0, "the target does not hold their content: first difference at byte"},
+		{"data at another place", sourcetest.Pattern(size, source.Extent{Len: 19 << 20}, source.Extent{Off: 40 << 20, Len: size - 40<<20}), 0, "read again over a new connection, differ from the target: first difference at byte"},
 		{"data in a hole", sourcetest.Pattern(size, source.Extent{Len: 40 << 20}, source.Extent{Off: 40 << 20, Len: size - 40<<20}), 0, "first difference at byte"},
 		{"shorter", sourcetest.Pattern(size-4096, source.Extent{Len: size - 4096}), 0, "256 places"},
 	} {

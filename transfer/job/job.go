@@ -310,6 +310,7 @@ func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: j.RequestSize, Requests: j.Depth, Reflink: j.Reflink, Digest: j.Digest, Verify: j.Verify,
 		Counters: j.Counters, Backing: j.overlay.disk, Limit: j.Limit, Sparse: j.Sparse, KeepZeros: j.KeepZeros, Hold: j.Hold,
+		Reread: j.copied.Doubtful,
 	}
 	if j.Whole != nil {
 		o.Whole = func() { j.Whole(fileid.MarkOf(j.place.Partial)) }

@@ -168,10 +168,12 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	if j.copied.Source, j.copied.Proof, err = identify(ctx, j.source); err != nil {
 		return fmt.Errorf("cannot identify the source: %w", err)
 	}
+	_, j.copied.Doubtful = source.Ability[source.Rereadable](j.source)
 	for _, e := range j.entries {
 		if diff := j.copied.Differs(e.Copy); diff != "" {
 			return j.anotherCopy(diff)
 		}
+		j.copied.Doubtful = j.copied.Doubtful || e.Doubtful
 	}
 	return nil
 }

@@ -46,6 +46,9 @@ type Copy struct {
 	Identity string            `json:"identity"`          // of the file, device or export that is written; "" if it has none
 	Backing  *Backing          `json:"backing,omitempty"` // of a target that is an overlay; nil for other targets
 	Options  map[string]string `json:"options"`           // flags that decide what is written
+	// Doubtful says that a run has read from a source whose protocol is not known for certain (see
+	// source.Rereadable). Such a copy can be continued from another source.
+	Doubtful bool `json:"doubtful,omitempty"`
 }
 
 // Backing describes the backing image of a target that is an overlay.

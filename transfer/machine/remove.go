@@ -22,6 +22,8 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 	keep := (r.KeepSnapshot || refused) && canGoOn && !isFull(err)
 	advice := "run again with --resume, which makes another snapshot and copies the disks from the beginning; with --keep-snapshot, the snapshot of a copy that stops is kept, and the next run continues"
 	switch {
+	case report.Of(err).Exit == exit.Difference:
+		advice = "" // the hint of err says what to do
 	case errors.Is(err, inventory.ErrVMGone):
 		advice = "the files of the copy are incomplete, and no run can complete them"
 	case errors.Is(err, inventory.ErrSnapshotGone):
@@ -43,7 +45,11 @@ func (r *run) giveUp(ctx context.Context, err error) error {
 // The method stopped returns the error of a run that can be continued, because its snapshot is still
 // there.
 func (r *run) stopped(err error) error {
-	return &stoppedError{err, true, "run again with --resume to continue: the snapshot " + r.state.Snapshot + " is still there"}
+	stays := "the snapshot " + r.state.Snapshot + " is still there"
+	if report.Of(err).Exit == exit.Difference {
+		return &stoppedError{err, true, stays}
+	}
+	return &stoppedError{err, true, "run again with --resume to continue: " + stays}
 }
 
 // joinError returns err, or both errors if other is not nil.
@@ -96,8 +102,13 @@ func (e *stoppedError) Hint() string {
 	if disk := (*transfer.ResumableError)(nil); errors.As(e.err, &disk) {
 		hint = hinted.Of(disk.Err)
 	}
-	if hint == "" {
+	switch {
+	case hint == "":
 		return e.advice
+	case e.advice == "":
+		return hint
+	case report.Of(e.err).Exit == exit.Difference:
+		return hint + "; " + e.advice
 	}
 	return hint + "; then " + e.advice
 }
