@@ -30,7 +30,7 @@ func (f *frozenDisk) openNFC(ctx context.Context, o *sourceopen.Opener) (source.
 		options.Warn(message)
 	}
 	return nfc.Open(ctx, nfc.Params{
-		Name: f.disk.File, Identity: f.identity(), Frozen: f.snapshot != nil, Capacity: f.disk.Size,
+		Name: f.disk.File, Identity: f.identity(), Frozen: f.snapshot != nil, Capacity: f.disk.Size, UUID: f.disk.UUID,
 	}, nfc.TicketsFunc(f.ticket), options)
 }
 
@@ -168,7 +168,7 @@ func (v *vmSource) diskOfFile(ctx context.Context, file string) (*frozenDisk, in
 		if d == nil {
 			return nil, "", notOfVM(file, vm, nil)
 		}
-		return &frozenDisk{vmSource: v, disk: d}, vm.Power, nil
+		return &frozenDisk{vmSource: v, disk: d, before: vm}, vm.Power, nil
 	}
 	s, err := v.vm.FindMoref(ctx, v.flags.Snapshot)
 	if err != nil {

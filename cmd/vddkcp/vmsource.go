@@ -113,6 +113,7 @@ type frozenDisk struct {
 	snapshot *inventory.Snapshot // nil: the VM is powered off
 	foreign  bool                // snapshot was not made by vddkcp, and its name may not be unique
 	disk     *inventory.Disk     // as it was when it was opened first
+	before   *inventory.VM       // as it was then, if it must not change while the disk is read; else nil
 	budget   *vddk.Budget        // of the host that a job file names; nil: of the host on which the VM is registered
 }
 
@@ -176,6 +177,9 @@ func (f *frozenDisk) present(ctx context.Context) (*inventory.Disk, error) {
 		disks = s.Disks
 	} else {
 		vm, err := f.vm.Describe(ctx)
+		if err == nil {
+			err = f.changed(vm)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -187,6 +191,20 @@ func (f *frozenDisk) present(ctx context.Context) (*inventory.Disk, error) {
 		}
 	}
 	return nil, retry.Permanent(fmt.Errorf("the VM does not have the disk %s any more", printable.Name(f.disk.Label)))
+}
+
+// The method changed returns an error if the VM was changed since its disk was opened by the name of its
+// file and without a snapshot. A VM that was powered on and off again has another content than before.
+func (f *frozenDisk) changed(vm *inventory.VM) error {
+	switch {
+	case f.before == nil:
+		return nil
+	case vm.Power != f.before.Power:
+		return source.Changed(fmt.Errorf("the VM is %s now, and was %s before, and no snapshot keeps the content of the disk", vm.Power, f.before.Power))
+	case vm.ChangeVersion != f.before.ChangeVersion:
+		return source.Changed(errors.New("the VM was changed meanwhile, and no snapshot keeps the content of the disk"))
+	}
+	return nil
 }
 
 func (f *frozenDisk) presentSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
