@@ -243,15 +243,29 @@ func (c *conn) call(frame wire.Request, size int) (payload, text []byte, err err
 
 // The method finish ends a request that is no longer pending.
 func (c *conn) finish(r *request, result error) {
+	c.release()
 	r.done <- result
+}
+
+// The method release returns the slot of a request that has ended. If the limits have become smaller, it
+// gives up the slot, and also idle ones.
+func (c *conn) release() {
 	_, depth, _ := c.limits.get()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.tokens > depth {
-		c.tokens--
+	if c.tokens <= depth {
+		c.slots <- struct{}{} // does not block: at most tokens elements
 		return
 	}
-	c.slots <- struct{}{} // does not block: at most tokens elements
+	c.tokens--
+	for c.tokens > depth {
+		select {
+		case <-c.slots:
+			c.tokens--
+		default:
+			return
+		}
+	}
 }
 
 // The method complete ends the request with the given number, whose answer was received.
