@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"github.com/vddkcp/vddkcp/nfc"
@@ -35,6 +36,28 @@ func TestRefusedReads(t *testing.T) {
 				t.Errorf("%d connections, want %d; %d hits", n, c.connections, rule.Hits())
 			}
 		})
+	}
+}
+
+// TestAnswersToRefusedReads answers a read that was refused. The next read fails, because the connection has
+// ended for this reason.
+func TestAnswersToRefusedReads(t *testing.T) {
+	for kind, text := range map[nfctest.Kind]string{
+		nfctest.ErrorThenData: "expected an empty answer to a refused request, found an answer with",
+		nfctest.ErrorTwice:    "expected an answer to a request that waits for one",
+	} {
+		h, ts := newHost(t, pattern(1<<20, 11), nfctest.Options{})
+		d := open(t, ts, nfc.Params{Name: file}, nfc.Options{Compression: "none"})
+		h.On(nfctest.Fault{Step: nfctest.StepRead, Kind: kind, Code: 77, Times: 1})
+		if _, err := d.ReadAt(make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), "error 77") {
+			t.Errorf("%v: %v", kind, err)
+		}
+		if !h.AwaitClosed(5 * time.Second) {
+			t.Errorf("%v: the connection is open", kind)
+		}
+		if _, err := d.ReadAt(make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v: %v", kind, err)
+		}
 	}
 }
 
@@ -75,13 +98,10 @@ func TestMemoryOfReads(t *testing.T) {
 	o.Retry.Retries = 10
 	d := open(t, ts, nfc.Params{Name: file, Frozen: true}, o)
 	h.On(nfctest.Fault{Step: nfctest.StepRead, Kind: nfctest.NoMemory, Where: func(r nfctest.Read) bool { return r.Length > 128<<10 }})
-	readAll(t, d, content, 1<<20)
+	readAll(t, d, content, 4<<20) // four requests of 1 MiB at first, whose refusals count as one
 	refused := len(h.Stats().Reads)
-	readAll(t, d, content, 4<<20) // 32 requests
+	readAll(t, d, content, 2<<20)
 	d.Close()
-	if n := h.Stats().InFlight; n > 4 {
-		t.Errorf("%d requests in flight", n) // 4 of 256 KiB were, and 2 of 128 KiB afterwards
-	}
 	reads := h.Stats().Reads
 	for _, r := range reads[refused:] {
 		if r.Length > 128<<10 {
@@ -99,6 +119,27 @@ func TestMemoryOfReads(t *testing.T) {
 	}
 	if sizes[64<<10] && !slices.ContainsFunc(reads[:1], func(r nfctest.Read) bool { return r.Length == 64<<10 }) {
 		t.Error("a read of 64 KiB was not necessary")
+	}
+}
+
+// TestMemoryOfDepth refuses one read. The connection stays, with half as many requests in flight.
+func TestMemoryOfDepth(t *testing.T) {
+	const size = 8 << 20
+	h := nfctest.New(t, nfctest.Options{})
+	h.AddDisk(file, nfctest.Disk{Content: sparse{}, Size: size})
+	noLeaks(t, h)
+	d := open(t, &tickets{host: h}, nfc.Params{Name: file}, quick())
+	h.On(nfctest.Fault{Step: nfctest.StepRead, Kind: nfctest.NoMemory, Times: 1})
+	p := make([]byte, size)
+	if _, err := d.ReadAt(p[:1<<20], 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ReadAt(p, 0); err != nil { // 16 requests
+		t.Fatal(err)
+	}
+	d.Close()
+	if s := h.Stats(); s.Connections != 1 || s.InFlight > nfc.DefaultDepth/2 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -64,6 +64,7 @@ func TestCancelOpen(t *testing.T) {
 				if n := ts.count(); n != 1 {
 					t.Errorf("%d tickets", n)
 				}
+				left(t, h, step)
 			})
 		}
 	}

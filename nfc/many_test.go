@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // descriptors returns the number of open file descriptors of the process.
@@ -91,6 +92,21 @@ func TestManyDisks(t *testing.T) {
 	if _, ok := budget.TryAcquire(48 << 20); !ok {
 		t.Error("memory was not given back")
 	}
+}
+
+// TestTooManyConnections opens more disks than a host allows connections.
+func TestTooManyConnections(t *testing.T) {
+	content := pattern(128<<10, 83)
+	h, ts := newHost(t, content, nfctest.Options{Connections: 1})
+	noLeaks(t, h)
+	first := open(t, ts, nfc.Params{Name: file}, patient())
+	var e *nfc.Error
+	if _, err := nfc.Open(t.Context(), nfc.Params{Name: file}, ts, patient()); !errors.As(err, &e) || source.IsPermanent(err) || e.Step != nfc.StepBanner {
+		t.Error(err)
+	}
+	readAll(t, first, content, 64<<10)
+	first.Close()
+	readAll(t, open(t, ts, nfc.Params{Name: file}, patient()), content, 64<<10)
 }
 
 // TestBudget follows the share of the host's memory through the life of a disk.

@@ -226,6 +226,18 @@ func TestOtherDisk(t *testing.T) {
 	}
 }
 
+// TestOtherDiskUnread puts another disk behind the second connection before a byte was read.
+func TestOtherDiskUnread(t *testing.T) {
+	h, ts := newHost(t, pattern(1<<20, 24), nfctest.Options{})
+	noLeaks(t, h)
+	d := open(t, ts, nfc.Params{Name: file, Frozen: true}, patient())
+	h.AddDisk(file, nfctest.Disk{Content: bytes.NewReader(pattern(1<<20, 25)), Size: 1 << 20, DDB: ddb("1")})
+	h.Cut()
+	if _, err := d.ReadAt(make([]byte, 512), 512<<10); !errors.Is(err, source.ErrChanged) || !strings.Contains(err.Error(), "the first 65536 bytes") {
+		t.Error(err)
+	}
+}
+
 // TestInventory opens a disk whose capacity is not that in the inventory.
 func TestInventory(t *testing.T) {
 	h, ts := newHost(t, pattern(1<<20, 26), nfctest.Options{})
