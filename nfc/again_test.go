@@ -58,6 +58,7 @@ func TestOpenAgain(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
+	h.AwaitClosed(5 * time.Second)
 	s := h.Stats()
 	if s.Connections != 3 || s.CloseHandshakes != 3 || s.Ends != 3 || s.UnusedTickets != 0 {
 		t.Errorf("%+v", s)

@@ -115,6 +115,21 @@ func open(t testing.TB, ts nfc.Tickets, p nfc.Params, o nfc.Options) source.Disk
 	return d
 }
 
+// openWithin opens a disk with a time limit that a busy machine may not keep. It tries again then.
+func openWithin(t testing.TB, ts nfc.Tickets, p nfc.Params, o nfc.Options) source.Disk {
+	t.Helper()
+	for n := 0; ; n++ {
+		d, err := nfc.Open(t.Context(), p, ts, o)
+		if err == nil {
+			t.Cleanup(func() { d.Close() })
+			return d
+		}
+		if n == 10 {
+			t.Fatal(err)
+		}
+	}
+}
+
 // quick are options with which failures are noticed and retried at once.
 func quick() nfc.Options {
 	return nfc.Options{Timeout: 2 * time.Second, Retry: source.RetryOptions{Retries: 3, Backoff: func(int) time.Duration { return time.Millisecond }}}

@@ -29,7 +29,7 @@ func allocated(f func()) uint64 {
 // TestHostileSizes meets hosts that announce sizes which nothing may allocate. The client and the host
 // of the test allocate little, and the next connection works.
 func TestHostileSizes(t *testing.T) {
-	content := pattern(1<<20, 60)
+	content := pattern(256<<10, 60)
 	var kinds []nfctest.Fault
 	for _, step := range nfctest.Steps() {
 		for _, kind := range nfctest.Kinds(step) {
@@ -48,7 +48,7 @@ func TestHostileSizes(t *testing.T) {
 				h, ts := newHost(t, content, nfctest.Options{Fragment: 16 << 10})
 				t.Cleanup(func() { left(t, h, f.Step) })
 				o, _ := faultOptions(f.Kind, compression)
-				o.Trace = nil
+				o.Trace, o.Retry.Retries = nil, 4
 				d := open(t, ts, nfc.Params{Name: file, Frozen: true}, o)
 				rule := h.On(f)
 				if f.Kind == nfctest.Bomb { // the host makes it once

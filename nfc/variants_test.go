@@ -53,7 +53,7 @@ func TestVariants(t *testing.T) {
 				}
 			}}
 			if c.needs.Silent {
-				o.Timeout = time.Second
+				o.Timeout = patience * time.Second
 			}
 			d, err := nfc.Open(t.Context(), nfc.Params{Name: file}, ts, o)
 			if ts.count() != c.tickets {
