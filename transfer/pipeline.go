@@ -16,6 +16,10 @@ import (
 // are holes. Pieces with data are also bounded by the number of buffers.
 const maxPieces = 1024
 
+// maxFilled is the largest number of buffers that a copy has in addition to those that are being
+// filled. More of them do not make a copy faster.
+const maxFilled = 8
+
 // pipeline copies to one target with runOrdered. The producer cuts the plan into pieces and
 // assigns buffers to them. Workers read, inspect and encode the pieces. They also write them if
 // the sink is Parallel, which means that it can be written concurrently. The collector adds the
@@ -86,10 +90,10 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 // the other functions of s.
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	s.collect, s.release = p.collect, p.release
-	// There are two buffers for each concurrent read: one that is being filled, and one that
-	// is filled and waits to be written.
+	// There is one buffer for each concurrent read, and the same number again, but not more than
+	// maxFilled, for filled buffers that wait to be written.
 	var release func() error
-	if p.buffers, release, err = reserveBuffers(p.reader.src, 2*p.o.Requests, p.o.RequestSize); err != nil {
+	if p.buffers, release, err = reserveBuffers(p.reader.src, p.o.Requests+min(p.o.Requests, maxFilled), p.o.RequestSize); err != nil {
 		return err
 	}
 	defer func() {

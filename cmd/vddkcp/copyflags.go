@@ -74,8 +74,8 @@ func (c *connections) UnmarshalText(text []byte) error {
 }
 
 // These are the limits for --request-size, for --depth, and for the memory of one
-// connection, in bytes. A copy uses 2 * --depth * --request-size bytes of memory for each
-// connection.
+// connection, in bytes. A copy uses at most 2 * --depth * --request-size bytes of memory for
+// each connection.
 const (
 	minRequest, maxRequest = 4 << 10, 64 << 20
 	maxDepth               = 256
