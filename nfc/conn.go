@@ -38,6 +38,7 @@ type request struct {
 	p    []byte    // where the data belong; as long as the read
 	have spans.Set // parts of p that have been received
 	left int       // bytes of p that have not been received
+	full bool      // a fragment has come whose bytes may be other than zeros
 
 	// These fields are for other requests.
 	frame   wire.Request
@@ -457,6 +458,7 @@ func (f *frameReader) readFragment(h wire.Header, r *request) error {
 	now := f.now()
 	r.touched.Store(now)
 	f.touched.Store(now)
+	r.full = r.full || part.Compression != wire.SkipZ || !wire.EmptySkipZ(data)
 	if r.left -= int(n); r.left == 0 {
 		f.complete(h.OpID, r)
 	}
@@ -549,26 +551,28 @@ func newRead(handle uint64, p []byte, off int64, c wire.Compression) *request {
 }
 
 // The method read reads len(p) bytes at the given offset, in requests of the size that the limits
-// allow. Both numbers are multiples of a sector. It returns when no request uses p any more.
-func (c *conn) read(handle uint64, p []byte, off int64, compression wire.Compression) error {
+// allow. Both numbers are multiples of a sector. It returns when no request uses p any more. The result
+// empty says that p consists of zeros. If it is false, p may still do so.
+func (c *conn) read(handle uint64, p []byte, off int64, compression wire.Compression) (empty bool, err error) {
 	size, _, changes := c.limits.get()
 	requests := make([]*request, 0, (len(p)+size-1)/size)
-	var failed error
-	for len(p) > 0 && failed == nil {
+	for len(p) > 0 && err == nil {
 		n := min(len(p), size)
 		r := newRead(handle, p[:n:n], off, compression)
 		r.changes = changes
-		if failed = c.start(r); failed == nil {
+		if err = c.start(r); err == nil {
 			requests = append(requests, r)
 		}
 		p, off = p[n:], off+int64(n)
 	}
+	empty = err == nil
 	for _, r := range requests {
-		if err := c.wait(r); err != nil && failed == nil {
-			failed = err
+		if failed := c.wait(r); failed != nil && err == nil {
+			err = failed
 		}
+		empty = empty && err == nil && !r.full
 	}
-	return failed
+	return empty, err
 }
 
 // stepOf returns the step to which a request belongs.

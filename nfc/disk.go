@@ -10,6 +10,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
+// emptySample is the number of bytes that are remembered of a read of zeros.
+const emptySample = 64 << 10
+
 // disk is a disk that is open on one connection. After the connection was lost, all its calls fail, and
 // source.Retry opens the disk again.
 type disk struct {
@@ -34,7 +37,7 @@ func (d *disk) Size() int64 { return d.facts.capacity }
 // ReadAt implements source.Disk.
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.facts.capacity, func(p []byte) (int, error) {
-		err := d.session.readAt(p, off, d.facts.capacity, d.compression)
+		empty, err := d.session.readAt(p, off, d.facts.capacity, d.compression)
 		if cause := context.Cause(d.life.Context); err != nil && cause != nil {
 			err = cause
 		}
@@ -42,7 +45,11 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 			return 0, fmt.Errorf("%s: %w", d.life.Name, d.session.readError(p, off, err))
 		}
 		if d.opener.params.Frozen {
-			d.opener.samples.Add(p, off)
+			seen := p
+			if empty {
+				seen = p[:min(len(p), emptySample)] // Add need not search the rest for data
+			}
+			d.opener.samples.Add(seen, off)
 		}
 		return len(p), nil
 	})

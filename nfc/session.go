@@ -100,7 +100,7 @@ func (s *session) open() (*facts, error) {
 	}
 	s.dialogue.begin(StepRead)
 	head := make([]byte, min(headSize, file.Capacity))
-	if err := s.conn.read(file.Handle, head, 0, compressions[s.opener.o.Compression]); err != nil {
+	if _, err := s.conn.read(file.Handle, head, 0, compressions[s.opener.o.Compression]); err != nil {
 		return nil, s.refused(err)
 	}
 	found.head = sha256.Sum256(head)
@@ -119,33 +119,34 @@ func (s *session) end(ctx context.Context) {
 
 // The method readAt reads len(p) bytes at any offset of a disk with the given capacity. The host reads
 // only whole sectors. Whole sectors go from the connection directly into p, and the sectors of which p
-// has only a part through a buffer.
-func (s *session) readAt(p []byte, off, capacity int64, compression wire.Compression) error {
+// has only a part through a buffer. The result empty says that p consists of zeros. If it is false, p
+// may still do so.
+func (s *session) readAt(p []byte, off, capacity int64, compression wire.Compression) (empty bool, err error) {
 	handle := s.file.Handle
 	if off%sectorSize == 0 && len(p)%sectorSize == 0 {
 		return s.conn.read(handle, p, off, compression)
 	}
 	var sector [sectorSize]byte
 	if skip := off % sectorSize; skip != 0 || len(p) < sectorSize {
-		if err := s.conn.read(handle, sector[:], off-skip, compression); err != nil {
-			return err
+		if _, err := s.conn.read(handle, sector[:], off-skip, compression); err != nil {
+			return false, err
 		}
 		n := copy(p, sector[skip:])
 		p, off = p[n:], off+int64(n)
 	}
 	whole := len(p) &^ (sectorSize - 1)
 	if whole > 0 {
-		if err := s.conn.read(handle, p[:whole:whole], off, compression); err != nil {
-			return err
+		if _, err := s.conn.read(handle, p[:whole:whole], off, compression); err != nil {
+			return false, err
 		}
 	}
 	if whole < len(p) {
-		if err := s.conn.read(handle, sector[:], off+int64(whole), compression); err != nil {
-			return err
+		if _, err := s.conn.read(handle, sector[:], off+int64(whole), compression); err != nil {
+			return false, err
 		}
 		copy(p[whole:], sector[:])
 	}
-	return nil
+	return false, nil
 }
 
 // The method readError returns the error of a read as callers of the disk get it.

@@ -136,6 +136,9 @@ const (
 	skipZRun    = 8 // u32 offset, u32 length; the bytes of the run follow
 )
 
+// EmptySkipZ reports whether data that DecodeSkipZ has decoded consists of zeros only.
+func EmptySkipZ(src []byte) bool { return len(src) == skipZHeader }
+
 // DecodeSkipZ decodes the data of a fragment with the compression SkipZ into dst. The data must
 // describe exactly len(dst) bytes: runs in ascending order that do not overlap, lie inside dst and
 // are not empty, with nothing after the last run. All other bytes of dst become zero. After an
