@@ -39,6 +39,9 @@ type request struct {
 	have spans.Set // parts of p that have been received
 	left int       // bytes of p that have not been received
 	full bool      // a fragment has come whose bytes may be other than zeros
+	// If blank is true, the whole answer is one fragment of zeros, and the caller that waits for the
+	// answer must clear p. It runs on another processor than the reader, and uses p next.
+	blank bool
 
 	// These fields are for other requests.
 	frame   wire.Request
@@ -452,13 +455,16 @@ func (f *frameReader) readFragment(h wire.Header, r *request) error {
 		return err
 	}
 	f.trace.fragment(h, payload[:], part, data)
-	if err := f.decode(part.Compression, to, data); err != nil {
+	empty := part.Compression == wire.SkipZ && wire.EmptySkipZ(data, len(to))
+	if empty && len(to) == len(r.p) {
+		r.blank = true
+	} else if err := f.decode(part.Compression, to, data); err != nil {
 		return fmt.Errorf("the answer to %v, bytes [%d, %d) of it: %w", r, place, place+n, err)
 	}
 	now := f.now()
 	r.touched.Store(now)
 	f.touched.Store(now)
-	r.full = r.full || part.Compression != wire.SkipZ || !wire.EmptySkipZ(data)
+	r.full = r.full || !empty
 	if r.left -= int(n); r.left == 0 {
 		f.complete(h.OpID, r)
 	}
@@ -569,6 +575,9 @@ func (c *conn) read(handle uint64, p []byte, off int64, compression wire.Compres
 	for _, r := range requests {
 		if failed := c.wait(r); failed != nil && err == nil {
 			err = failed
+		}
+		if r.blank {
+			clear(r.p)
 		}
 		empty = empty && err == nil && !r.full
 	}

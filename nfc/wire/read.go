@@ -136,8 +136,11 @@ const (
 	skipZRun    = 8 // u32 offset, u32 length; the bytes of the run follow
 )
 
-// EmptySkipZ reports whether data that DecodeSkipZ has decoded consists of zeros only.
-func EmptySkipZ(src []byte) bool { return len(src) == skipZHeader }
+// EmptySkipZ reports whether src, the data of a fragment with the compression SkipZ, is valid and
+// describes n zeros.
+func EmptySkipZ(src []byte, n int) bool {
+	return len(src) == skipZHeader && uint64(u32(src, 0)) == uint64(n) && u32(src, 4) == 0
+}
 
 // DecodeSkipZ decodes the data of a fragment with the compression SkipZ into dst. The data must
 // describe exactly len(dst) bytes: runs in ascending order that do not overlap, lie inside dst and
