@@ -6,12 +6,17 @@ import (
 	"iter"
 
 	"github.com/vddkcp/vddkcp/internal/life"
+	"github.com/vddkcp/vddkcp/internal/zero"
 	"github.com/vddkcp/vddkcp/nfc/wire"
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// emptySample is the number of bytes that are remembered of a read of zeros.
-const emptySample = 64 << 10
+// These are the size of a piece that is remembered of a read, in bytes, and the number of pieces of a
+// read of which one is searched for data.
+const (
+	samplePiece  = 64 << 10
+	sampleStride = 4
+)
 
 // disk is a disk that is open on one connection. After the connection was lost, all its calls fail, and
 // source.Retry opens the disk again.
@@ -45,14 +50,23 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 			return 0, fmt.Errorf("%s: %w", d.life.Name, d.session.readError(p, off, err))
 		}
 		if d.opener.params.Frozen {
-			seen := p
-			if empty {
-				seen = p[:min(len(p), emptySample)] // Add need not search the rest for data
-			}
-			d.opener.samples.Add(seen, off)
+			d.remember(p, off, empty)
 		}
 		return len(p), nil
 	})
+}
+
+// The method remember remembers a piece of p, which was read at the given offset. To search all of p
+// for a piece with data would cost much of the time of reading zeros. If empty is true, p is zeros.
+func (d *disk) remember(p []byte, off int64, empty bool) {
+	at := 0
+	for i := 0; i < len(p) && !empty; i += sampleStride * samplePiece {
+		if !zero.Is(p[i:min(len(p), i+samplePiece)]) {
+			at = i
+			break
+		}
+	}
+	d.opener.samples.Add(p[at:min(len(p), at+samplePiece)], off+int64(at))
 }
 
 // Extents implements source.Disk. The whole range is data: nobody has seen how a host answers the
