@@ -63,7 +63,8 @@ func TestFaults(t *testing.T) {
 				if rule.Hits() != 1 {
 					t.Errorf("the fault happened %d times", rule.Hits())
 				}
-				if (err == nil) != harmless {
+				// The client of this test may take the close-notify together with the answer before it.
+				if (err == nil) != harmless && kind != CloseNotify {
 					t.Errorf("the client returned %v", err)
 				}
 				if !h.AwaitClosed(5 * time.Second) {
