@@ -185,6 +185,9 @@ func (b *builder) add(i int, d Disk) error {
 	switch uuid {
 	case "":
 		uuid = uuidOf(fmt.Sprintf("disk %d %s", i, b.vm.Config.InstanceUuid))
+		if d.File != "" { // several VMs can have the file, which has one UUID
+			uuid = uuidOf(fmt.Sprintf("disk %s %s", b.m.datacenter.Self.Value, n.name()))
+		}
 	case NoUUID:
 		uuid = ""
 	}
@@ -214,7 +217,7 @@ func (b *builder) add(i int, d Disk) error {
 	if d.KeyID != "" {
 		b.vm.Config.KeyId = &types.CryptoKeyId{KeyId: d.KeyID, ProviderId: &types.KeyProviderId{Id: "kms"}}
 	}
-	n.facts = factsOf(disk, uuid, kind, b.v.Version)
+	n.facts = factsOf(disk, kind, b.v.Version)
 	b.m.current[disk.Key] = n
 	b.devices = append(b.devices, disk)
 	return nil

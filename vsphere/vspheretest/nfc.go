@@ -2,6 +2,7 @@ package vspheretest
 
 import (
 	"crypto/sha1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -221,13 +222,13 @@ type facts struct {
 	ddb  map[string]string // without the ID of the content
 }
 
-func factsOf(d *types.VirtualDisk, uuid, controller, version string) *facts {
+func factsOf(d *types.VirtualDisk, controller, version string) *facts {
 	f := &facts{size: d.CapacityInBytes, ddb: map[string]string{"adapterType": "lsilogic"}}
 	if controller == "ide" {
 		f.ddb["adapterType"] = "ide"
 	}
-	if digits := strings.ReplaceAll(uuid, "-", ""); digits != "" {
-		f.ddb["uuid"] = spaced(digits)
+	if uuid := spaced(uuidInInventory(d)); uuid != "" {
+		f.ddb["uuid"] = uuid
 	}
 	if hardware, ok := strings.CutPrefix(version, "vmx-"); ok {
 		f.ddb["virtualHWVersion"] = hardware
@@ -235,8 +236,32 @@ func factsOf(d *types.VirtualDisk, uuid, controller, version string) *facts {
 	return f
 }
 
-// spaced returns the digits of a UUID as files of disks have them: "60 00 C2 ... 7b-9f 22 ... 27".
-func spaced(digits string) string {
+// uuidInInventory returns the UUID that the inventory has for a disk, or "".
+func uuidInInventory(d *types.VirtualDisk) string {
+	switch b := d.Backing.(type) {
+	case *types.VirtualDiskFlatVer2BackingInfo:
+		return b.Uuid
+	case *types.VirtualDiskSparseVer2BackingInfo:
+		return b.Uuid
+	case *types.VirtualDiskSeSparseBackingInfo:
+		return b.Uuid
+	case *types.VirtualDiskRawDiskMappingVer1BackingInfo:
+		return b.Uuid
+	case *types.VirtualDiskRawDiskVer2BackingInfo:
+		return b.Uuid
+	case *types.VirtualDiskLocalPMemBackingInfo:
+		return b.Uuid
+	}
+	return ""
+}
+
+// spaced returns a UUID of the inventory as files of disks have it: "60 00 C2 ... 7b-9f 22 ... 27". It
+// returns "" for a text that is not 16 bytes in hexadecimal, because no file has such an entry.
+func spaced(uuid string) string {
+	digits := strings.ReplaceAll(uuid, "-", "")
+	if b, err := hex.DecodeString(digits); err != nil || len(b) != 16 {
+		return ""
+	}
 	var b strings.Builder
 	for i := 0; i < len(digits); i += 2 {
 		switch i {
@@ -246,7 +271,7 @@ func spaced(digits string) string {
 		default:
 			b.WriteByte(' ')
 		}
-		b.WriteString(digits[i:min(i+2, len(digits))])
+		b.WriteString(digits[i : i+2])
 	}
 	return b.String()
 }

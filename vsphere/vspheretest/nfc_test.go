@@ -13,12 +13,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -338,6 +340,41 @@ func TestNFCDisk(t *testing.T) {
 	now := open("[ds1] web01/web01-000001.vmdk").DDB
 	if now["longContentID"] == before || now["uuid"] == "" {
 		t.Errorf("the changed disk has the content ID of the snapshot: %v", now)
+	}
+}
+
+// TestNFCUUID compares the UUID of each disk in the inventory with the one in the file of the disk.
+func TestNFCUUID(t *testing.T) {
+	t.Parallel()
+	edited := func(d *types.VirtualDisk) {
+		d.Backing.(*types.VirtualDiskFlatVer2BackingInfo).Uuid = "6000C29e-1234-5678-9abc-def012345678"
+	}
+	s := vspheretest.New(t, vspheretest.WithNFC(), vspheretest.VM{Name: "web01", Power: "off", Disks: []vspheretest.Disk{
+		{}, {UUID: "6000C293-7ba0-3a03-9f22-56c52993b727"}, {Edit: edited}, {UUID: vspheretest.NoUUID}, {UUID: "6000-1"},
+		{Backing: "sparse"}, {Backing: "sesparse"}, {Backing: "rdm-virtual"}, {File: "shared.vmdk"},
+	}}, vspheretest.VM{Name: "web02", Power: "off", Disks: []vspheretest.Disk{{File: "shared.vmdk"}}})
+	c := connect(t, s)
+	for vm, want := range map[string]int{"web01": 9, "web02": 1} {
+		devices, err := object.NewVirtualMachine(c.Client, s.Find(vm)).Device(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks := devices.SelectByType((*types.VirtualDisk)(nil))
+		equal(t, "disks", len(disks), want)
+		for i, d := range disks {
+			name := fmt.Sprintf("%s disk %d: ", vm, i+1)
+			backing := reflect.ValueOf(d.GetVirtualDevice().Backing).Elem()
+			inventory := backing.FieldByName("Uuid").String()
+			file, err := s.OpenFile(backing.FieldByName("FileName").String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			file.Close()
+			if len(inventory) != 36 {
+				inventory = ""
+			}
+			equal(t, name+"UUID", strings.NewReplacer(" ", "", "-", "").Replace(file.DDB["uuid"]), strings.ReplaceAll(inventory, "-", ""))
+		}
 	}
 }
 

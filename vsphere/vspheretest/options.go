@@ -110,7 +110,7 @@ type Disk struct {
 	Bus        string // sharing of the bus of its controller, such as "physicalSharing"
 	Controller string // "scsi" (or ""), "sata", "nvme", "ide"
 	KeyID      string // of the key with which the disk is encrypted
-	UUID       string // "": made from the name of the VM; NoUUID: none
+	UUID       string // "": made from File, or else from the name of the VM; NoUUID: none
 	LUN        string // of a raw device mapping
 	Label      string // "": "Hard disk N"
 
