@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/zlib"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -66,7 +67,7 @@ func (c *client) connect(ticket Ticket, w way) error {
 	c.banner = line
 	c.sha2 = strings.Contains(line, "SHA256 supported")
 	config := &tls.Config{InsecureSkipVerify: true}
-	t := tls.Client(c.conn, config)
+	t := tls.Client(&oneRecord{Conn: c.conn}, config)
 	if err := t.Handshake(); err != nil {
 		return err
 	}
@@ -116,6 +117,28 @@ func (c *client) connect(ticket Ticket, w way) error {
 		return err
 	}
 	return c.open(w)
+}
+
+// oneRecord is a connection with TLS records of which a Read returns bytes of one record only. Package
+// tls keeps what it reads beyond the record that it needs. Without this type, a close-notify that
+// arrives together with the answer to PROXY would sometimes disappear in the first TLS session.
+type oneRecord struct {
+	net.Conn
+	head []byte // the part of the header that was read
+	left int    // bytes of the record, without its header, that were not read
+}
+
+func (o *oneRecord) Read(p []byte) (int, error) {
+	if o.left > 0 {
+		n, err := o.Conn.Read(p[:min(len(p), o.left)])
+		o.left -= n
+		return n, err
+	}
+	n, err := o.Conn.Read(p[:min(len(p), 5-len(o.head))])
+	if o.head = append(o.head, p[:n]...); len(o.head) == 5 {
+		o.left, o.head = int(binary.BigEndian.Uint16(o.head[3:])), o.head[:0]
+	}
+	return n, err
 }
 
 func readLine(r io.Reader) (string, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 )
@@ -115,6 +116,29 @@ func TestCloseNotify(t *testing.T) {
 		}})
 		if err != io.EOF {
 			t.Errorf("%x: %v", version, err)
+		}
+	}
+}
+
+// received is a connection with bytes that have arrived already.
+type received struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (r *received) Read(p []byte) (int, error)  { return r.Buffer.Read(p) }
+func (r *received) Write(p []byte) (int, error) { return len(p), nil }
+
+// A Read of oneRecord ends at the end of a record, even if more bytes have arrived.
+func TestOneRecord(t *testing.T) {
+	first, second := append([]byte{0x17, 3, 3, 1, 44}, make([]byte, 300)...), []byte{0x15, 3, 3, 0, 2, 1, 0}
+	conn := new(received)
+	conn.Buffer.Write(slices.Concat(first, second))
+	o := &oneRecord{Conn: conn}
+	for _, want := range [][]byte{first[:5], first[5:], second[:5], second[5:]} {
+		p := make([]byte, 4096)
+		if n, err := o.Read(p); err != nil || !bytes.Equal(p[:n], want) {
+			t.Errorf("% x, %v, want % x", p[:n], err, want)
 		}
 	}
 }
