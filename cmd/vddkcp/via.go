@@ -196,7 +196,7 @@ func (f *sourceFlags) nfcDepth(flag int) int {
 
 // The method checkNFC returns an error if a flag is not for disks that are read over NFC.
 func (f *sourceFlags) checkNFC(r reads, w way) error {
-	const forVDDK = "this flag is for VDDK and cannot be used"
+	const forVDDK = "flags for VDDK cannot be used"
 	given := f.login.given
 	for _, flag := range []struct {
 		wrong     bool
@@ -208,10 +208,10 @@ func (f *sourceFlags) checkNFC(r reads, w way) error {
 		{f.Unbuffered, "--unbuffered", forVDDK},
 		{f.SingleLink, "--single-link", "a disk cannot be read without its parents"},
 		{r.writable, "--rw", "disks cannot be written"},
-		{f.Compression != "" && !slices.Contains(nfc.Compressions, f.Compression), "--compression", fmt.Sprintf("%s: want %s", f.Compression, strings.Join(nfc.Compressions, ", "))},
-		{r.connections > 1, "--connections", fmt.Sprintf("%d: want 1 connection", r.connections)},
-		{given["depth"] && r.depth > nfc.MaxDepth, "--depth", fmt.Sprintf("%d: want 1 to %d concurrent reads", r.depth, nfc.MaxDepth)},
-		{r.requestSize > maxNFCRequest, "--request-size", fmt.Sprintf("%s: want at most %s", bytesize.Format(int64(r.requestSize)), bytesize.Format(maxNFCRequest))},
+		{f.Compression != "" && !slices.Contains(nfc.Compressions, f.Compression), "--compression", fmt.Sprintf("want %s, found %s", strings.Join(nfc.Compressions, ", "), f.Compression)},
+		{r.connections > 1, "--connections", fmt.Sprintf("want 1 connection, found %d", r.connections)},
+		{given["depth"] && r.depth > nfc.MaxDepth, "--depth", fmt.Sprintf("want 1 to %d concurrent reads, found %d", nfc.MaxDepth, r.depth)},
+		{r.requestSize > maxNFCRequest, "--request-size", fmt.Sprintf("want at most %s, found %s", bytesize.Exact(maxNFCRequest), bytesize.Exact(int64(r.requestSize)))},
 	} {
 		if flag.wrong {
 			return f.contradicts(w, flag.name, flag.why)
@@ -219,13 +219,13 @@ func (f *sourceFlags) checkNFC(r reads, w way) error {
 	}
 	for _, name := range strings.Split(f.Transports, ":") {
 		if name != "" && name != "nbd" && name != "nbdssl" {
-			return f.contradicts(w, "--transports", printable.Name(name)+": want nbdssl or nbd")
+			return f.contradicts(w, "--transports", "want nbdssl or nbd, found "+printable.Name(name))
 		}
 	}
 	if b := f.NFCBuffers; b != (nfcBuffers{}) &&
 		(b.Size < nfcbudget.Unit || b.Size%nfcbudget.Unit != 0 || b.Size > maxNFCBuffer || b.Count < 1 || b.Count > 1024 || nfcbudget.Buffers(b).Bytes() > maxNFCBuffers) {
-		return f.contradicts(w, "--nfc-buffers", fmt.Sprintf("%d bytes x %d: the size must be a multiple of 64KiB and at most %s, the count at least 1 and the product at most %s",
-			b.Size, b.Count, bytesize.Format(maxNFCBuffer), bytesize.Format(maxNFCBuffers)))
+		return f.contradicts(w, "--nfc-buffers", fmt.Sprintf("want one or more buffers whose size is a multiple of 64KiB, of at most %s each and %s together, found %sx%d",
+			bytesize.Exact(maxNFCBuffer), bytesize.Exact(maxNFCBuffers), bytesize.Exact(b.Size), b.Count))
 	}
 	return nil
 }
@@ -244,7 +244,7 @@ func (f *sourceFlags) contradicts(w way, flag, why string) error {
 	if !f.login.given["via"] {
 		asked = "nfc, which is " + w.reason
 	}
-	return usage.New(fmt.Sprintf("%s: %s with %s", flag, why, asked), "change or leave out this flag, or read the disk through VDDK with --via vddk")
+	return usage.New(fmt.Sprintf("%s: with %s, %s", flag, asked, why), "change or leave out this flag, or read the disk through VDDK with --via vddk")
 }
 
 // The method clear reports whether data is sent without encryption: if --transports asks for nbd

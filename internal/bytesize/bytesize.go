@@ -58,6 +58,17 @@ func Format(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
+// Exact returns n bytes as a text that Parse accepts, with the largest unit that gives a whole number:
+// "4MiB", "65KiB" or "513".
+func Exact(n int64) string {
+	for _, u := range units {
+		if n >= u.bytes && n%u.bytes == 0 {
+			return strconv.FormatInt(n/u.bytes, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
 // Size is a number of bytes. In flags and JSON fields it is written with a unit.
 type Size int64
 

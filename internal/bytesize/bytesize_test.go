@@ -28,3 +28,15 @@ func TestFormat(t *testing.T) {
 		}
 	}
 }
+
+func TestExact(t *testing.T) {
+	for _, c := range []struct {
+		in   int64
+		want string
+	}{{0, "0"}, {513, "513"}, {65 << 10, "65KiB"}, {4 << 20, "4MiB"}, {1536 << 20, "1536MiB"}, {1 << 60, "1EiB"}} {
+		got := Exact(c.in)
+		if back, err := Parse(got); got != c.want || back != c.in || err != nil {
+			t.Errorf("Exact(%d) = %q, which is %d, %v; want %q", c.in, got, back, err, c.want)
+		}
+	}
+}
