@@ -29,6 +29,7 @@ type checkCommand struct {
 	Read        bool     `help:"Also read a sector of each disk of VM. For this, a running VM gets a snapshot, which is removed at once."`
 	JSON        bool     `name:"json" help:"Print JSON."`
 	NFCHostPort portFlag `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." env:"VDDKCP_NFCHOSTPORT" placeholder:"PORT" group:"VDDK:"`
+	Transports  string   `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
 	LibDir      string   `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." env:"VDDKCP_LIBDIR" placeholder:"DIR" type:"path" group:"VDDK:"`
 	viaFlags
 	serverFlags
@@ -77,7 +78,8 @@ func (c *checkCommand) printRole(ctx context.Context) (err error) {
 // The method flags returns the flags for opening disks.
 func (c *checkCommand) flags(servers *servers) *sourceFlags {
 	return &sourceFlags{
-		vddkFlags: vddkFlags{serverFlags: c.serverFlags, viaFlags: c.viaFlags, NFCHostPort: c.NFCHostPort, LibDir: c.LibDir}, servers: servers,
+		vddkFlags: vddkFlags{serverFlags: c.serverFlags, viaFlags: c.viaFlags, NFCHostPort: c.NFCHostPort, Transports: c.Transports, LibDir: c.LibDir},
+		servers:   servers,
 	}
 }
 
@@ -91,7 +93,7 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, flags
 	libDir, nfcPort := flags.connects(r)
 	c.logProvenance(log)
 	checks := &serverChecks{
-		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read, overNFC: flags.chosen.nfc,
+		options: options, thumbprintFrom: c.login.origin("thumbprint"), vmName: c.VM, read: c.Read, overNFC: flags.chosen.nfc, clear: flags.clear(),
 		libDir: libDir, nfcPort: cmp.Or(nfcPort, defaultNFCPort), log: log, progress: new(nfcProgress),
 	}
 	flags.step = checks.progress.begin

@@ -19,7 +19,11 @@ func (c *serverChecks) checkNFC(ctx context.Context) []checkResult {
 		r[0].Detail += "; " + reached(p.Steps)
 		return r
 	}
-	detail := "the host " + printable.Name(p.Host) + " accepts a ticket and opens a session (NFC version " + p.Version + "); " + reached(p.Steps)
+	session := "opens a session"
+	if c.clear {
+		session += " without encryption"
+	}
+	detail := "the host " + printable.Name(p.Host) + " accepts a ticket and " + session + " (NFC version " + p.Version + "); " + reached(p.Steps)
 	if p.Variant != "" {
 		return checkWarning("please report this, as docs/guide/nfc.md describes", "%s; the handshake works only with %s", detail, p.Variant)
 	}

@@ -11,18 +11,45 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
+// checkNFC runs vddkcp check with --via nfc, and returns its output. The check of the host's name always
+// fails, because nothing knows the name.
+func checkNFC(t *testing.T, server *vspheretest.Server, flags ...string) string {
+	t.Helper()
+	args := append([]string{"check", "web01", "--via", "nfc", "--server", server.Host, "--port", strconv.Itoa(int(server.Port)),
+		"--user", server.User, "--thumbprint", server.Thumbprint()}, flags...)
+	command := exec.Command(chaosBinary(t), args...)
+	command.Env = append(os.Environ(), "VDDKCP_PASSWORD="+server.Password)
+	out, _ := command.CombinedOutput()
+	return string(out)
+}
+
+// TestCheckWithoutEncryption follows the hint of vddkcp check about a host that does not offer encryption.
+func TestCheckWithoutEncryption(t *testing.T) {
+	withoutSSL := vspheretest.Configure(func(o *vspheretest.Options) { o.NFC = func(_ string, o *nfctest.Options) { o.NoSSL = true } })
+	server := vspheretest.New(t, vspheretest.WithNFC(), withoutSSL,
+		vspheretest.VM{Name: "web01", Disks: []vspheretest.Disk{{Size: 1 << 20}}})
+	for _, c := range []struct {
+		flags []string
+		want  []string
+	}{
+		{nil, []string{"nfc              FAILED   ", "--transports nbd"}},
+		{[]string{"--transports", "nbdssl:nbd"}, []string{"nfc              FAILED   "}},
+		{[]string{"--transports", "nbd"}, []string{"nfc              ok       the host 127.0.0.1:", " opens a session without encryption (NFC version"}},
+		{[]string{"--transports", "nbd", "--read"}, []string{"read             ok       disk 1 (Hard disk 1) can be read"}},
+	} {
+		out := checkNFC(t, server, c.flags...)
+		for _, want := range c.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%v: no %q in\n%s", c.flags, want, out)
+			}
+		}
+	}
+}
+
 // TestCheckOverNFC checks how far vddkcp check says that a connection has come.
 func TestCheckOverNFC(t *testing.T) {
 	server := vspheretest.New(t, vspheretest.WithNFC(),
 		vspheretest.VM{Name: "web01", Disks: []vspheretest.Disk{{Size: 1 << 20}, {Size: 1 << 20}}})
-	check := func(flags ...string) (string, error) {
-		args := append([]string{"check", "web01", "--via", "nfc", "--server", server.Host, "--port", strconv.Itoa(int(server.Port)),
-			"--user", server.User, "--thumbprint", server.Thumbprint()}, flags...)
-		command := exec.Command(chaosBinary(t), args...)
-		command.Env = append(os.Environ(), "VDDKCP_PASSWORD="+server.Password)
-		out, err := command.CombinedOutput()
-		return string(out), err
-	}
 	const dialogue = "ticket, connect, banner, tls, session, thumbprint, proxy, second tls, handshake 36, handshake 51, handshake 52, open session, socket options, resource pool"
 	host := server.NFC("")
 	for _, c := range []struct {
@@ -53,7 +80,7 @@ func TestCheckOverNFC(t *testing.T) {
 		if c.read {
 			flags = append(flags, "--read")
 		}
-		out, _ := check(flags...)
+		out := checkNFC(t, server, flags...)
 		host.ClearFaults()
 		for _, want := range c.want {
 			if !strings.Contains(out, want) {

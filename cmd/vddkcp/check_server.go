@@ -31,6 +31,7 @@ type serverChecks struct {
 	vmName         string // "": no VM is checked
 	read           bool
 	overNFC        bool // disks are read over NFC, so no library is needed
+	clear          bool // data is sent without encryption
 	libDir         string
 	nfcPort        uint32
 	log            *slog.Logger
