@@ -270,13 +270,34 @@ func (s *servers) nfcTrace(path string) (*nfc.Trace, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.trace == nil {
-		file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		file, err := createPrivate(path)
 		if err != nil {
 			return nil, usage.Errorf("--nfc-trace: %w", err)
 		}
 		s.trace = &nfcTrace{nfc.NewTrace(file), file}
 	}
 	return s.trace.Trace, nil
+}
+
+// createPrivate creates a file that only its owner can read. It replaces the content and the mode of a
+// regular file that exists, but opens other files, such as a pipe, as they are.
+func createPrivate(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && info.Mode().IsRegular() {
+		if info.Mode() != 0o600 {
+			err = file.Chmod(0o600)
+		}
+		err = cmp.Or(err, file.Truncate(0))
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
 }
 
 // The method close closes the file of a trace. The trace may be nil.
