@@ -42,7 +42,7 @@ func (d *disk) Size() int64 { return d.facts.capacity }
 // ReadAt implements source.Disk.
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.facts.capacity, func(p []byte) (int, error) {
-		empty, err := d.session.readAt(p, off, d.facts.capacity, d.compression)
+		empty, err := d.session.readAt(p, off, d.compression)
 		if cause := context.Cause(d.life.Context); err != nil && cause != nil {
 			err = cause
 		}

@@ -360,7 +360,7 @@ func (op *opener) compare(s *session, found *facts) error {
 		return s.explain(source.Changed(fmt.Errorf("the first %d bytes of the disk are not those that were read before", min(headSize, found.capacity))))
 	}
 	err := op.samples.Check(func(p []byte, off int64) (proceed bool, err error) {
-		_, err = s.readAt(p, off, found.capacity, compressions[op.o.Compression])
+		_, err = s.readAt(p, off, compressions[op.o.Compression])
 		return errors.As(err, new(*hostError)), err
 	})
 	if err != nil && errors.Is(err, source.ErrChanged) {

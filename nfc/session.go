@@ -117,11 +117,11 @@ func (s *session) end(ctx context.Context) {
 	}
 }
 
-// The method readAt reads len(p) bytes at any offset of a disk with the given capacity. The host reads
+// The method readAt reads len(p) bytes at any offset. They must be in the disk. The host reads
 // only whole sectors. Whole sectors go from the connection directly into p, and the sectors of which p
 // has only a part through a buffer. The result empty says that p consists of zeros. If it is false, p
 // may still do so.
-func (s *session) readAt(p []byte, off, capacity int64, compression wire.Compression) (empty bool, err error) {
+func (s *session) readAt(p []byte, off int64, compression wire.Compression) (empty bool, err error) {
 	handle := s.file.Handle
 	if off%sectorSize == 0 && len(p)%sectorSize == 0 {
 		return s.conn.read(handle, p, off, compression)

@@ -132,12 +132,8 @@ func (f *frozenDisk) params(ctx context.Context, now *inventory.Disk) (vddk.Para
 	if f.snapshot != nil {
 		p.Snapshot = f.snapshot.Moref
 	}
-	if p.Budget = f.budget; p.Budget == nil {
-		vm, err := f.vm.Describe(ctx)
-		if err != nil {
-			return p, err
-		}
-		p.Budget = f.servers.budget("host " + vm.Host)
+	if p.Budget, err = f.hostBudget(ctx); err != nil {
+		return p, err
 	}
 	if f.byPassword.Load() {
 		p.Password = f.session.Password
