@@ -3,36 +3,14 @@ package client
 import (
 	"bytes"
 	"errors"
-	"flag"
-	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/fuzzseed"
 	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 )
-
-var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")
-
-func seed(f *testing.F, seeds ...[]byte) {
-	for i, s := range seeds {
-		f.Add(s)
-		if !*writeSeeds {
-			continue
-		}
-		dir := filepath.Join("testdata", "fuzz", f.Name())
-		err := os.MkdirAll(dir, 0o777)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, fmt.Sprintf("seed-%02d", i)), fmt.Appendf(nil, "go test fuzz v1\n[]byte(%q)\n", s), 0o666)
-		}
-		if err != nil {
-			f.Fatal(err)
-		}
-	}
-}
 
 // FuzzReply answers a read and a query for extents with random bytes. Both calls must end, and
 // a reply that the client accepts must be complete.
@@ -40,7 +18,7 @@ func FuzzReply(f *testing.F) {
 	status := func(done bool, runs ...uint32) []byte {
 		return chunk(nbd.ChunkBlockStatus, done, uint32(fakeContext), be(runs))
 	}
-	seed(f,
+	fuzzseed.Add(f,
 		chunk(nbd.ChunkData, true, uint64(4096), data(4096)),
 		bytes.Join([][]byte{chunk(nbd.ChunkData, false, uint64(4096), data(1024)), chunk(nbd.ChunkHole, true, uint64(5120), uint32(3072))}, nil),
 		chunk(nbd.ChunkHole, true, uint64(4096), uint32(4096)),
@@ -80,7 +58,7 @@ func FuzzReply(f *testing.F) {
 func FuzzGreeting(f *testing.F) {
 	whole := fakeGreeting()
 	head := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3))
-	seed(f, whole, whole[:16], whole[:18], whole[:40],
+	fuzzseed.Add(f, whole, whole[:16], whole[:18], whole[:40],
 		be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(0), uint64(fakeSize), uint16(1), make([]byte, 124)),
 		be(uint64(nbd.Magic), uint64(0x00420281861253), uint64(fakeSize), uint32(1), make([]byte, 124)),
 		be(head, rep(nbd.OptStructuredReply, nbd.RepErrUnsupported, nil), rep(nbd.OptGo, nbd.RepErrUnsupported, []byte("no")), uint64(fakeSize), uint16(1)),

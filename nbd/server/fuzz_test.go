@@ -4,40 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"flag"
-	"fmt"
 	"math"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/fuzzseed"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
-
-var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")
-
-func seed(f *testing.F, seeds ...[]byte) {
-	for i, s := range seeds {
-		f.Add(s)
-		if !*writeSeeds {
-			continue
-		}
-		dir := filepath.Join("testdata", "fuzz", f.Name())
-		err := os.MkdirAll(dir, 0o777)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, fmt.Sprintf("seed-%02d", i)), fmt.Appendf(nil, "go test fuzz v1\n[]byte(%q)\n", s), 0o666)
-		}
-		if err != nil {
-			f.Fatal(err)
-		}
-	}
-}
 
 // said is the connection of a client that has already sent all its bytes.
 type said struct {
@@ -89,7 +67,7 @@ func FuzzHandshake(f *testing.F) {
 		return binary.BigEndian.AppendUint32(option(o, nil)[:12], n)
 	}
 	sr := option(nbd.OptStructuredReply, nil)
-	seed(f,
+	fuzzseed.Add(f,
 		all(sr, option(nbd.OptSetMetaContext, nbd.AppendMetaContext(nil, "", nbd.BaseAllocation)), option(nbd.OptGo, nbd.AppendGo(nil, "", 0, 1, 2, 3, 3, 0x4242))),
 		all(option(nbd.OptExportName, []byte("disk"))),
 		append([]byte{0, 0, 0, 0}, option(nbd.OptExportName, nil)...),
@@ -139,7 +117,7 @@ func FuzzRequests(f *testing.F) {
 	}
 	all := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	const most = math.MaxUint32
-	seed(f,
+	fuzzseed.Add(f,
 		all(request(nbd.CmdRead, 0, 0, 4096), request(nbd.CmdRead, nbd.FlagDF, 1, 511), request(nbd.CmdDisconnect, 0, 0, 0)),
 		all(request(nbd.CmdBlockStatus, 0, 0, most), request(nbd.CmdBlockStatus, nbd.FlagReqOne, 1024, most)),
 		all(request(nbd.CmdBlockStatus, 0, 1024, most-1024), request(nbd.CmdBlockStatus, 0, 4<<30, most), request(nbd.CmdBlockStatus, nbd.FlagReqOne, 4<<30-1, 1)),

@@ -3,35 +3,13 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vddkcp/vddkcp/internal/fuzzseed"
 )
-
-var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")
-
-// The function seed adds seeds to a fuzz target. With the flag -write-seeds it also writes them
-// into testdata, where they are committed.
-func seed(f *testing.F, seeds ...[]byte) {
-	for i, s := range seeds {
-		f.Add(s)
-		if !*writeSeeds {
-			continue
-		}
-		dir := filepath.Join("testdata", "fuzz", f.Name())
-		err := os.MkdirAll(dir, 0o777)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, fmt.Sprintf("seed-%02d", i)), fmt.Appendf(nil, "go test fuzz v1\n[]byte(%q)\n", s), 0o666)
-		}
-		if err != nil {
-			f.Fatal(err)
-		}
-	}
-}
 
 // The function lines returns strings as seeds.
 func lines(texts ...string) (seeds [][]byte) {
@@ -52,7 +30,7 @@ func hexes(f *testing.F, digits ...string) (seeds [][]byte) {
 // FuzzBanner checks that a banner is accepted only with the code 220, and that its version consists
 // of digits and dots.
 func FuzzBanner(f *testing.F) {
-	seed(f, lines(realBanner, "220 VMware Authentication Daemon Version 1.0, ServerDaemonProtocol:SOAP, MKSDisplayProtocol:VNC",
+	fuzzseed.Add(f, lines(realBanner, "220 VMware Authentication Daemon Version 1.0, ServerDaemonProtocol:SOAP, MKSDisplayProtocol:VNC",
 		"220 Version 1.10", "220 Version .", "220", "220 ", "220-a", "2200", "", "530 Please login with USER and PASS", "\x16\x03\x03\x00\x02\x02\x28",
 		"220 SSL Required, NFCSSL supported, SHA256 supported", "220 \xff\x00\x01", "220 a\r", "220 "+strings.Repeat("a", 2100))...)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -73,7 +51,7 @@ func FuzzBanner(f *testing.F) {
 
 // FuzzReply checks that a reply that is accepted consists of its code and its text.
 func FuzzReply(f *testing.F) {
-	seed(f, lines("200 Connect ha-nfc", "200 Connect ha-nfcssl", "200 "+sampleSum, "200 "+strings.ToLower(sampleSum), "530 Please login with USER and PASS",
+	fuzzseed.Add(f, lines("200 Connect ha-nfc", "200 Connect ha-nfcssl", "200 "+sampleSum, "200 "+strings.ToLower(sampleSum), "530 Please login with USER and PASS",
 		"501 Invalid arguments", "200", "099", "1000 x", "200  x ", "-20 x", "0x1 x", "200 "+sampleSum[:92], "200\x00", "")...)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		line := string(b)
@@ -105,7 +83,7 @@ func FuzzMessage(f *testing.F) {
 	for _, m := range []*Message{NewClientRandom("PlainText"), NewHello(), NewVersion(11, 0), NewClientName("vddk", "nbdmode"), NewFeatures(3), NewFrames(), NewSessionComplete(), last} {
 		seeds = append(seeds, m[:])
 	}
-	seed(f, seeds...)
+	fuzzseed.Add(f, seeds...)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := new(Message)
 		copy(m[:], b)
@@ -138,7 +116,7 @@ func FuzzHeader(f *testing.F) {
 	}
 	seeds = append(seeds, Read{Handle: 1, Off: 512, Len: 512}.Append(nil, 1<<31))
 	seeds = append(seeds, hexes(f, "7ada00a1 01000000 10000000 03000000 0b00000000000000 00000000 05000000 7761697400", "7ada00a1 ffffffff ffffffff ffffffff", "a100da7a 01000000 00000000 00000000", "")...)
-	seed(f, seeds...)
+	fuzzseed.Add(f, seeds...)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var head [HeaderSize]byte
 		payload := b[copy(head[:], b):]
@@ -165,7 +143,7 @@ func FuzzHeader(f *testing.F) {
 func FuzzOpenFile(f *testing.F) {
 	const handle = "8877665544332281 02000000 1e000000 00000000"
 	const rest = "00020000 0a000000 0b000000 0c000000"
-	seed(f, hexes(f,
+	fuzzseed.Add(f, hexes(f,
 		"0000000000000000"+handle+"0000000001000000"+rest, "0000000000000000"+handle+"0002000000000000"+rest,
 		"0000000000000000"+handle+"0000000000000010"+rest, "0000000000000000"+handle+"0002000000000010"+rest,
 		"0000000000000000"+handle+"0000000000000000"+rest, "0000000000000000"+handle+"0100000000000000"+rest,
@@ -195,7 +173,7 @@ func FuzzOpenFile(f *testing.F) {
 // FuzzDDB decodes the payloads of answers that announce a text.
 func FuzzDDB(f *testing.F) {
 	const handle = "8877665544332281"
-	seed(f, hexes(f,
+	fuzzseed.Add(f, hexes(f,
 		handle+"04000000 00000000", handle+"04000000 24000000", handle+"04000000 00000100", handle+"04000000 01000100", handle+"04000000 ffffffff",
 		handle+"04000000 000000", handle+"04000000 00000000 00", "", "00", "0b00000000000000 00000000 05000000", "0b00000000000000 01000000 05000000",
 		"ffffffffffffffff ffffffff 00000080")...)
@@ -231,7 +209,7 @@ func FuzzFragment(f *testing.F) {
 		change(&p)
 		return append(encodeFragment(p), unhex(f, read)...)
 	}
-	seed(f, append(hexes(f, "", "ffffffffffffffff ffffffffffffffff ffffffffffffffff ffffffffffffffff ffffffffffffffff"),
+	fuzzseed.Add(f, append(hexes(f, "", "ffffffffffffffff ffffffffffffffff ffffffffffffffff ffffffffffffffff ffffffffffffffff"),
 		fragment(func(f *Fragment) {}),
 		fragment(func(f *Fragment) { f.Compression, f.Packed = Plain, 65536 }),
 		fragment(func(f *Fragment) { f.Compression = FastLZ }),
@@ -317,7 +295,7 @@ func FuzzSkipZ(f *testing.F) {
 	long := make([]byte, 4096)
 	copy(long[1000:], "abc")
 	long[4095] = 1
-	seed(f, append(hexes(f,
+	fuzzseed.Add(f, append(hexes(f,
 		"10000000 00000000 02000000 03000000 010203 05000000 01000000 04 0e000000 02000000 0506",
 		"10000000 00000000", "10000000 01000000", "ffffffff 00000000", "00000000 00000000", "", "10000000",
 		"10000000 00000000 00000000 00000000", "10000000 00000000 10000000 01000000 01", "10000000 00000000 ffffffff ffffffff 01",
