@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/selfsigned"
 )
 
 // Lines of the host.
@@ -164,7 +165,7 @@ func (c *conn) answerThumbprint(w io.Writer, token string) error {
 	if r != nil && r.Kind == WrongThumbprint {
 		der = newCertificate().Certificate[0]
 	}
-	return c.answerLine(r, w, "200 "+thumbprintSHA256(der))
+	return c.answerLine(r, w, "200 "+selfsigned.SHA256(der))
 }
 
 // proxy answers PROXY. It reports whether a second TLS session follows.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/selfsigned"
 )
 
 // client is a simple client: one goroutine that sends requests and reads answers.
@@ -72,7 +74,7 @@ func (c *client) connect(ticket Ticket, w way) error {
 		return err
 	}
 	der := t.ConnectionState().PeerCertificates[0].Raw
-	if ticket.SHA1 != "" && ticket.SHA1 != thumbprintSHA1(der) {
+	if ticket.SHA1 != "" && ticket.SHA1 != selfsigned.SHA1(der) {
 		return errors.New("wrong certificate")
 	}
 	say := func(format string, args ...any) { fmt.Fprintf(t, format+"\r\n", args...) }
@@ -93,7 +95,7 @@ func (c *client) connect(ticket Ticket, w way) error {
 	}
 	if c.sha2 {
 		say("THUMBPRINT_SHA2 abc")
-		if err := expect("200 " + thumbprintSHA256(der)); err != nil {
+		if err := expect("200 " + selfsigned.SHA256(der)); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/selfsigned"
 )
 
 // Host is a stand-in for the NFC service of an ESXi host. It listens on the loopback interface.
@@ -170,7 +172,7 @@ func (h *Host) TicketFor(allowed func(file string) bool) Ticket {
 	if der := h.certificate.Certificate[0]; h.options.PEM {
 		t.Certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	} else {
-		t.SHA1 = thumbprintSHA1(der)
+		t.SHA1 = selfsigned.SHA1(der)
 	}
 	return t
 }

@@ -26,5 +26,6 @@
 // [Server.EndSessions], [Server.RenewCertificate], [Server.Restart], [Server.MoveHost] and
 // [Server.RemoveSnapshotBehindBack].
 //
-// A server without WithLibrary and WithNFC makes no files for its disks. A thousand VMs take a moment then.
+// A server without WithLibrary and WithNFC makes no files for its disks. A thousand VMs take a
+// moment then.
 package vspheretest
