@@ -57,17 +57,15 @@ func (c *copying) isRereadable() bool {
 // the number of places. If they differ, it suspends the target, which keeps it for inspection. The
 // error is then a *RereadError.
 func (c *copying) reread(ctx context.Context) (places int, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.o.stop(), cancel)()
-	places, failed, err := c.comparePlaces(ctx)
-	switch {
-	case c.o.stop().Err() != nil:
-		return places, errStopped
-	case err != nil:
-		return places, fmt.Errorf("cannot read places of the source again, in order to check the copy: %w", err)
-	case failed == nil:
-		return places, nil
+	var failed *RereadError
+	err = untilStopped(ctx, c.o.stop(), func(ctx context.Context) (err error) {
+		if places, failed, err = c.comparePlaces(ctx); err != nil {
+			return fmt.Errorf("cannot read places of the source again, in order to check the copy: %w", err)
+		}
+		return nil
+	})
+	if err != nil || failed == nil {
+		return places, err
 	}
 	if err := c.dst.Suspend(); err != nil {
 		return places, fmt.Errorf("%w (and closing the target failed: %w)", failed, err)

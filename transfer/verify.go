@@ -134,15 +134,23 @@ func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch 
 // untilStopped calls the given function, which reads disks. It passes the function a context that
 // also ends when Options.Stop ends. If Options.Stop has ended, untilStopped returns errStopped.
 func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) error) error {
+	return untilStopped(ctx, v.stop, func(ctx context.Context) error {
+		if err := read(ctx); err != nil {
+			return fmt.Errorf("cannot verify the target: %w", err)
+		}
+		return nil
+	})
+}
+
+// The function untilStopped calls the given function with a context that also ends when stop ends. If
+// stop has ended, untilStopped returns errStopped, and otherwise the error of the given function.
+func untilStopped(ctx, stop context.Context, read func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(v.stop, cancel)()
+	defer context.AfterFunc(stop, cancel)()
 	err := read(ctx)
-	if v.stop.Err() != nil {
+	if stop.Err() != nil {
 		return errStopped
 	}
-	if err != nil {
-		return fmt.Errorf("cannot verify the target: %w", err)
-	}
-	return nil
+	return err
 }
