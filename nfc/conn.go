@@ -38,7 +38,6 @@ type request struct {
 	p    []byte    // where the data belong; as long as the read
 	have spans.Set // parts of p that have been received
 	left int       // bytes of p that have not been received
-	full bool      // a fragment has come whose bytes may be other than zeros
 	// If blank is true, the whole answer is one fragment of zeros, and the caller that waits for the
 	// answer must clear p. It runs on another processor than the reader, and uses p next.
 	blank bool
@@ -89,7 +88,7 @@ type conn struct {
 	tokens  int                       // elements in slots, together with the requests in flight
 }
 
-// newConn returns a connection for frames and starts its reader. Its method close must be called.
+// newConn returns a connection for frames and starts its reader. Its method end must be called.
 func newConn(d *dialogue, l *limits, timeout time.Duration) *conn {
 	_, depth, _ := l.get()
 	c := &conn{
@@ -251,8 +250,8 @@ func (c *conn) finish(r *request, result error) {
 	r.done <- result
 }
 
-// The method release returns the slot of a request that has ended. If the limits have become smaller, it
-// gives up the slot, and also idle ones.
+// The method release returns the slot of a request that has ended. If the limits have become
+// smaller, it gives up the slot, and also idle ones.
 func (c *conn) release() {
 	_, depth, _ := c.limits.get()
 	c.mu.Lock()
@@ -455,16 +454,15 @@ func (f *frameReader) readFragment(h wire.Header, r *request) error {
 		return err
 	}
 	f.trace.fragment(h, payload[:], part, data)
-	empty := part.Compression == wire.SkipZ && wire.EmptySkipZ(data, len(to))
-	if empty && len(to) == len(r.p) {
-		r.blank = true
+	r.blank = part.Compression == wire.SkipZ && len(to) == len(r.p) && wire.EmptySkipZ(data, len(to))
+	if r.blank {
+		// The caller clears p.
 	} else if err := f.decode(part.Compression, to, data); err != nil {
 		return fmt.Errorf("the answer to %v, bytes [%d, %d) of it: %w", r, place, place+n, err)
 	}
 	now := f.now()
 	r.touched.Store(now)
 	f.touched.Store(now)
-	r.full = r.full || !empty
 	if r.left -= int(n); r.left == 0 {
 		f.complete(h.OpID, r)
 	}

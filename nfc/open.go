@@ -139,8 +139,7 @@ func (op *opener) open(ctx context.Context) (source.Disk, error) {
 	if err := op.acquire(ctx); err != nil {
 		return nil, err
 	}
-	limit := openTimeouts * op.o.Timeout
-	limited, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the host did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
+	limited, cancel := op.o.limit(ctx)
 	defer cancel()
 	if _, _, refusals := op.limits.get(); refusals > 0 && op.buffers.Bytes() > smallBuffers.Bytes() {
 		op.buffers = smallBuffers // the host had no memory for reads
@@ -161,8 +160,14 @@ func (op *opener) open(ctx context.Context) (source.Disk, error) {
 	}
 }
 
-// The method acquire waits for the disk's share of the host's memory. If the disk has a share of another
-// host, because it was migrated, acquire gives that share back first.
+// The method limit returns a context that ends when opening a connection takes too long.
+func (o *Options) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := openTimeouts * o.Timeout
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("the host did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
+}
+
+// The method acquire waits for the disk's share of the host's memory. If the disk has a share of
+// another host, because it was migrated, acquire gives that share back first.
 func (op *opener) acquire(ctx context.Context) error {
 	if op.o.Budget == nil {
 		return nil
@@ -246,8 +251,8 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 	return d, nil
 }
 
-// The method connect connects to the host and performs the handshake. If nothing is known about the host,
-// it tries several forms of the handshake, each with a new ticket.
+// The method connect connects to the host and performs the handshake. If nothing is known about the
+// host, it tries several forms of the handshake, each with a new ticket.
 func (op *opener) connect(ctx context.Context) (*dialogue, string, error) {
 	var first error
 	tried := map[string]bool{}
@@ -319,9 +324,9 @@ func canVary(s Step) bool {
 	return false
 }
 
-// The method remember records how the host was reached. It warns if that is unusual: of another form of the
-// handshake once for each host, and of a weak check of the certificate once for each disk, because each
-// disk has a report of its own.
+// The method remember records how the host was reached. It warns if that is unusual: of another
+// form of the handshake once for each host, and of a weak check of the certificate once for each
+// disk, because each disk has a report of its own.
 func (op *opener) remember(d *dialogue, variant string) {
 	host := printable.Name(d.address)
 	if op.opened == nil && d.checkedBySHA1() {
@@ -363,17 +368,14 @@ func (op *opener) compare(s *session, found *facts) error {
 		_, err = s.readAt(p, off, compressions[op.o.Compression])
 		return errors.As(err, new(*hostError)), err
 	})
-	if err != nil && errors.Is(err, source.ErrChanged) {
-		err = source.Changed(err)
-	}
 	if err != nil {
 		return s.explain(err)
 	}
 	return nil
 }
 
-// differ reports whether two values of an entry differ. The value of an entry that the host does not know
-// is "", and differs from no other value.
+// differ reports whether two values of an entry differ. The value of an entry that the host does
+// not know is "", and differs from no other value.
 func differ(a, b string) bool { return a != "" && b != "" && a != b }
 
 // sameUUID reports whether two UUIDs are the same, whatever is between their digits. A UUID that is not

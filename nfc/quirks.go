@@ -28,12 +28,14 @@ type Quirks struct {
 	maxDepth     int    // requests; 0: no limit
 }
 
-// quirkKeys has the keys that ParseQuirks accepts, with the values that they may have. A key without
-// values has a number.
-var quirkKeys = []struct {
+// A quirkKey is a key that ParseQuirks accepts, with the values that it may have. A key without values
+// has a number.
+type quirkKey struct {
 	key    string
 	values []string
-}{
+}
+
+var quirkKeys = []quirkKey{
 	{"token", []string{"random", "plaintext", "none"}},
 	{"ack", []string{"early", "wait"}},
 	{"version", nil},
@@ -54,12 +56,7 @@ func ParseQuirks(text string) (Quirks, error) {
 	seen := map[string]bool{}
 	for element := range strings.SplitSeq(text, ",") {
 		key, value, ok := strings.Cut(element, "=")
-		i := slices.IndexFunc(quirkKeys, func(k struct {
-			key    string
-			values []string
-		}) bool {
-			return k.key == key
-		})
+		i := slices.IndexFunc(quirkKeys, func(k quirkKey) bool { return k.key == key })
 		switch {
 		case !ok || i < 0:
 			return Quirks{}, fmt.Errorf("%q: want KEY=VALUE, where KEY is one of %s", element, strings.Join(keyNames(), ", "))

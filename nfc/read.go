@@ -33,7 +33,7 @@ func (c *conn) read(handle uint64, p []byte, off int64, compression wire.Compres
 		if r.blank {
 			clear(r.p)
 		}
-		empty = empty && err == nil && !r.full
+		empty = empty && err == nil && r.blank
 	}
 	return empty, err
 }

@@ -100,9 +100,8 @@ func (c *checkCommand) check(ctx context.Context, options vsphere.Options, flags
 	checks.probe = func(ctx context.Context, vm *vsphere.VM) (*nfc.Probed, error) {
 		options, err := flags.nfcOptions(c.opener(flags, log))
 		if err != nil {
-			return new(nfc.Probed), err
+			return nil, err
 		}
-		options.Step = nil
 		return nfc.Probe(ctx, vm, options)
 	}
 	checks.open = func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error) {

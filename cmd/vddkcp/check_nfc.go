@@ -16,33 +16,21 @@ func (c *serverChecks) checkNFC(ctx context.Context) []checkResult {
 	p, err := c.probe(ctx, c.handle)
 	if err != nil {
 		r := checkError(ctx, err)
-		r[0].Detail += "; " + reached(p.Steps)
+		r[0].Detail += "; " + c.progress.reached(err)
 		return r
 	}
 	session := "opens a session"
 	if c.clear {
 		session += " without encryption"
 	}
-	detail := "the host " + printable.Name(p.Host) + " accepts a ticket and " + session + " (NFC version " + p.Version + "); " + reached(p.Steps)
+	detail := "the host " + printable.Name(p.Host) + " accepts a ticket and " + session + " (NFC version " + p.Version + "); " + c.progress.reached(nil)
 	if p.Variant != "" {
 		return checkWarning("please report this, as docs/guide/nfc.md describes", "%s; the handshake works only with %s", detail, p.Variant)
 	}
 	return checkOK("%s", detail)
 }
 
-// reached says how far a connection to a host has come.
-func reached(steps []nfc.Step) string {
-	if len(steps) == 0 {
-		return "no step succeeded"
-	}
-	names := make([]string, len(steps))
-	for i, s := range steps {
-		names[i] = string(s)
-	}
-	return "these steps succeeded: " + strings.Join(names, ", ")
-}
-
-// nfcProgress records how far the opening of a disk over NFC has come.
+// nfcProgress records how far a connection over NFC has come.
 type nfcProgress struct{ steps []nfc.Step }
 
 // The method begin records that a step begins. It is an nfc.Options.Step.
@@ -65,5 +53,12 @@ func (p *nfcProgress) reached(err error) string {
 			steps = steps[:i]
 		}
 	}
-	return reached(steps)
+	if len(steps) == 0 {
+		return "no step succeeded"
+	}
+	names := make([]string, len(steps))
+	for i, s := range steps {
+		names[i] = string(s)
+	}
+	return "these steps succeeded: " + strings.Join(names, ", ")
 }

@@ -39,8 +39,8 @@ type serverChecks struct {
 	// open opens a disk, if necessary of a snapshot that is removed when the last disk of the VM is
 	// closed. It is called only if read is set.
 	open func(ctx context.Context, vm *vsphere.VM, d *inventory.Disk) (source.Disk, error)
-	// probe connects to the host of a VM over NFC, and progress has the steps of opening a disk over
-	// NFC. Both are used only if overNFC is set.
+	// probe connects to the host of a VM over NFC, and progress has the steps of the last connection
+	// over NFC. Both are used only if overNFC is set.
 	probe    func(ctx context.Context, vm *vsphere.VM) (*nfc.Probed, error)
 	progress *nfcProgress
 
