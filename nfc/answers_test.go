@@ -14,8 +14,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestRefusedReads refuses reads in each form that a refusal may have. A refusal that the host answers
-// with zeros or not at all costs nothing more than the request. After other answers, the connection ends.
+// TestRefusedReads refuses reads in each form that a refusal may have. A refusal that the host
+// answers with zeros or not at all costs nothing more than the request. After other answers, the
+// connection ends.
 func TestRefusedReads(t *testing.T) {
 	content := pattern(2<<20, 11)
 	for _, c := range []struct {
@@ -39,8 +40,8 @@ func TestRefusedReads(t *testing.T) {
 	}
 }
 
-// TestAnswersToRefusedReads answers a read that was refused. The next read fails, because the connection has
-// ended for this reason.
+// TestAnswersToRefusedReads answers a read that was refused. The next read fails, because the
+// connection has ended for this reason.
 func TestAnswersToRefusedReads(t *testing.T) {
 	for kind, text := range map[nfctest.Kind]string{
 		nfctest.ErrorThenData: "expected an empty answer to a refused request, found an answer with",
@@ -61,7 +62,8 @@ func TestAnswersToRefusedReads(t *testing.T) {
 	}
 }
 
-// TestRefusalText reads with a refusal that does not end. The error has the code and the text of the host.
+// TestRefusalText reads with a refusal that does not end. The error has the code and the text of
+// the host.
 func TestRefusalText(t *testing.T) {
 	h, ts := newHost(t, pattern(1<<20, 11), nfctest.Options{})
 	d := open(t, ts, nfc.Params{Name: file}, quick())
@@ -73,8 +75,8 @@ func TestRefusalText(t *testing.T) {
 	}
 }
 
-// TestManyRefusals refuses all reads of a connection and never answers them. The client does not remember
-// more and more of them.
+// TestManyRefusals refuses all reads of a connection and never answers them. The client does not
+// remember more and more of them.
 func TestManyRefusals(t *testing.T) {
 	h, ts := newHost(t, pattern(1<<20, 11), nfctest.Options{})
 	d := open(t, ts, nfc.Params{Name: file}, nfc.Options{})

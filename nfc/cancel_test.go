@@ -75,7 +75,8 @@ func only(b *nfcbudget.Budget) func(context.Context) (*nfcbudget.Budget, error) 
 	return func(context.Context) (*nfcbudget.Budget, error) { return b, nil }
 }
 
-// TestCancelTicket ends the context while the server gives a ticket, or while the disk waits for memory.
+// TestCancelTicket ends the context while the server gives a ticket, or while the disk waits for
+// memory.
 func TestCancelTicket(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	waits := nfc.TicketsFunc(func(ctx context.Context) (nfc.Ticket, error) {
@@ -96,8 +97,8 @@ func TestCancelTicket(t *testing.T) {
 	}
 }
 
-// TestCancelFailedOpen ends the context while the host is silent at the end of a session in which it has
-// refused to open the file.
+// TestCancelFailedOpen ends the context while the host is silent at the end of a session in which
+// it has refused to open the file.
 func TestCancelFailedOpen(t *testing.T) {
 	h, ts := newHost(t, pattern(1<<20, 50), nfctest.Options{})
 	noLeaks(t, h)

@@ -104,10 +104,10 @@ func faultOptions(kind nfctest.Kind, compression string) (o nfc.Options, written
 	return o, written
 }
 
-// eachLimit calls attempt with options for a fault. If the fault makes the client wait, their time limit is
-// short, so that the test is quick. A loaded machine can exceed it before the fault happens. The function
-// attempt then returns true, and is called again with a longer limit. With the longest limit, the parameter
-// mayBeSlow is false, and attempt must report what it finds.
+// eachLimit calls attempt with options for a fault. If the fault makes the client wait, their time
+// limit is short, so that the test is quick. A loaded machine can exceed it before the fault
+// happens. The function attempt then returns true, and is called again with a longer limit. With
+// the longest limit, the parameter mayBeSlow is false, and attempt must report what it finds.
 func eachLimit(kind nfctest.Kind, compression string, attempt func(o nfc.Options, written *syncBuffer, mayBeSlow bool) (slow bool)) {
 	for factor := time.Duration(1); ; factor *= 4 {
 		o, written := faultOptions(kind, compression)
@@ -260,8 +260,8 @@ func left(t *testing.T, h *nfctest.Host, step nfctest.Step) {
 	}
 }
 
-// ticketsLeft reports whether a host has given tickets that were not used, although the connections came
-// as far as the given step.
+// ticketsLeft reports whether a host has given tickets that were not used, although the connections
+// came as far as the given step.
 func ticketsLeft(h *nfctest.Host, step nfctest.Step) bool {
 	early := step == nfctest.StepConnect || step == nfctest.StepBanner || step == nfctest.StepTLS
 	s := h.Stats()

@@ -240,9 +240,9 @@ func TestHostileAnswers(t *testing.T) {
 	}
 }
 
-// TestBadFragmentsAreNotGivenOut answers a read with the right bytes in fragments of which the last one is
-// wrong. No call returns bytes of the failed connection, and the memory of a call that has failed is not
-// written afterwards.
+// TestBadFragmentsAreNotGivenOut answers a read with the right bytes in fragments of which the last
+// one is wrong. No call returns bytes of the failed connection, and the memory of a call that has
+// failed is not written afterwards.
 func TestBadFragmentsAreNotGivenOut(t *testing.T) {
 	content := bytes.Repeat([]byte{1}, 1<<20)
 	for _, kind := range []nfctest.Kind{nfctest.WrongOffset, nfctest.Overlap, nfctest.Beyond, nfctest.WrongMagic, nfctest.ShortZlib, nfctest.SkipZLength} {

@@ -12,8 +12,8 @@ type Hosts struct {
 // NewHosts returns a Hosts that knows no hosts.
 func NewHosts() *Hosts { return &Hosts{known: make(map[string]string)} }
 
-// The method variant returns the form of the handshake that works with a host. ok is false if no disk was
-// opened there yet.
+// The method variant returns the form of the handshake that works with a host. ok is false if no
+// disk was opened there yet.
 func (h *Hosts) variant(host string) (variant string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

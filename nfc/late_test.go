@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 )
 
-// TestLateAnswers opens a disk on a host that answers one step late. Only the steps that another form of the
-// handshake may change have a short time limit, and the last form has none.
+// TestLateAnswers opens a disk on a host that answers one step late. Only the steps that another
+// form of the handshake may change have a short time limit, and the last form has none.
 func TestLateAnswers(t *testing.T) {
 	const timeout = 100 * time.Millisecond
 	for _, c := range []struct {

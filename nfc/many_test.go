@@ -26,8 +26,8 @@ func descriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// TestManyConnections opens 1000 connections one after another, in several ways. With the race detector, it
-// opens fewer.
+// TestManyConnections opens 1000 connections one after another, in several ways. With the race
+// detector, it opens fewer.
 func TestManyConnections(t *testing.T) {
 	content := pattern(128<<10, 80)
 	h, ts := newHost(t, content, nfctest.Options{Connections: 1})

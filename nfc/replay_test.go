@@ -49,8 +49,9 @@ func readRecorded(t *testing.T, tickets nfc.Tickets, trace *nfc.Trace) {
 	}
 }
 
-// TestReplay plays a recorded connection: the client must send what it has sent then, and gets the answers
-// that it got then. Tokens may differ. The data of the disk are not in the trace, but their checksums are.
+// TestReplay plays a recorded connection: the client must send what it has sent then, and gets the
+// answers that it got then. Tokens may differ. The data of the disk are not in the trace, but their
+// checksums are.
 func TestReplay(t *testing.T) {
 	if *record {
 		h, ts := newHost(t, replayContent(), nfctest.Options{Shuffle: true, Seed: 3, Fragment: 100 << 10})

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestCertificates connects to hosts whose certificate is not the one that it must be. The secret of the
-// ticket is sent to none of them.
+// TestCertificates connects to hosts whose certificate is not the one that it must be. The secret
+// of the ticket is sent to none of them.
 func TestCertificates(t *testing.T) {
 	content := pattern(1<<20, 30)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {

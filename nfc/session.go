@@ -107,7 +107,8 @@ func (s *session) open() (*facts, error) {
 	return found, nil
 }
 
-// The method end ends the session, if the connection is not broken. It waits for the host until ctx ends.
+// The method end ends the session, if the connection is not broken. It waits for the host until ctx
+// ends.
 func (s *session) end(ctx context.Context) {
 	if s.conn.cause() == nil {
 		s.dialogue.begin(StepClose)

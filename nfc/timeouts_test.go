@@ -70,8 +70,8 @@ func TestTimeoutOfMany(t *testing.T) {
 // A relay passes connections on to a host.
 type relay struct{ listener net.Listener }
 
-// newRelay starts a relay that calls toClient before it passes n bytes on to the client, and toHost before
-// it passes n bytes on to the host.
+// newRelay starts a relay that calls toClient before it passes n bytes on to the client, and toHost
+// before it passes n bytes on to the host.
 func newRelay(t *testing.T, port int, toClient, toHost func(n int)) *relay {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -122,8 +122,8 @@ func newRelay(t *testing.T, port int, toClient, toHost func(n int)) *relay {
 
 func (r *relay) port() int { return r.listener.Addr().(*net.TCPAddr).Port }
 
-// TestSlowHost reads from a host whose answers arrive slowly, but arrive: each read takes longer than the
-// timeout, and no fragment does.
+// TestSlowHost reads from a host whose answers arrive slowly, but arrive: each read takes longer
+// than the timeout, and no fragment does.
 func TestSlowHost(t *testing.T) {
 	content := pattern(1<<20, 92)
 	h, ts := newHost(t, content, nfctest.Options{Fragment: 64 << 10})

@@ -38,13 +38,14 @@ type Result struct {
 // made for src, by NewPlan or NewPlanWithin. With Options.Hold, Copy suspends dst instead of
 // publishing it.
 //
-// After an error Copy aborts dst, which removes the target. The target is kept only if the error
-// is a *MismatchError, a *RereadError or a *ResumableError, or an ErrSourceChanged as Options.Hold describes.
+// After an error Copy aborts dst, which removes the target. The target is kept only if the error is
+// a *MismatchError, a *RereadError or a *ResumableError, or an ErrSourceChanged as Options.Hold
+// describes.
 //
 // Copy returns a *ResumableError only if Options.Keep is set. After the first checkpoint, every
 // error is then a *ResumableError, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced,
-// *MismatchError and *RereadError. Before the first checkpoint, an error is a *ResumableError in these cases
-// only, in which a later run may succeed:
+// *MismatchError and *RereadError. Before the first checkpoint, an error is a *ResumableError in
+// these cases only, in which a later run may succeed:
 //   - ctx or Options.Stop has ended.
 //   - The target is full.
 //   - The connection to the target was lost.

@@ -21,7 +21,9 @@ type method struct {
 }
 
 // The elements of repeatable are the methods that can be called again if the answer was lost. Most
-// of them only read. A ticket that nobody uses does no harm. RemoveSnapshot_Task and PowerOffVM_Task fail without doing anything when they
+// of them only read. A ticket that nobody uses does no harm.
+//
+// RemoveSnapshot_Task and PowerOffVM_Task fail without doing anything when they
 // find the work done; ConsolidateVMDisks_Task then has nothing to do. A view or a filter that is
 // made twice ends with the session.
 var repeatable = map[string]string{
@@ -106,8 +108,8 @@ func groupOf(ctx context.Context) *group {
 	return g
 }
 
-// activeSession returns the session of the server in which the calls of a group are made. If the session
-// has ended, the error makes the method together log in again and repeat the calls.
+// activeSession returns the session of the server in which the calls of a group are made. If the
+// session has ended, the error makes the method together log in again and repeat the calls.
 func (s *Session) activeSession(ctx context.Context) (*types.UserSession, error) {
 	user, err := session.NewManager(s.client).UserSession(ctx)
 	if err == nil && user == nil {

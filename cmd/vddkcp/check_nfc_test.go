@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
-// checkNFC runs vddkcp check with --via nfc, and returns its output. The check of the host's name always
-// fails, because nothing knows the name.
+// checkNFC runs vddkcp check with --via nfc, and returns its output. The check of the host's name
+// always fails, because nothing knows the name.
 func checkNFC(t *testing.T, server *vspheretest.Server, flags ...string) string {
 	t.Helper()
 	args := append([]string{"check", "web01", "--via", "nfc", "--server", server.Host, "--port", strconv.Itoa(int(server.Port)),
@@ -23,7 +23,8 @@ func checkNFC(t *testing.T, server *vspheretest.Server, flags ...string) string 
 	return string(out)
 }
 
-// TestCheckWithoutEncryption follows the hint of vddkcp check about a host that does not offer encryption.
+// TestCheckWithoutEncryption follows the hint of vddkcp check about a host that does not offer
+// encryption.
 func TestCheckWithoutEncryption(t *testing.T) {
 	withoutSSL := vspheretest.Configure(func(o *vspheretest.Options) { o.NFC = func(_ string, o *nfctest.Options) { o.NoSSL = true } })
 	server := vspheretest.New(t, vspheretest.WithNFC(), withoutSSL,

@@ -397,8 +397,8 @@ func (c *copyCommand) planDiskOfVM(ctx context.Context, a address.VM, spec job.S
 // stateBeside returns the path of the state file of the copy of one disk to a file.
 func stateBeside(target string) string { return target + ".vddkcp.json" }
 
-// The method specOfVM finds the VM that the address a names on the server, and returns the Spec of a copy
-// of one of its disks. The parameter copied describes the copy of that disk.
+// The method specOfVM finds the VM that the address a names on the server, and returns the Spec of
+// a copy of one of its disks. The parameter copied describes the copy of that disk.
 func (c *copyCommand) specOfVM(ctx context.Context, a address.VM, copied job.Spec) (spec machine.Spec, err error) {
 	defer func() {
 		if err != nil {

@@ -36,8 +36,8 @@ func opensAs(change func(file string, open func(file string) (*nfctest.Disk, err
 	})
 }
 
-// TestVMViaNFCMisreads copies a disk of which the host returns a wrong byte at the first opening only. The
-// copy may not get its name, also if it is continued through VDDK.
+// TestVMViaNFCMisreads copies a disk of which the host returns a wrong byte at the first opening
+// only. The copy may not get its name, also if it is continued through VDDK.
 func TestVMViaNFCMisreads(t *testing.T) {
 	vmStates(t)
 	misreads := func() vspheretest.Option {
@@ -95,8 +95,8 @@ func TestVMViaNFCOtherDisk(t *testing.T) {
 	}
 }
 
-// TestVMViaNFCChanges copies a disk without a snapshot, by the name of its file, of a VM that is powered on
-// and off again in the middle of the copy.
+// TestVMViaNFCChanges copies a disk without a snapshot, by the name of its file, of a VM that is
+// powered on and off again in the middle of the copy.
 func TestVMViaNFCChanges(t *testing.T) {
 	vmStates(t)
 	for _, lost := range []bool{true, false} {

@@ -189,8 +189,9 @@ func (f *frozenDisk) present(ctx context.Context) (*inventory.Disk, error) {
 	return nil, retry.Permanent(fmt.Errorf("the VM does not have the disk %s any more", printable.Name(f.disk.Label)))
 }
 
-// The method changed returns an error if the VM was changed since its disk was opened by the name of its
-// file and without a snapshot. A VM that was powered on and off again has another content than before.
+// The method changed returns an error if the VM was changed since its disk was opened by the name
+// of its file and without a snapshot. A VM that was powered on and off again has another content
+// than before.
 func (f *frozenDisk) changed(vm *inventory.VM) error {
 	switch {
 	case f.before == nil:

@@ -98,8 +98,8 @@ func (j *job) mayContinue(err error) error {
 }
 
 // lostServer reports whether err says that a connection to an NBD server, to the server of a disk
-// that Spec.OpenDisk has opened, or to the NFC service of a host was lost. Such an error is transient, although it has no
-// method Transient that says so.
+// that Spec.OpenDisk has opened, or to the NFC service of a host was lost. Such an error is
+// transient, although it has no method Transient that says so.
 func (j *job) lostServer(err error) bool {
 	_, from := j.at.source.(address.NBD)
 	from = from || j.OpenDisk != nil || j.Way.Via == "nfc"

@@ -148,7 +148,8 @@ func (r *run) removeByName(ctx context.Context, name string) (removed bool) {
 	return r.left == nil
 }
 
-// The method remove removes the snapshot with the given name, which this run or an earlier one has made.
+// The method remove removes the snapshot with the given name, which this run or an earlier one has
+// made.
 func (r *run) remove(ctx context.Context, name string) error {
 	r.Left(r.vm.Name, name, true) // an earlier process may have made it
 	if name == r.state.Snapshot && r.state.Consolidated || name == r.old && r.owes {

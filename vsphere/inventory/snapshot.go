@@ -29,10 +29,10 @@ type Request struct {
 	Consolidate bool
 }
 
-// Snapshot is a snapshot, in most cases one that vddkcp has made. Its disks are those of the snapshot's own
-// configuration, with the files that the snapshot keeps unchanged. They are not the disks of the
-// VM, whose files change while it runs. Disks that are not in the snapshot, such as independent
-// disks, are not in the list.
+// Snapshot is a snapshot, in most cases one that vddkcp has made. Its disks are those of the
+// snapshot's own configuration, with the files that the snapshot keeps unchanged. They are not the
+// disks of the VM, whose files change while it runs. Disks that are not in the snapshot, such as
+// independent disks, are not in the list.
 type Snapshot struct {
 	Name     string
 	Moref    string
