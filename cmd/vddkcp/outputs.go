@@ -12,6 +12,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/profile"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
@@ -324,4 +325,22 @@ func notText(path string) string {
 		return "a file that is not a text file"
 	}
 	return ""
+}
+
+// checkFolder returns a usage error if the folder of an output does not exist. The path may be "". The
+// check finds a mistake before work is begun that would be lost, and does not create the output.
+func checkFolder(flag, path string) error {
+	if path == "" {
+		return nil
+	}
+	const hint = "create the folder, or name a file in another one"
+	folder := filepath.Dir(path)
+	info, err := os.Stat(folder)
+	switch {
+	case err != nil:
+		return usage.WithHint(fmt.Errorf("%s: cannot create %s: %w", flag, printable.Name(path), err), hint)
+	case !info.IsDir():
+		return usage.New(fmt.Sprintf("%s: cannot create %s, because %s is not a folder", flag, printable.Name(path), printable.Name(folder)), hint)
+	}
+	return nil
 }

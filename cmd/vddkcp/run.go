@@ -183,10 +183,8 @@ func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 // only at its end, after hours.
 func (c *batchCommand) checkPlaces() error {
 	for _, report := range c.Report {
-		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
-			return fmt.Errorf("--report: %w", err)
-		} else if !fi.IsDir() {
-			return fmt.Errorf("--report %s: cannot create the report, because %s is not a folder", report, filepath.Dir(report))
+		if err := checkFolder("--report", report); err != nil {
+			return err
 		}
 	}
 	if c.LogDir != "" {

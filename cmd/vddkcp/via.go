@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -89,9 +88,9 @@ type reads struct {
 	writable    bool
 }
 
-// The method choose decides how those of the given sources are read that are on a server. A command
-// calls it before it calls the method opener and before it opens an output. The error is a usage
-// error if other flags contradict --via or --nfc-trace.
+// The method choose decides how disks on a server are read: it looks at the given sources, and ignores
+// those that are not on a server. A command calls it before it calls the method opener and before it
+// opens an output. The error is a usage error if other flags contradict --via or --nfc-trace.
 //
 // If the profile cannot be used, choose returns nil. The error is then returned when a disk is opened.
 func (f *sourceFlags) choose(r reads, sources ...address.Address) error {
@@ -126,23 +125,6 @@ func (f *sourceFlags) choose(r reads, sources ...address.Address) error {
 		}
 	}
 	f.chosen = w
-	return nil
-}
-
-// checkFolder returns an error if the folder of an output does not exist. The path may be "". Such a
-// check finds mistakes before a snapshot is made, but does not create the output.
-func checkFolder(flag, path string) error {
-	if path == "" {
-		return nil
-	}
-	folder := filepath.Dir(path)
-	info, err := os.Stat(folder)
-	switch {
-	case err != nil:
-		return usage.Errorf("%s: %w", flag, err)
-	case !info.IsDir():
-		return usage.Errorf("%s: %s is not a folder", flag, printable.Name(folder))
-	}
 	return nil
 }
 
