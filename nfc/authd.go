@@ -58,8 +58,11 @@ func newDialogue(o *Options, q Quirks, t Ticket) *dialogue {
 
 // The method address returns the address, with the port, of the host that a ticket names.
 func (o *Options) address(t Ticket) string {
-	return net.JoinHostPort(t.Host, strconv.Itoa(cmp.Or(o.HostPort, t.Port, DefaultPort)))
+	return net.JoinHostPort(t.Host, strconv.Itoa(o.port(t)))
 }
+
+// The method port returns the port of the host that a ticket names.
+func (o *Options) port(t Ticket) int { return cmp.Or(o.HostPort, t.Port, DefaultPort) }
 
 // The method begin records that a step begins.
 func (d *dialogue) begin(s Step) {
@@ -114,12 +117,12 @@ func (d *dialogue) connect(ctx context.Context) error {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		giver := "the server"
+		server := "the server"
 		if d.ticket.Giver != "" {
-			giver = printable.Name(d.ticket.Giver)
+			server = printable.Name(d.ticket.Giver)
 		}
-		return d.fail(fmt.Errorf("cannot connect to the host that the ticket of %s names: %w", giver, err),
-			"this machine must be able to resolve the name of the ESXi host and to reach its TCP port 902; --nfchostport changes the port")
+		return d.fail(fmt.Errorf("cannot connect to the host that the ticket of %s names: %w", server, err),
+			fmt.Sprintf("this machine must be able to resolve the name of the ESXi host and to reach its TCP port %d; --nfchostport changes the port", d.o.port(d.ticket)))
 	}
 	d.raw = raw
 	return nil

@@ -45,15 +45,16 @@ const (
 )
 
 // afterTLS is the connection after the first TLS session was left. The host should have sent nothing
-// more in that session. If it has sent a message that ends the session, afterTLS skips this message:
-// TLS records before the first bytes of another layer. A plain alert is not skipped. It belongs to
-// the second TLS session, because all alerts of the first session are encrypted.
+// more in that session. If it has sent a message that ends the session, afterTLS skips this message.
+// It consists of TLS records, which come before the first bytes of NFC or of the second TLS session. A
+// plain alert is not skipped. It belongs to the second TLS session, because all alerts of the first
+// session are encrypted.
 type afterTLS struct {
 	net.Conn
 	skipped func(head []byte)
 
 	head  []byte // bytes that were read and not returned yet
-	begun bool   // the first bytes of the other layer were found
+	begun bool   // the first bytes of NFC, or of the second TLS session, were found
 }
 
 // Read implements net.Conn.
@@ -71,7 +72,7 @@ func (a *afterTLS) Read(p []byte) (int, error) {
 	return a.Conn.Read(p)
 }
 
-// The method skip reads up to the first bytes that do not belong to the first TLS session.
+// The method skip reads the records that belong to the first TLS session, and the bytes that follow them.
 func (a *afterTLS) skip() error {
 	for n := 0; ; n++ {
 		var head [tlsHeader]byte

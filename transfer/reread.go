@@ -73,8 +73,9 @@ func (c *copying) reread(ctx context.Context) (places int, err error) {
 	return places, failed
 }
 
-// openAgain opens the source for reading places of it again. If the source is no source.Rereadable, the
-// result is the source itself, which another source has replaced that was read before.
+// openAgain opens the source for reading places of it again. A source that is not a source.Rereadable
+// is read through the disk that is open already: an earlier run has read the doubtful source, and this
+// run continues its copy from another one (see Options.Reread).
 func (c *copying) openAgain(ctx context.Context) (src source.Disk, done func(), err error) {
 	again, ok := source.Ability[source.Rereadable](c.src)
 	if !ok {
