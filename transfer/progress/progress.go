@@ -33,6 +33,8 @@ type Counters struct {
 	planned, done, skipped        atomic.Int64
 	read, written, zeroed, cloned atomic.Int64
 	examined, size                atomic.Int64 // see Examined
+	waits                         [numWaits]atomic.Int64
+	reads, connections            atomic.Int64
 }
 
 // Enter records that the copy has entered a phase.
@@ -76,6 +78,10 @@ type Snapshot struct {
 	Read, Written, Zeroed, Cloned int64
 
 	Examined, Size int64 // see Counters.Examined
+
+	Waits       Waits
+	Reads       int // reads of the source that are in progress
+	Connections int // see Counters.SetConnections
 }
 
 // Snapshot returns the present values. Done never exceeds Planned.
@@ -88,6 +94,7 @@ func (c *Counters) Snapshot() Snapshot {
 		Planned: c.planned.Load(), Done: done, Skipped: c.skipped.Load(),
 		Read: c.read.Load(), Written: c.written.Load(), Zeroed: c.zeroed.Load(), Cloned: c.cloned.Load(),
 		Examined: c.examined.Load(), Size: c.size.Load(),
+		Waits: c.waited(), Reads: int(c.reads.Load()), Connections: int(c.connections.Load()),
 	}
 }
 

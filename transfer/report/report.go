@@ -40,8 +40,8 @@ type Report struct {
 	Way
 	Sizes
 	Reading
-	ResumedFrom int64    `json:"resumed_from"`
-	ResumeProof string   `json:"resume_proof"`
+	Waits Waits `json:"waits"`
+	Resumption
 	Verify      Verify   `json:"verify"`
 	PlacesAgain int      `json:"places_read_again,omitempty"`
 	Digest      *Digest  `json:"digest"`
@@ -82,6 +82,21 @@ type Reading struct {
 	WorkerRestarts int64  `json:"worker_restarts"`
 }
 
+// Waits says how long a copy has waited for what, in seconds. See [progress.Waits].
+type Waits struct {
+	Source     float64 `json:"source"`
+	Encoders   float64 `json:"encoders"`
+	Target     float64 `json:"target"`
+	RateLimit  float64 `json:"rate_limit"`
+	HostBudget float64 `json:"host_budget"`
+}
+
+// Resumption says what the copy has taken over from an earlier run.
+type Resumption struct {
+	ResumedFrom int64  `json:"resumed_from"` // bytes that an earlier run has copied
+	ResumeProof string `json:"resume_proof"` // how it is known that the source is the same: "snapshot", "mtime" or "none"
+}
+
 // Verify is the result of comparing the target with the source.
 type Verify struct {
 	Status    string `json:"status"`    // VerifyOK, VerifyMismatch or VerifyNotRun
@@ -105,14 +120,20 @@ type Digest struct {
 func New(source, target string) *Report {
 	return &Report{
 		Version: 1, Times: Times{Started: time.Now()}, Source: source, Target: target,
-		ResumeProof: "none", Verify: Verify{Status: VerifyNotRun}, Warnings: []string{},
+		Resumption: Resumption{ResumeProof: "none"}, Verify: Verify{Status: VerifyNotRun}, Warnings: []string{},
 	}
 }
 
-// Count sets the numbers of bytes that the copy has planned, read, written, zeroed and shared.
+// Count sets the numbers of bytes that the copy has planned, read, written, zeroed and shared, and the
+// times that it has waited.
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
+	r.Waits = Waits{
+		Source: s.Waits[progress.WaitSource].Seconds(), Encoders: s.Waits[progress.WaitEncoders].Seconds(),
+		Target: s.Waits[progress.WaitTarget].Seconds(), RateLimit: s.Waits[progress.WaitRateLimit].Seconds(),
+		HostBudget: s.Waits[progress.WaitHostBudget].Seconds(),
+	}
 }
 
 // End records that the copy ends now. The parameter exit is the exit status of the process.

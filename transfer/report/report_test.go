@@ -33,7 +33,7 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The names of docs/cli.md, all of them and no other.
-	contract := "version status exit started finished seconds source target format transport vddk_version via via_reason virtual_size bytes_planned bytes_read bytes_written bytes_zero bytes_cloned connections extents_source retries worker_restarts resumed_from resume_proof verify digest warnings error hint"
+	contract := "version status exit started finished seconds source target format transport vddk_version via via_reason virtual_size bytes_planned bytes_read bytes_written bytes_zero bytes_cloned connections extents_source retries worker_restarts waits resumed_from resume_proof verify digest warnings error hint"
 	names := strings.Fields(contract)
 	for _, name := range names {
 		if _, ok := fields[name]; !ok {
