@@ -2,6 +2,7 @@
 GO         ?= go
 PREFIX     ?= /usr/local
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT     ?= $(shell git rev-parse HEAD 2>/dev/null)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME   ?= 20s
@@ -23,7 +24,7 @@ vddk/worker/bin/vddkcp-vddk-worker: vddk/worker/build $(wildcard vddk/worker/pro
 # bin/vddkcp is always rebuilt: the go command itself knows what is out of date.
 .PHONY: bin/vddkcp
 bin/vddkcp: $(WORKER)
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/vddkcp
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $@ ./cmd/vddkcp
 
 # testlib builds a stand-in for VMware's library (vddk/testlib/README.md).
 testlib:

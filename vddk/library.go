@@ -36,6 +36,15 @@ var (
 	oldestVersion = 5
 )
 
+// LibraryVersions returns the major versions of the libraries that can be used, in increasing order.
+func LibraryVersions() []int {
+	return slices.Sorted(slices.Values(append([]int{oldestVersion}, versions...)))
+}
+
+// WorkerSHA256 returns the SHA-256 of the worker program inside this executable, in hexadecimal.
+// The result is "" if the executable has no worker program.
+func WorkerSHA256() string { return worker.EmbeddedSHA256() }
+
 const libraryName = "libvixDiskLib.so"
 
 // LibraryError says that FindLibrary found no library that can be loaded.

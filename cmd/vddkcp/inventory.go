@@ -58,7 +58,7 @@ func (f *serverFlags) options(ctx context.Context, log *slog.Logger) (vsphere.Op
 		return o, err
 	}
 	f.logProvenance(log)
-	o.UserAgent, o.Log = "vddkcp/"+version, log
+	o.UserAgent, o.Log = "vddkcp/"+programVersion(), log
 	o.Retry.OnRetry = retry.LogTo(log, askedAgain)
 	return o, nil
 }

@@ -27,9 +27,6 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// version is set by the linker.
-var version = "devel"
-
 type cli struct {
 	VMs        vmCommand         `cmd:"" name:"vm" help:"Copy all disks of a virtual machine, as they are at one instant."`
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk. This is the default command."`
@@ -47,6 +44,8 @@ type cli struct {
 	Profile    profileCommand    `cmd:"" help:"Store, list and remove profiles: names for servers and their logins."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
+
+	PrintVersion versionFlag `name:"version" help:"Print the version and exit."`
 
 	Log logFlags `embed:"" group:"Log:"`
 }

@@ -72,7 +72,7 @@ func (s *servers) session(ctx context.Context, f *serverFlags, o sessionOptions)
 	}
 	options.Timeout, options.TaskTimeout, options.Retry, options.Log = o.timeout, o.taskTimeout, o.retry.Policy(), o.log
 	options.Poll = killpoint.Poll()
-	options.UserAgent = "vddkcp/" + version
+	options.UserAgent = "vddkcp/" + programVersion()
 	key := sessionKey{options.Server, options.User, options.Port, options.Password.Reveal(), options.Cookie.Reveal()}
 	s.mu.Lock()
 	if s.sessions == nil {

@@ -86,7 +86,7 @@ func (f *libraryFacts) print(out io.Writer, asJSON bool) error {
 // printLines prints the KEY=VALUE lines that scripts expect from nbdkit vddk
 // --dump-plugin.
 func (f *libraryFacts) printLines(w *bufio.Writer) {
-	fmt.Fprintf(w, "name=vddk\nversion=%s\n", version)
+	fmt.Fprintf(w, "name=vddk\nversion=%s\n", programVersion())
 	fmt.Fprintf(w, "vddk_default_libdir=%s\nvddk_has_nfchostport=1\n", f.DefaultLibDir)
 	fmt.Fprintf(w, "vddk_library_version=%d\n", f.Version)
 	fmt.Fprintf(w, "vddk_dll=%s\nvddk_libdir=%s\n", printable.Name(f.Library), printable.Name(f.LibDir))

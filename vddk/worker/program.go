@@ -1,7 +1,8 @@
 package worker
 
 import (
-	"embed"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,11 +15,16 @@ import (
 // ProgramName is the file name of the worker program. It is also its argv[0].
 const ProgramName = "vddkcp-vddk-worker"
 
-// embedded contains the folder bin. If make has built the worker program, the program is in this
-// folder. Otherwise the folder has only a README, so that go build can embed it all the same.
-//
-//go:embed bin/*
-var embedded embed.FS
+// EmbeddedSHA256 returns the SHA-256 of the embedded worker program, in hexadecimal. The result is
+// "" if no program is embedded.
+func EmbeddedSHA256() string {
+	code, err := embedded.ReadFile("bin/" + ProgramName)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(code)
+	return hex.EncodeToString(sum[:])
+}
 
 // startProgram starts the worker program. The given files become the file descriptors 0 to 4 of the
 // program. If path is not "", it names the program. Otherwise the embedded program is started or,
