@@ -44,6 +44,7 @@ type cli struct {
 	Profile    profileCommand    `cmd:"" help:"Store, list and remove profiles: names for servers and their logins."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
+	Man        manCommand        `cmd:"" hidden:"" help:"Write the manual pages into a folder."`
 
 	PrintVersion versionFlag `name:"version" help:"Print the version and exit."`
 
@@ -159,7 +160,9 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 	}
 	var names []string
 	for _, c := range app.Children {
-		names = append(names, c.Name)
+		if !c.Hidden {
+			names = append(names, c.Name)
+		}
 	}
 	name, ok := nearest.Near(strings.ToLower(word), names)
 	if other := otherNames[strings.ToLower(word)]; other != "" {

@@ -17,7 +17,8 @@ const module = "github.com/vddkcp/vddkcp/"
 // other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.
 var imports = []struct{ pkg, allowed string }{
 	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
-	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/diskjob transfer/job transfer/journal transfer/machine transfer/progress transfer/report nfc vddk vsphere vsphere/inventory"},
+	{"cmd/vddkcp/internal/manual", ""},
+	{"cmd/vddkcp", "cmd/vddkcp/internal/export cmd/vddkcp/internal/manual nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/diskjob transfer/job transfer/journal transfer/machine transfer/progress transfer/report nfc vddk vsphere vsphere/inventory"},
 	{"transfer/batch", "transfer/report"},
 	{"transfer/digest", ""},
 	{"transfer/diskjob", "transfer transfer/batch transfer/job transfer/progress transfer/report"},

@@ -53,10 +53,10 @@ func ofSize(help string) schema {
 var (
 	topFields = []field{
 		{"version", schema{"const": 1, "description": "The version of job files."}},
-		{"defaults", schema{"$ref": "#/$defs/defaults"}},
-		{"limits", schema{"$ref": "#/$defs/limits"}},
+		{"defaults", schema{"$ref": "#/$defs/defaults", "description": "Fields for all jobs that do not have these fields themselves."}},
+		{"limits", schema{"$ref": "#/$defs/limits", "description": "Limits for all jobs together."}},
 		{"continue_on_error", schema{"type": "boolean", "default": true, "description": "Whether other jobs start after a job has failed."}},
-		{"jobs", schema{"type": "array", "minItems": 1, "items": schema{"$ref": "#/$defs/job"}}},
+		{"jobs", schema{"type": "array", "minItems": 1, "description": "The copies to run.", "items": schema{"$ref": "#/$defs/job"}}},
 	}
 	limitFields = []field{
 		{"total", ofCount(1, "Number of disks that are copied at the same time (4).")},
@@ -88,10 +88,7 @@ func Schema(spec *Spec) []byte {
 		}
 		return schema{"type": "object", "additionalProperties": false, "properties": properties}
 	}
-	flags := jobFields
-	for i := range spec.Fields {
-		flags = append(slices.Clip(flags), field{spec.Fields[i].Name, spec.Fields[i].schema()})
-	}
+	flags := slices.Concat(jobFields, flagFields(spec))
 	top := object(topFields)
 	top["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	top["title"] = "Job file of vddkcp run"
@@ -116,6 +113,14 @@ func Schema(spec *Spec) []byte {
 		panic(err) // a schema has only values that can be marshalled
 	}
 	return append(text, '\n')
+}
+
+// flagFields returns the fields of a job that stand for flags of a copy.
+func flagFields(spec *Spec) (fields []field) {
+	for i := range spec.Fields {
+		fields = append(fields, field{spec.Fields[i].Name, spec.Fields[i].schema()})
+	}
+	return fields
 }
 
 func (f *Field) schema() schema {
