@@ -33,6 +33,7 @@ type vmTest struct {
 	dir    string   // has the folder images, to which the VM is copied
 	others []string // names of snapshots of the VM that are not vddkcp's
 	random *rand.Rand
+	binary string // that start runs; "": chaosBinary
 }
 
 // newVM starts a server with the VM web01, which has two disks. Further options change the server or
@@ -145,7 +146,7 @@ func (v *vmTest) startLine(stops, env []string, args ...string) *vmProcess {
 		}
 	}
 	p := &vmProcess{vmTest: v, args: args, ended: make(chan struct{}), stops: dir}
-	p.cmd = exec.Command(chaosBinary(v.T), p.args...)
+	p.cmd = exec.Command(v.program(), p.args...)
 	p.cmd.Dir = v.dir
 	p.cmd.Env = append(append(os.Environ(),
 		"VDDKCP_PASSWORD="+v.server.Password, "VDDKCP_POLL=10ms", "VDDKCP_WATCH=20ms", "VDDKCP_CHECKPOINT_EVERY=1us",
@@ -163,6 +164,15 @@ func (v *vmTest) startLine(stops, env []string, args ...string) *vmProcess {
 		<-p.ended
 	})
 	return p
+}
+
+// program returns the path of the vddkcp that the test runs.
+func (v *vmTest) program() string {
+	v.Helper()
+	if v.binary != "" {
+		return v.binary
+	}
+	return chaosBinary(v.T)
 }
 
 // run runs vddkcp vm for the VM.
