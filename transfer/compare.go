@@ -30,6 +30,8 @@ type CompareOptions struct {
 	// The option is for block devices and NBD exports, whose size the copy did not choose. Sum
 	// ignores it.
 	TargetMayBeLonger bool
+
+	account *account // updates Counters; nil: the reading is no check after a copy
 }
 
 // The method normal returns the options with their defaults filled in.
@@ -42,6 +44,9 @@ func (o CompareOptions) normal() CompareOptions {
 	}
 	if o.Counters == nil {
 		o.Counters = new(progress.Counters)
+	}
+	if o.account == nil {
+		o.account = &account{counters: o.Counters}
 	}
 	return o
 }
@@ -176,9 +181,9 @@ func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 			return err
 		}
 		if p.equal() {
-			c.o.Counters.AddSkipped(p.n)
+			c.o.account.skip(p.n)
 		} else {
-			c.o.Counters.AddPlanned(p.n)
+			c.o.account.plan(p.n)
 		}
 	}
 	if !c.o.Strict {
@@ -246,7 +251,7 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 		produce: c.produce,
 		work:    c.compare,
 		collect: func(_ context.Context, p *comparedPiece) error {
-			c.o.Counters.AddDone(p.n)
+			c.o.account.add(p.n)
 			found.join(&p.found)
 			return nil
 		},
@@ -296,7 +301,7 @@ func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
 		if err := readFull(s.Disk, b, p.off); err != nil {
 			return s.addName(err)
 		}
-		c.o.Counters.AddRead(p.n)
+		c.o.account.read(p.n)
 		content[i] = b
 	}
 	p.found = tally{}

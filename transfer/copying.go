@@ -32,8 +32,8 @@ type copying struct {
 	start  int64         // everything below is done already, in bytes
 	begun  bool          // begin succeeded; from then on checkpoints can be taken
 
-	overFrom, overTo int64 // as in cutter
-	finished         bool  // the sink's Finish has returned
+	zerosWork bool // holes are planned as work, because the target needed zeroing at some time
+	finished  bool // the sink's Finish has returned
 }
 
 // newCopying prepares a copy from src to dst, and changes nothing. If it returns an error, dst is
@@ -66,10 +66,9 @@ func (c *copying) reader() *reader {
 // The method run copies everything. Whenever the connection to the target is lost, it opens the
 // target again and continues at the last checkpoint.
 func (c *copying) run(ctx context.Context) error {
-	if err := c.begin(ctx, c.dst, c.o.Resume, 0, c.o.Resume != nil); err != nil {
+	if err := c.begin(ctx, c.dst, c.o.Resume, c.o.Resume != nil); err != nil {
 		return err
 	}
-	c.overTo = c.start  // an earlier run has done the work below
 	var since time.Time // when the target was lost for the first time since the copy made progress
 	for failures := 0; ; failures++ {
 		err := c.runOnce(ctx)
@@ -87,10 +86,10 @@ func (c *copying) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := c.begin(ctx, dst, c.keeper.last, c.keeper.done, c.keeper.exists); err != nil {
+		if err := c.begin(ctx, dst, c.keeper.last, c.keeper.exists); err != nil {
 			return err
 		}
-		c.recount()
+		c.replanWork()
 	}
 }
 
@@ -104,11 +103,9 @@ func (c *copying) runOnce(ctx context.Context) error {
 }
 
 // The method begin prepares the copy to dst. The copy begins at the given checkpoint, or at the
-// start of the disk if checkpoint is nil. The parameter done is the value of Counters.Done at the
-// time when this run of the program took the checkpoint. If this run did not take it, the parameter
-// is 0. The parameter stored is true if Options.Keep has stored the checkpoint, so that a later run
+// start of the disk if checkpoint is nil. The parameter stored is true if Options.Keep has stored the checkpoint, so that a later run
 // of the program can continue there.
-func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, done int64, stored bool) (err error) {
+func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
 	if checkpoint == nil {
@@ -129,29 +126,9 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoi
 		c.begun = true
 	}
 	if checkpoints {
-		c.keeper = newKeeper(c.o, dst, c.sums, checkpoint, done, stored)
+		c.keeper = newKeeper(c.o, dst, c.sums, checkpoint, stored)
 	}
 	return err
-}
-
-// The method recount corrects the counters after the target was opened again at the last
-// checkpoint. All work after the checkpoint counts as not done, and is planned again. The amount of
-// this work may have changed: perhaps unwritten ranges read as zeros in the lost target, but do not
-// in the reopened target, so that the copy must zero them.
-func (c *copying) recount() {
-	was := c.o.Counters.Snapshot()
-	c.o.Counters.AddDone(c.keeper.done - was.Done)
-	examined := c.plan.Data + c.plan.Zero + c.plan.Inherited
-	c.plan.Known = max(examined, c.start)
-	c.overFrom, c.overTo = min(c.start, c.plan.cachedTo), min(c.start, examined)
-	data, zero := c.plan.below(c.overFrom)
-	work := c.plan.Data - data + c.plan.Size - c.plan.Known
-	if !c.zeroed {
-		work += c.plan.Zero - zero
-	}
-	more := c.keeper.done + work - was.Planned
-	c.o.Counters.AddPlanned(more)
-	c.o.Counters.AddSkipped(-more)
 }
 
 // The method unchanged returns an error if the source or the backing image has changed since the
@@ -191,8 +168,13 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 		result.Digest = &report.Digest{Algorithm: string(c.sums[0].Algorithm()), Value: c.sums[0].Value()}
 	}
 	if c.o.Verify {
+		after := int64(0) // bytes that are read again later
+		if again {
+			after = rereadBytes(c.plan.Size)
+		}
 		v := verifier{dst: c.dst, sums: c.sums, reader: c.reader(), stop: c.o.stop(), o: CompareOptions{
 			RequestSize: c.o.RequestSize, Requests: c.o.Requests, Counters: c.o.Counters,
+			account: newCheck(c.o.Counters, after),
 		}}
 		var err error
 		if result.Verify, err = v.verify(ctx); err != nil {

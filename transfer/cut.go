@@ -29,15 +29,17 @@ type cutter struct {
 	counters *progress.Counters
 
 	start      int64 // the copy begins here, in bytes; everything below is done
+	known      int64 // the plan has examined the extents below this offset; everything above was planned as work
 	unit       int64 // of the sink, in bytes
 	request    int64 // the most that is read at once, in bytes
 	zeroed     bool  // unwritten ranges of the target already read as zeros
+	zerosWork  bool  // holes were planned as work
 	keepZeros  bool  // holes are never read together with data, because the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
 	// The bytes from offset overFrom to offset overTo lie below start and are copied already. The
-	// counters still include these bytes as planned work. The iterator cutter.planned skips the
-	// bytes and corrects the counters.
+	// counters still include these bytes as planned work, because the plan does not have their
+	// extents in memory. The iterator cutter.planned skips the bytes and counts them as done.
 	overFrom, overTo int64
 }
 
@@ -47,24 +49,33 @@ func (c *cutter) parts(ctx context.Context) iter.Seq2[part, error] {
 	return c.cut(c.joined(c.sharer.parts(c.units(c.planned(ctx)))))
 }
 
-// countsAsWork reports whether a range of the given kind counts as work in the counters. A hole
-// is no work if unwritten ranges of the target already read as zeros.
+// countsAsWork reports whether a range of the given kind counts as work in the counters. Holes
+// count as work if they were planned as work.
 func (c *cutter) countsAsWork(kind source.Kind) bool {
-	return kind == source.Data || kind == source.Zero && !c.zeroed
+	return kind == source.Data || kind == source.Zero && c.zerosWork
 }
 
-// addWork moves n bytes from the skipped to the planned bytes of the counters. If n is
-// negative, it moves them back.
-func (c *cutter) addWork(n int64) {
-	c.counters.AddPlanned(n)
-	c.counters.AddSkipped(-n)
+// plannedIn returns how many bytes of an extent were planned as work. These are all bytes that the
+// plan has not examined, whatever they turn out to be. Among the others they are the bytes of the
+// kinds that count as work.
+func (c *cutter) plannedIn(e source.Extent) int64 {
+	if c.countsAsWork(e.Kind) {
+		return e.Len
+	}
+	return max(0, e.End()-max(e.Off, c.known))
 }
 
-// The method planned yields the extents of the plan from c.start on, and corrects the counters in
-// two cases. First, a range that the plan has not examined was counted as planned work. If the
-// iterator queries such a range and finds that the range needs no work, it moves the bytes to the
-// skipped bytes. Second, the bytes between c.overFrom and c.overTo are copied already. If they were
-// counted as planned work, the iterator moves them to the skipped bytes too.
+// The method count counts a part as done.
+func (c *cutter) count(p part) {
+	if c.countsAsWork(p.Kind) {
+		c.counters.AddDone(p.Len - p.idle)
+	} else {
+		c.counters.AddFree(c.plannedIn(p.Extent))
+	}
+}
+
+// The method planned yields the extents of the plan from c.start on. It counts the bytes between
+// c.overFrom and c.overTo as done if they were planned as work.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -72,15 +83,9 @@ func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 				yield(e, err)
 				return
 			}
-			if late := e.End() - max(e.Off, c.plan.Known); late > 0 {
-				c.plan.Known = e.End()
-				if !c.countsAsWork(e.Kind) {
-					c.addWork(-late)
-				}
-			}
 			if done := min(e.End(), c.start) - e.Off; done > 0 {
 				if over := min(e.End(), c.overTo) - max(e.Off, c.overFrom); over > 0 && c.countsAsWork(e.Kind) {
-					c.addWork(-over)
+					c.counters.AddFree(over)
 				}
 				if e.Off, e.Len = e.Off+done, e.Len-done; e.Len == 0 {
 					continue
@@ -95,38 +100,33 @@ func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 
 // The method units moves the borders of extents to borders of the sink's units, such as clusters. A
 // unit that contains extents of different kinds becomes Data.
-func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source.Extent, error] {
+func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
 	if c.unit == 1 {
-		return extents
+		return asParts(extents)
 	}
-	return func(yield func(source.Extent, error) bool) {
+	return func(yield func(part, error) bool) {
 		sent := c.start  // everything below this offset was yielded
 		work := int64(0) // bytes above sent that were planned as work
 		for e, err := range extents {
 			if err != nil {
-				yield(e, err)
+				yield(part{Extent: e}, err)
 				return
 			}
 			from, to := c.unitAbove(e.Off), c.unitBelow(e.End())
-			if c.countsAsWork(e.Kind) {
-				work += min(e.End(), from) - e.Off
-			}
+			work += c.plannedIn(source.Extent{Off: e.Off, Len: min(e.End(), from) - e.Off, Kind: e.Kind})
 			if from > to {
 				continue // the extent lies inside one unit, which a later extent ends
 			}
 			if sent < from {
-				c.addWork(from - sent - work)
-				if !yield(source.Extent{Off: sent, Len: from - sent}, nil) {
+				mixed := part{Extent: source.Extent{Off: sent, Len: from - sent}, idle: from - sent - work}
+				if !yield(mixed, nil) {
 					return
 				}
 			}
-			if from < to && !yield(source.Extent{Off: from, Len: to - from, Kind: e.Kind}, nil) {
+			if from < to && !yield(part{Extent: source.Extent{Off: from, Len: to - from, Kind: e.Kind}}, nil) {
 				return
 			}
-			sent, work = to, 0
-			if c.countsAsWork(e.Kind) {
-				work = e.End() - to
-			}
+			sent, work = to, c.plannedIn(source.Extent{Off: to, Len: e.End() - to, Kind: e.Kind})
 		}
 	}
 }
@@ -160,9 +160,7 @@ func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 			}
 			if hole.Len > 0 {
 				if p.plain() {
-					if !c.countsAsWork(source.Zero) {
-						c.addWork(hole.Len)
-					}
+					hole.idle = hole.Len - c.plannedIn(hole.Extent)
 					hole.Kind = source.Data
 				}
 				if !yield(hole, nil) {
@@ -221,7 +219,7 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 					}
 					continue
 				}
-				head.Off, head.Len = head.Off-data.Len, head.Len+data.Len
+				head.Off, head.Len, head.idle = head.Off-data.Len, head.Len+data.Len, head.idle+data.idle
 				if data = head; data.End()%c.request == 0 && !flush() {
 					return
 				}

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,7 +83,7 @@ func formatParts(t *testing.T, parts iter.Seq2[part, error]) string {
 // formatExtents returns the text of extents.
 func formatExtents(t *testing.T, extents iter.Seq2[source.Extent, error]) string {
 	t.Helper()
-	return formatParts(t, (*sharer)(nil).parts(extents))
+	return formatParts(t, asParts(extents))
 }
 
 // planOf returns the plan of a disk with the extents, and the disk.
@@ -100,38 +101,44 @@ func planOf(t *testing.T, text string) (*Plan, source.Disk) {
 	return p, src
 }
 
+// counted returns the parts, and adds their idle bytes to idle.
+func counted(idle *int64, parts iter.Seq2[part, error]) iter.Seq2[part, error] {
+	return func(yield func(part, error) bool) {
+		for p, err := range parts {
+			*idle += p.idle
+			if !yield(p, err) {
+				return
+			}
+		}
+	}
+}
+
 func TestPlanned(t *testing.T) {
 	const disk = "data 0-10, zero 10-30, same 30-40, data 40-60"
 	for _, c := range []struct {
 		name             string
 		start            int64
-		known            int64 // of the plan; 0: all
 		overFrom, overTo int64
 		zeroed           bool
 		want             string
-		widened          int64 // bytes by which the planned work changes
+		free             int64 // bytes that the iterator counts as done
 	}{
 		{name: "all", want: disk},
 		{name: "from a border", start: 30, want: "same 30-40, data 40-60"},
 		{name: "from the middle of an extent", start: 15, want: "zero 15-30, same 30-40, data 40-60"},
 		{name: "from the end", start: 60, want: ""},
-		{name: "work of an earlier run", start: 45, overTo: 45, want: "data 45-60", widened: -10 - 20 - 5},
-		{name: "zeroed work of an earlier run", start: 45, overTo: 45, zeroed: true, want: "data 45-60", widened: -10 - 5},
-		{name: "part of the work of an earlier run", start: 45, overFrom: 20, overTo: 45, want: "data 45-60", widened: -10 - 5},
-		{name: "not known", known: 20, want: disk, widened: -10},
-		{name: "not known and zeroed", known: 20, zeroed: true, want: disk, widened: -20},
+		{name: "work of an earlier run", start: 45, overTo: 45, want: "data 45-60", free: 10 + 20 + 5},
+		{name: "zeroed work of an earlier run", start: 45, overTo: 45, zeroed: true, want: "data 45-60", free: 10 + 5},
+		{name: "part of the work of an earlier run", start: 45, overFrom: 20, overTo: 45, want: "data 45-60", free: 10 + 5},
 	} {
 		plan, src := planOf(t, disk)
-		if c.known > 0 {
-			plan.Known = c.known
-		}
 		counters := new(progress.Counters)
-		cut := &cutter{plan: plan, src: src, counters: counters, start: c.start, overFrom: c.overFrom, overTo: c.overTo, zeroed: c.zeroed}
+		cut := &cutter{plan: plan, src: src, counters: counters, start: c.start, overFrom: c.overFrom, overTo: c.overTo, known: plan.Size, zerosWork: !c.zeroed}
 		if got := formatExtents(t, cut.planned(t.Context())); got != c.want {
 			t.Errorf("%s: %s\nwant: %s", c.name, got, c.want)
 		}
-		if s := counters.Snapshot(); s.Planned != c.widened || s.Skipped != -c.widened || plan.Known != plan.Size {
-			t.Errorf("%s: the planned work changed by %d bytes, the skipped by %d, %d are known; want %d", c.name, s.Planned, s.Skipped, plan.Known, c.widened)
+		if s := counters.Snapshot(); s.Done != c.free || s.Late != c.free || s.Planned != 0 || s.Skipped != 0 {
+			t.Errorf("%s: %d bytes are done, %d of them late, planned were %d and skipped %d; want %d done", c.name, s.Done, s.Late, s.Planned, s.Skipped, c.free)
 		}
 	}
 }
@@ -141,15 +148,17 @@ func TestUnits(t *testing.T) {
 		name, in, want string
 		start          int64
 		zeroed         bool
-		widened        int64
+		known          int64 // 0: all
+		idle           int64 // bytes in data that were not planned as work
 	}{
 		{name: "at borders", in: "data 0-16, zero 16-32, same 32-40", want: "data 0-16, zero 16-32, same 32-40"},
 		{name: "short last unit", in: "data 0-16, zero 16-37", want: "data 0-16, zero 16-37"},
 		{name: "data ends in a unit", in: "data 0-11, zero 11-24", want: "data 0-8, data 8-16, zero 16-24"},
-		{name: "data ends in a unit, zeroed", in: "data 0-11, zero 11-24", zeroed: true, want: "data 0-8, data 8-16, zero 16-24", widened: 5},
-		{name: "inherited ends in a unit", in: "same 0-11, data 11-24", want: "same 0-8, data 8-16, data 16-24", widened: 3},
-		{name: "several in one unit", in: "same 0-9, zero 9-11, same 11-13, data 13-14, same 14-24", want: "same 0-8, data 8-16, same 16-24", widened: 5},
-		{name: "several in the last unit", in: "same 0-9, zero 9-11, same 11-13", want: "same 0-8, data 8-13", widened: 3},
+		{name: "data ends in a unit, zeroed", in: "data 0-11, zero 11-24", zeroed: true, want: "data 0-8, data 8-16, zero 16-24", idle: 5},
+		{name: "inherited ends in a unit", in: "same 0-11, data 11-24", want: "same 0-8, data 8-16, data 16-24", idle: 3},
+		{name: "several in one unit", in: "same 0-9, zero 9-11, same 11-13, data 13-14, same 14-24", want: "same 0-8, data 8-16, same 16-24", idle: 5},
+		{name: "several in the last unit", in: "same 0-9, zero 9-11, same 11-13", want: "same 0-8, data 8-13", idle: 3},
+		{name: "not known", in: "same 0-9, zero 9-11, data 11-24", zeroed: true, known: 10, want: "same 0-8, data 8-16, data 16-24", idle: 2},
 		{name: "from the middle", start: 8, in: "zero 8-12, data 12-24", want: "data 8-16, data 16-24"},
 		{name: "none", in: "", want: ""},
 	} {
@@ -157,13 +166,13 @@ func TestUnits(t *testing.T) {
 		for e := range parseExtents(t, c.in) {
 			end = e.End()
 		}
-		counters := new(progress.Counters)
-		cut := &cutter{plan: &Plan{Size: end}, counters: counters, unit: 8, start: c.start, zeroed: c.zeroed}
-		if got := formatExtents(t, cut.units(parseExtents(t, c.in))); got != c.want {
+		cut := &cutter{plan: &Plan{Size: end}, unit: 8, start: c.start, known: cmp.Or(c.known, end), zerosWork: !c.zeroed}
+		idle := int64(0)
+		if got := formatParts(t, counted(&idle, cut.units(parseExtents(t, c.in)))); got != c.want {
 			t.Errorf("%s: %s\nwant: %s", c.name, got, c.want)
 		}
-		if s := counters.Snapshot(); s.Planned != c.widened || s.Skipped != -c.widened {
-			t.Errorf("%s: the planned work grew by %d bytes, want %d", c.name, s.Planned, c.widened)
+		if idle != c.idle {
+			t.Errorf("%s: %d bytes of data were not planned as work, want %d", c.name, idle, c.idle)
 		}
 	}
 }
@@ -197,7 +206,7 @@ func TestSharedParts(t *testing.T) {
 		{"data 0-20000", "data 0-20000"}, // too short to share
 		{"data 90000-150000", "data 90000-100000, data 100000-131072, data 131072-150000"},
 	} {
-		if got := formatParts(t, s.parts(parseExtents(t, c.in))); got != c.want {
+		if got := formatParts(t, s.parts(parseParts(t, c.in, nil))); got != c.want {
 			t.Errorf("%s: %s\nwant: %s", c.in, got, c.want)
 		}
 	}
@@ -207,10 +216,10 @@ func TestJoined(t *testing.T) {
 	for _, c := range []struct {
 		name, in, want    string
 		keepZeros, zeroed bool
-		widened           int64
+		idle              int64 // bytes in data that were not planned as work
 	}{
 		{name: "short hole", in: "data 0-100, zero 100-200, data 200-300", want: "data 0-100, data 100-200, data 200-300"},
-		{name: "short hole, zeroed", in: "data 0-100, zero 100-200, data 200-300", zeroed: true, want: "data 0-100, data 100-200, data 200-300", widened: 100},
+		{name: "short hole, zeroed", in: "data 0-100, zero 100-200, data 200-300", zeroed: true, want: "data 0-100, data 100-200, data 200-300", idle: 100},
 		{name: "zeros are kept", in: "data 0-100, zero 100-200, data 200-300", keepZeros: true, want: "data 0-100, zero 100-200, data 200-300"},
 		{name: "long hole", in: "data 0-100, zero 100-32869, data 32869-40000", want: "data 0-100, zero 100-32869, data 32869-40000"},
 		{name: "longest hole", in: "data 0-100, zero 100-32868, data 32868-40000", want: "data 0-100, data 100-32868, data 32868-40000"},
@@ -225,13 +234,13 @@ func TestJoined(t *testing.T) {
 		{name: "before a shared part", in: "data 0-100, zero 100-200, file 200-300@7", want: "data 0-100, zero 100-200, file 200-300@7"},
 		{name: "after a shared part", in: "file 0-100@7, zero 100-200, data 200-300", want: "file 0-100@7, zero 100-200, data 200-300"},
 	} {
-		counters := new(progress.Counters)
-		cut := &cutter{counters: counters, request: 64 << 10, keepZeros: c.keepZeros, zeroed: c.zeroed}
-		if got := formatParts(t, cut.joined(parseParts(t, c.in, os.Stdin))); got != c.want {
+		cut := &cutter{known: 1 << 20, request: 64 << 10, keepZeros: c.keepZeros, zerosWork: !c.zeroed}
+		idle := int64(0)
+		if got := formatParts(t, counted(&idle, cut.joined(parseParts(t, c.in, os.Stdin)))); got != c.want {
 			t.Errorf("%s: %s\nwant: %s", c.name, got, c.want)
 		}
-		if s := counters.Snapshot(); s.Planned != c.widened {
-			t.Errorf("%s: the planned work grew by %d bytes, want %d", c.name, s.Planned, c.widened)
+		if idle != c.idle {
+			t.Errorf("%s: %d bytes of data were not planned as work, want %d", c.name, idle, c.idle)
 		}
 	}
 }

@@ -44,27 +44,24 @@ type keeper struct {
 	due    chan pending  // for run; of capacity 1
 	idle   chan struct{} // holds a value while run has nothing to do
 	last   *Checkpoint   // the newest one at which the copy can continue
-	done   int64         // Counters.Done when last was taken
 	exists bool          // Options.Keep has a checkpoint: last, or an earlier one
 }
 
 // The type pending is a checkpoint that is not durable yet.
 type pending struct {
 	Checkpoint
-	done int64
 	sync func(context.Context) error // of the sink
 }
 
 // newKeeper returns the keeper of a copy to dst that begins at the given checkpoint. The parameter
-// done is the number of bytes before this checkpoint that are counted as done (see
-// Counters.AddDone). The parameter stored is true if Options.Keep has stored this checkpoint.
-func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, checkpoint *Checkpoint, done int64, stored bool) *keeper {
+// stored is true if Options.Keep has stored this checkpoint.
+func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, checkpoint *Checkpoint, stored bool) *keeper {
 	k := &keeper{
 		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
 		interval: cmp.Or(o.Interval, killpoint.Interval(), checkpointInterval),
 		at:       checkpoint.Offset, lastTime: time.Now(),
 		due: make(chan pending, 1), idle: make(chan struct{}, 1),
-		last: checkpoint, done: done, exists: stored,
+		last: checkpoint, exists: stored,
 	}
 	for _, s := range checkpoint.Tail {
 		k.remember(s)
@@ -116,7 +113,7 @@ func (k *keeper) collected(c *piece) error {
 
 // The method take returns a checkpoint that covers all collected pieces. It is not durable yet.
 func (k *keeper) take() (pending, error) {
-	next := pending{Checkpoint: Checkpoint{Offset: k.at}, done: k.counters.Snapshot().Done}
+	next := pending{Checkpoint: Checkpoint{Offset: k.at}}
 	if k.proof.Len > 0 && !proves(k.tail) {
 		next.Tail = append(next.Tail, k.proof)
 	}
@@ -162,7 +159,7 @@ func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 			return err
 		}
 	}
-	k.last, k.done = &next.Checkpoint, next.done
+	k.last = &next.Checkpoint
 	return nil
 }
 
@@ -209,7 +206,7 @@ func (k *keeper) restartUnproven(originState []byte) *Checkpoint {
 		if originState != nil {
 			state = originState
 		}
-		k.last, k.done = &Checkpoint{State: state}, 0
+		k.last = &Checkpoint{State: state}
 	}
 	return k.last
 }

@@ -14,6 +14,7 @@ type part struct {
 	source.Extent
 	file *os.File // whose bytes from pos on are those of the range; nil: not shared
 	pos  int64    // bytes
+	idle int64    // bytes of the range that are read and written, but are not planned as work; only in parts that are read and written
 }
 
 // The method plain reports whether the part has to be read and written.
@@ -25,6 +26,7 @@ func (p *part) head(n int64) part {
 	h := *p
 	h.Len = min(n, p.Len)
 	p.Off, p.Len = h.End(), p.Len-h.Len
+	p.idle = 0 // a part with idle bytes lies inside one request, so it is never divided
 	if p.file != nil {
 		p.pos += h.Len
 	}

@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 
 	"golang.org/x/sync/errgroup"
@@ -62,8 +63,12 @@ func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
 	}
 	p.cutter = &cutter{
 		plan: c.plan, src: c.src, sharer: sharer, counters: c.o.Counters,
-		start: c.start, overFrom: c.overFrom, overTo: c.overTo,
-		unit: unit, request: int64(c.o.RequestSize), zeroed: c.zeroed, keepZeros: c.o.KeepZeros, readShared: len(c.sums) > 0,
+		start: c.start, known: math.MaxInt64,
+		unit: unit, request: int64(c.o.RequestSize), zeroed: c.zeroed, zerosWork: c.zerosWork, keepZeros: c.o.KeepZeros, readShared: len(c.sums) > 0,
+	}
+	if c.plan != nil {
+		p.cutter.known = c.plan.Known
+		p.cutter.overFrom, p.cutter.overTo = min(c.start, c.plan.cachedTo), min(c.start, c.plan.Known)
 	}
 	return p, nil
 }
@@ -200,8 +205,9 @@ func (p *pipeline) collect(ctx context.Context, c *piece) error {
 			return err
 		}
 	}
-	if p.cutter.countsAsWork(c.Kind) {
-		p.o.Counters.AddDone(c.Len)
+	p.cutter.count(c.part)
+	if p.o.Verify {
+		p.o.Counters.AddUnchecked(p.unread(c))
 	}
 	return nil
 }

@@ -49,8 +49,7 @@ func (c *copying) isRereadable() bool {
 	}
 	_, again := source.Ability[source.Rereadable](c.src)
 	again = again || c.o.Reread
-	_, back := sink.Ability[sink.Verifiable](c.dst)
-	return again && back
+	return again && isVerifiable(c.dst)
 }
 
 // The method reread reads places of the source again and compares them with the target. It returns
@@ -106,7 +105,7 @@ func (c *copying) comparePlaces(ctx context.Context) (places int, differs *Rerea
 	}
 	defer done()
 	var found tally
-	differing := 0
+	differing, unread := 0, rereadBytes(c.plan.Size)
 	want, got := make([]byte, rereadSize), make([]byte, rereadSize)
 	for _, off := range offsets {
 		n := int(min(rereadSize, c.plan.Size-off))
@@ -124,7 +123,10 @@ func (c *copying) comparePlaces(ctx context.Context) (places int, differs *Rerea
 			differing++
 		}
 		places++
+		c.o.Counters.AddChecked(int64(n), int64(n))
+		unread -= int64(n)
 	}
+	c.o.Counters.AddChecked(unread, 0) // the last place of the disk may be a short one
 	if found.ranges == 0 {
 		return places, nil, nil
 	}
@@ -175,6 +177,9 @@ func choosePlaces(ctx context.Context, target source.Disk, size int64) ([]int64,
 	}
 	return offsets, nil
 }
+
+// rereadBytes returns the most bytes that are read again after a copy of a disk of the given size.
+func rereadBytes(size int64) int64 { return min(size, rereadPlaces*rereadSize) }
 
 // partBorders returns the first unit of a part of the disk, and the first one after the part.
 func partBorders(part, units int64) (from, to int64) {

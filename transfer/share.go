@@ -68,13 +68,24 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer
 	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }
 
-// The method parts divides the extents into parts whose data can be shared and parts for everything
-// else. A nil sharer shares nothing.
-func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
+// asParts returns the extents as parts that are not shared.
+func asParts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		for e, err := range extents {
-			if s == nil || err != nil || e.Kind != source.Data {
-				if !yield(part{Extent: e}, err) || err != nil {
+			if !yield(part{Extent: e}, err) {
+				return
+			}
+		}
+	}
+}
+
+// The method parts divides the parts with data into parts whose data can be shared and other parts.
+// It yields all other parts as they are. A nil sharer shares nothing.
+func (s *sharer) parts(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
+	return func(yield func(part, error) bool) {
+		for e, err := range parts {
+			if s == nil || err != nil || e.Kind != source.Data || e.idle > 0 {
+				if !yield(e, err) || err != nil {
 					return
 				}
 				continue
@@ -153,7 +164,7 @@ func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit 
 	if s == nil || err != nil {
 		return 0, err
 	}
-	for p, err := range s.parts(plan.extents(ctx, src)) {
+	for p, err := range s.parts(asParts(plan.extents(ctx, src))) {
 		if err != nil {
 			return 0, err
 		}

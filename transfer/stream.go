@@ -33,8 +33,9 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	c.o.Counters.Enter(progress.Copy)
 	if size != sink.UnknownSize {
 		c.o.Counters.AddPlanned(size)
+		c.planChecks(size, size)
 	}
-	if err := c.begin(ctx, dst, nil, 0, false); err != nil {
+	if err := c.begin(ctx, dst, nil, false); err != nil {
 		return result, err
 	}
 	p, err := newPipeline(ctx, c)
@@ -55,6 +56,8 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		if err := sizer.SetSize(result.Size); err != nil {
 			return result, err
 		}
+		c.o.Counters.AddPlanned(result.Size)
+		c.planChecks(result.Size, result.Size)
 	}
 	if err := c.backing.unchanged(ctx); err != nil {
 		return result, err

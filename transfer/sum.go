@@ -79,9 +79,9 @@ func (s *summing) count(ctx context.Context) error {
 			return err
 		}
 		if s.countsAsWork(e.Kind) {
-			s.o.Counters.AddPlanned(e.Len)
+			s.o.account.plan(e.Len)
 		} else {
-			s.o.Counters.AddSkipped(e.Len)
+			s.o.account.skip(e.Len)
 		}
 	}
 	return nil
@@ -129,7 +129,7 @@ func (s *summing) read(ctx context.Context, p *summedPiece) error {
 	if err := readFull(s.Disk, p.buf, p.Off); err != nil {
 		return err
 	}
-	s.o.Counters.AddRead(p.Len)
+	s.o.account.read(p.Len)
 	s.sum.Algorithm().Hash(p.Off, p.buf, &p.blocks)
 	return nil
 }
@@ -144,7 +144,7 @@ func (s *summing) fold(ctx context.Context, p *summedPiece) error {
 		s.sum.Blocks(&p.blocks)
 	}
 	if s.countsAsWork(p.Kind) {
-		s.o.Counters.AddDone(p.Len)
+		s.o.account.add(p.Len)
 	}
 	return nil
 }

@@ -60,13 +60,7 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	if err != nil {
 		return result, endUnbegun(dst, o, err)
 	}
-	// Ranges that the plan has not examined count as work until the copy queries their extents.
-	work, unknown := plan.Data, plan.Size-plan.Known
-	if !c.zeroed {
-		work += plan.Zero
-	}
-	c.o.Counters.AddPlanned(work + unknown)
-	c.o.Counters.AddSkipped(plan.Known - work)
+	c.planWork()
 	c.o.Counters.Enter(progress.Copy)
 	err = c.run(ctx)
 	if err == nil {

@@ -83,6 +83,7 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	case err != nil:
 		return failed, err
 	case mismatch == nil:
+		v.o.account.end()
 		return report.Verify{Status: report.VerifyOK}, nil
 	}
 	result := report.Verify{Status: report.VerifyMismatch}
@@ -99,6 +100,8 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 // read. If these digests differ, it reads both disks once more to find the first difference.
 func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) (mismatch *MismatchError, err error) {
 	var got string
+	search := v.o
+	search.account = nil
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
 		got, err = Sum(ctx, d, digest.Blksum, v.o)
 		return err
@@ -106,10 +109,11 @@ func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) 
 	if err != nil || got == want {
 		return nil, err
 	}
+	// The search for the difference is work that nobody has planned, so it is added to the plan.
 	mismatch = &MismatchError{Want: want, Got: got, Stream: v.reader.src == nil}
 	if !mismatch.Stream {
 		var searched error
-		if mismatch.Difference, searched = Compare(ctx, v.reader.whole(ctx), d, v.o); searched != nil {
+		if mismatch.Difference, searched = Compare(ctx, v.reader.whole(ctx), d, search); searched != nil {
 			mismatch.Search = searched.Error()
 		}
 	}

@@ -203,7 +203,7 @@ func (d *BatchDisplay) draw(last bool) {
 	for _, j := range d.running {
 		total.add(j.counters.Snapshot())
 	}
-	rate := d.meter.add(now, total.Done)
+	rate := d.meter.add(now, total.Moved())
 	switch d.style {
 	case JSON:
 		for _, j := range d.running {
@@ -273,6 +273,7 @@ func drawBar(share float64) string {
 func (s *Snapshot) add(copied Snapshot) {
 	s.Planned += copied.Planned
 	s.Done += copied.Done
+	s.Free += copied.Free
 	s.Skipped += copied.Skipped
 	s.Read += copied.Read
 	s.Cloned += copied.Cloned
@@ -290,8 +291,7 @@ func (s Snapshot) share() float64 {
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
 	// The text shows how many bytes were read or cloned. It does not show the number of done
-	// bytes (s.Done), because that number also counts the bytes that were read back for
-	// verification.
+	// bytes (s.Done), because that number also counts checks that read targets back.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
@@ -327,7 +327,7 @@ func (d *BatchDisplay) counts() string {
 func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	s := j.counters.Snapshot()
 	j.line.Type, j.line.Time = "progress", now
-	writeLine(out, j.line, s, j.meter.add(now, s.Done))
+	writeLine(out, j.line, s, j.meter.add(now, s.Moved()))
 }
 
 // wideEnough is the smallest number of columns for which a BatchDisplay draws bars.
@@ -338,7 +338,7 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
 	// On a terminal, describe is called five times a second. The meter of the job computes the
 	// rate from the last ten calls, so the rate is the mean of only the last two seconds.
-	rate := j.meter.add(now, s.Done)
+	rate := j.meter.add(now, s.Moved())
 	if columns < wideEnough {
 		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
 	}

@@ -44,7 +44,7 @@ func TestRateAfterALoss(t *testing.T) {
 			c.AddDone(4 << 20)
 		}
 		time.Sleep(time.Second)
-		c.AddDone(-60 << 20)
+		c.Restart(180 << 20)
 		for range 8 {
 			time.Sleep(time.Second)
 			c.AddDone(4 << 20)

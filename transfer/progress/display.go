@@ -155,7 +155,7 @@ func (d *Display) draw(last bool) {
 		return
 	}
 	now, s := time.Now(), d.counters.Snapshot()
-	rate := d.meter.add(now, s.Done)
+	rate := d.meter.add(now, s.Moved())
 	eta := timeLeft(s, rate)
 	switch d.style {
 	case JSON:

@@ -6,6 +6,7 @@
 package progress
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -28,13 +29,24 @@ func (p Phase) String() string {
 
 // Counters count the bytes of a copy. Work that is in progress is not counted as
 // done. The zero value is ready to use, and all methods are safe for concurrent use.
+//
+// Two kinds of work are planned: copying, and checks that read the target back. The number of
+// planned bytes is known when the copy begins, and stays the same. Ranges that the plan has not
+// examined are planned as work. If they turn out to be holes, they are counted as done when the
+// copy reaches them.
 type Counters struct {
 	phase                         atomic.Int32
-	planned, done, skipped        atomic.Int64
+	planned, done, skipped        atomic.Int64 // of the copy, without checks
+	checks, checked               atomic.Int64 // of checks: planned and done
+	free                          atomic.Int64 // see Snapshot.Free
+	late                          atomic.Int64 // see AddFree
 	read, written, zeroed, cloned atomic.Int64
 	examined, size                atomic.Int64 // see Examined
 	waits                         [numWaits]atomic.Int64
 	reads, connections            atomic.Int64
+
+	mu   sync.Mutex
+	lost int64 // bytes of done that must be done again; guarded by mu
 }
 
 // Enter records that the copy has entered a phase.
@@ -47,17 +59,60 @@ func (c *Counters) Examined(n, size int64) {
 	c.size.Store(size)
 }
 
-// AddPlanned adds n bytes that the copy must move or zero. A negative n says that planned bytes need
-// no work after all.
+// AddPlanned adds n bytes that the copy must move or zero.
 func (c *Counters) AddPlanned(n int64) { c.planned.Add(n) }
 
-// AddDone adds n planned bytes that are done. A negative n says that done work is lost and must be
-// done again.
-func (c *Counters) AddDone(n int64) { c.done.Add(n) }
+// AddDone adds n planned bytes that are done. Bytes that repeat work of Lose do not count again.
+func (c *Counters) AddDone(n int64) { c.done.Add(c.repeat(n)) }
+
+// AddFree adds n planned bytes that needed no work, because they are holes that were not known when
+// the copy began, or because an earlier run has copied them.
+func (c *Counters) AddFree(n int64) {
+	c.free.Add(n)
+	n = c.repeat(n)
+	c.late.Add(n)
+	c.done.Add(n)
+}
+
+// Restart records that the copy begins again at a place from which it must do n planned bytes. The
+// number of done bytes does not decrease. It increases again when the lost work is repeated.
+func (c *Counters) Restart(n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lost = max(0, c.done.Load()+n-c.planned.Load())
+}
+
+// repeat returns how many of n done bytes are not a repetition of lost work.
+func (c *Counters) repeat(n int64) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	again := min(n, c.lost)
+	c.lost -= again
+	c.free.Add(-again)
+	return n - again
+}
 
 // AddSkipped adds n bytes that need no work, such as holes. A negative n says that skipped bytes
 // need work after all.
 func (c *Counters) AddSkipped(n int64) { c.skipped.Add(n) }
+
+// AddChecks adds n bytes that will be read back after the copy.
+func (c *Counters) AddChecks(n int64) { c.checks.Add(n) }
+
+// AddChecked adds n bytes of AddChecks that are done. The parameter read is how many bytes were
+// read for that.
+func (c *Counters) AddChecked(n, read int64) {
+	c.free.Add(n - read)
+	c.checked.Add(n)
+}
+
+// AddUnchecked adds up to n bytes of AddChecks that need no reading, because they are holes of the
+// target.
+func (c *Counters) AddUnchecked(n int64) {
+	if n = min(n, c.checks.Load()-c.checked.Load()); n > 0 {
+		c.AddChecked(n, 0)
+	}
+}
 
 // AddRead adds n bytes read from the source.
 func (c *Counters) AddRead(n int64) { c.read.Add(n) }
@@ -74,8 +129,13 @@ func (c *Counters) AddCloned(n int64) { c.cloned.Add(n) }
 // Snapshot holds the values of Counters at one moment, in bytes.
 type Snapshot struct {
 	Phase                         Phase
-	Planned, Done, Skipped        int64
+	Planned, Done                 int64 // with checks; Planned is 0 while the size of a stream is not known
+	Checks, Checked               int64 // the parts of Planned and Done that are checks
+	Skipped                       int64
 	Read, Written, Zeroed, Cloned int64
+
+	Free int64 // bytes of Done that needed no work, minus bytes whose work was repeated
+	Late int64 // bytes of Planned and Done that AddFree has counted
 
 	Examined, Size int64 // see Counters.Examined
 
@@ -84,19 +144,29 @@ type Snapshot struct {
 	Connections int // see Counters.SetConnections
 }
 
-// Snapshot returns the present values. Done never exceeds Planned.
+// Snapshot returns the present values. Done never exceeds Planned, unless Planned is 0 because the
+// size of a stream is not known yet.
 func (c *Counters) Snapshot() Snapshot {
 	// The counter of done bytes is loaded first. A copy plans work before it does it, so work
 	// between the two loads cannot make the done bytes exceed the planned bytes.
-	done := c.done.Load()
+	done, checked, late := c.done.Load(), c.checked.Load(), c.late.Load()
+	checks := c.checks.Load()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
-		Planned: c.planned.Load(), Done: done, Skipped: c.skipped.Load(),
+		Planned: c.planned.Load() + checks, Done: done + checked, Skipped: c.skipped.Load(),
+		Checks: checks, Checked: checked, Free: c.free.Load(), Late: late,
 		Read: c.read.Load(), Written: c.written.Load(), Zeroed: c.zeroed.Load(), Cloned: c.cloned.Load(),
 		Examined: c.examined.Load(), Size: c.size.Load(),
 		Waits: c.waited(), Reads: int(c.reads.Load()), Connections: int(c.connections.Load()),
 	}
 }
+
+// Work returns how many bytes the copy has to move or zero, as far as that is known.
+func (s Snapshot) Work() int64 { return s.Planned - s.Checks - s.Late }
+
+// Moved returns how many bytes the copy and its checks have really processed. Bytes whose work was
+// repeated count twice.
+func (s Snapshot) Moved() int64 { return s.Done - s.Free }
 
 // meter computes the rate of a copy over the last ten intervals between calls of add. If add is
 // called each second, a pause of the copy shows soon in the rate, and a burst does not raise the
@@ -107,18 +177,9 @@ type meter struct {
 	n    int       // number of points in use
 }
 
-// add records a value of the counter Snapshot.Done, and the time at which the counter had this
-// value. It should be called about once a second, and returns the rate in bytes per second. When a
-// copy has lost the connection to its target and repeats work, the counter decreases. add then
-// reduces all recorded values by the same number, so that the rate is never negative.
+// add records a value of Snapshot.Moved, and the time at which the counter had this
+// value. It should be called about once a second, and returns the rate in bytes per second.
 func (m *meter) add(now time.Time, done int64) float64 {
-	if m.n > 0 {
-		if back := m.done[m.n-1] - done; back > 0 {
-			for i := range m.n {
-				m.done[i] -= back
-			}
-		}
-	}
 	if m.n < len(m.at) {
 		m.at[m.n], m.done[m.n] = now, done
 		m.n++
@@ -131,5 +192,5 @@ func (m *meter) add(now time.Time, done int64) float64 {
 	if elapsed <= 0 {
 		return 0
 	}
-	return float64(done-m.done[0]) / elapsed
+	return max(0, float64(done-m.done[0])/elapsed)
 }

@@ -125,9 +125,10 @@ func New(source, target string) *Report {
 }
 
 // Count sets the numbers of bytes that the copy has planned, read, written, zeroed and shared, and the
-// times that it has waited.
+// times that it has waited. The planned bytes are those of the copy: they have neither the bytes
+// that are read back for a check, nor holes that were found during the copy.
 func (r *Report) Count(s progress.Snapshot) {
-	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
+	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Work(), s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
 	r.Waits = Waits{
 		Source: s.Waits[progress.WaitSource].Seconds(), Encoders: s.Waits[progress.WaitEncoders].Seconds(),
