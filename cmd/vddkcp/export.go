@@ -18,6 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/machine"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -36,6 +37,8 @@ type exportCommand struct {
 	RW          bool          `name:"rw" help:"Let clients write to the disks. Each disk must be a raw file, a block device, an NBD export or a disk that VDDK opens." group:"Export:"`
 	Cow         cowFlag       `help:"Let clients write without changing the disks. Writes go to a temporary file or, with --cow=FILE, to FILE. A later run with the same FILE continues with these writes." placeholder:"FILE" group:"Export:"`
 	CowOnRead   bool          `help:"With --cow: also store each block that a client reads from SRC in the file that receives the writes. Later reads of the block read this file." group:"Export:"`
+
+	Pin string `help:"Write to FILE which disk is served, and in which state. A later export with the same FILE serves only the same disk in the same state, so that clients can continue. The snapshot of a SRC vm:... stays for that later export, until FILE is removed before the export ends." placeholder:"FILE" type:"path" group:"Export:"`
 
 	TLS             string `name:"tls" help:"Encryption of connections with TLS: off, on (clients may use TLS) or require (clients must use TLS)." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
 	TLSCertificates string `name:"tls-certificates" help:"Folder with the files server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
@@ -100,6 +103,10 @@ func (c *exportCommand) Validate() error {
 		return errors.New("--cow-on-read needs --cow")
 	case c.Cow.file != "" && (len(c.sources()) != 1 || c.Pattern != ""):
 		return fmt.Errorf("--cow=%s: a file holds the changes of a single disk, but several disks can be requested: use --cow without a file", c.Cow.file)
+	case c.Pin != "" && (c.Src == "" || len(c.Export) > 0 || c.Pattern != ""):
+		return fmt.Errorf("--pin=%s: a file stands for a single disk: want SRC, and neither --export nor --export-pattern", c.Pin)
+	case c.Pin != "" && (c.RW || c.Cow.on):
+		return fmt.Errorf("--pin=%s excludes --rw and --cow, because the content that clients write is not that of SRC", c.Pin)
 	case c.MaxConnections < 1:
 		return fmt.Errorf("--max-connections: %d: want 1 or more clients", c.MaxConnections)
 	case c.TLS == "off" && (c.TLSCertificates != "" || c.TLSVerifyPeer):
@@ -189,7 +196,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return usage.Wrap(err)
 	}
-	err = export.Run(ctx, c.options(sources, outputs, log))
+	err = c.serve(ctx, sources, outputs, log)
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
 	}
@@ -204,6 +211,23 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 		return &reportedError{ended}
 	}
 	return fmt.Errorf("export: %w", err)
+}
+
+// The method serve serves the disks until a signal arrives.
+func (c *exportCommand) serve(ctx context.Context, sources []export.Source, outputs *outputs, log *slog.Logger) error {
+	options := c.options(sources, outputs, log)
+	if c.Pin == "" {
+		return export.Run(ctx, options)
+	}
+	pin, err := export.OpenPin(c.Pin)
+	if err != nil {
+		return err
+	}
+	options.Pin = pin
+	options.Opener.VM = func(ctx context.Context, a address.VM) (source.Disk, error) {
+		return c.openVM(ctx, a, options.Opener, true, machine.SnapshotIn(pin.Earlier()), pin.Stays)
+	}
+	return errors.Join(export.Run(ctx, options), pin.Close())
 }
 
 // The method chooseWay decides how the disks are read that are on a server.
@@ -226,6 +250,7 @@ func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *output
 	o.add("--log-file", logs.LogFile)
 	o.add("--nfc-trace", c.NFCTrace)
 	o.addOwn("--cow", c.Cow.file)
+	o.addOwn("--pin", c.Pin)
 	for _, s := range sources {
 		c.sourceFlags.protect(o, "a disk that is served", s.Address)
 	}
@@ -241,7 +266,9 @@ func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *output
 func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *slog.Logger) export.Options {
 	opener := c.opener()
 	opener.Writable = c.RW
-	opener.VM = func(ctx context.Context, a address.VM) (source.Disk, error) { return c.openVM(ctx, a, opener, true) }
+	opener.VM = func(ctx context.Context, a address.VM) (source.Disk, error) {
+		return c.openVM(ctx, a, opener, true, "", nil)
+	}
 	warn := func(message string) { log.Warn(message) }
 	v := &opener.VDDK.Options
 	v.Registry = vddk.NewRegistry(exportRefusals)

@@ -51,7 +51,9 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 		Retry: source.RetryOptions{Retries: int(f.Retries), Timeout: time.Duration(f.RetryTimeout)},
 		VDDK:  &sourceopen.VDDK{Options: vddk.Options{Timeout: time.Duration(f.Timeout), Debug: f.Debug}},
 	}
-	o.VM = func(ctx context.Context, a address.VM) (source.Disk, error) { return f.openVM(ctx, a, o, false) }
+	o.VM = func(ctx context.Context, a address.VM) (source.Disk, error) {
+		return f.openVM(ctx, a, o, false, "", nil)
+	}
 	if f.chosen.nfc {
 		o.Datastore = func(ctx context.Context, a address.Datastore) (source.Disk, error) { return f.openDatastore(ctx, a, o) }
 	}

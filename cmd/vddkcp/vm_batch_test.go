@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -288,6 +289,43 @@ func TestVMExport(t *testing.T) {
 		if made := v.server.Calls()["CreateSnapshot_Task"]; made > 0 {
 			t.Errorf("%d snapshots were made", made)
 		}
+	})
+	t.Run("pin", func(t *testing.T) {
+		// A killed export and one that was stopped leave the snapshot to the next one, even if the
+		// VM has been written meanwhile. The snapshot goes with the file.
+		pin := filepath.Join(t.TempDir(), "pin")
+		v, p, then, uri := serve(t, nil, "--pin", pin)
+		snapshot := v.ours()[0]
+		again := func() {
+			v.write()
+			p = v.startCommand(nil, nil, "export", "vm:web01#2", "--pin", pin, "--listen", "unix:"+filepath.Join(v.dir, "socket"))
+			p.eventually("it serves", func() bool { return exec.Command("qemu-img", "info", "-f", "raw", uri).Run() == nil })
+			same(t, then[1], uri)
+		}
+		p.kill()
+		again()
+		p.cmd.Process.Signal(syscall.SIGTERM)
+		v.exits(0, p)
+		v.left(1)
+		again()
+		if names := v.ours(); len(names) != 1 || names[0] != snapshot {
+			t.Errorf("the snapshots are %q, want %s", names, snapshot)
+		}
+		if err := os.Remove(pin); err != nil {
+			t.Fatal(err)
+		}
+		p.cmd.Process.Signal(syscall.SIGTERM)
+		v.exits(0, p)
+		v.left(0)
+	})
+	t.Run("pin without its snapshot", func(t *testing.T) {
+		pin := filepath.Join(t.TempDir(), "pin")
+		v, p, _, _ := serve(t, nil, "--pin", pin)
+		p.kill()
+		v.exits(0, v.startCommand(nil, nil, "cleanup", "--remove", "--older-than", "0s", "web01"))
+		v.left(0)
+		v.says(v.exits(2, v.startCommand(nil, nil, "export", "vm:web01#2", "--pin", pin, "--run", "true")), "is gone")
+		v.left(0)
 	})
 	t.Run("two disks", func(t *testing.T) {
 		v := newVM(t)

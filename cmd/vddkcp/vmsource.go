@@ -216,8 +216,9 @@ func (f *frozenDisk) presentSnapshot(ctx context.Context) (*inventory.Snapshot, 
 }
 
 // The method openVM opens a disk of a VM for a command that only reads it. It makes a snapshot,
-// which is removed when the disk is closed.
-func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Opener, revive bool) (source.Disk, error) {
+// which is removed when the disk is closed. The parameters snapshot and keep are the fields Continue and
+// Keep of machine.Spec.
+func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Opener, revive bool, snapshot string, keep func() bool) (source.Disk, error) {
 	log := o.VDDK.Options.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -228,7 +229,7 @@ func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Op
 	}
 	v.revive = revive
 	spec := v.spec(a.Name, log)
-	spec.Single = true
+	spec.Single, spec.Continue, spec.Keep = true, snapshot, keep
 	if spec.Only, err = v.oneDisk(ctx, a); err != nil {
 		return nil, fmt.Errorf("%s: %w", a, err)
 	}

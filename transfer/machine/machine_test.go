@@ -537,29 +537,3 @@ func TestShared(t *testing.T) {
 		t.Errorf("the folder has %v, expected the two disks", got)
 	}
 }
-
-func TestOpen(t *testing.T) {
-	f := newFake(t, 64*kib, 64*kib)
-	spec := f.spec(t.TempDir())
-	spec.Only = []string{"Hard disk 2"}
-	d, err := machine.Open(t.Context(), spec, nil)
-	if err != nil || len(f.names()) != 1 {
-		t.Fatalf("snapshots %v, error %v", f.names(), err)
-	}
-	got := make([]byte, 64*kib)
-	if _, err := d.ReadAt(got, 0); err != nil || !bytes.Equal(got, f.live[1]) {
-		t.Errorf("reading: %v", err)
-	}
-	if err := d.Close(); err != nil || len(f.names()) != 0 {
-		t.Errorf("snapshots %v, error %v", f.names(), err)
-	}
-	f.before = func(call string) error {
-		if call == "open" {
-			return errServer
-		}
-		return nil
-	}
-	if _, err := machine.Open(t.Context(), spec, nil); err == nil || len(f.names()) != 0 {
-		t.Errorf("snapshots %v, error %v", f.names(), err)
-	}
-}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer/report"
@@ -13,8 +16,11 @@ import (
 )
 
 // Open makes a snapshot of the VM and opens a disk of it for reading. The fields Only and Skip of spec
-// must choose one disk. The snapshot is removed when the disk is closed. If that fails, the error of
-// Close is an *inventory.LeftError.
+// must choose one disk. The snapshot is removed when the disk is closed, unless spec.Keep says that it
+// stays. If it cannot be removed, the error of Close is an *inventory.LeftError.
+//
+// With spec.Continue, Open makes no snapshot, and uses the one with this name. If Open then fails, the
+// snapshot stays.
 //
 // No state file is written: if the process is killed, vddkcp cleanup finds the snapshot.
 func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Disk, error) {
@@ -34,18 +40,50 @@ func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Dis
 	if err := r.checkVM(); err != nil {
 		return nil, err
 	}
-	if err := r.acquire(ctx); err != nil {
+	acquire := r.acquire
+	if spec.Continue != "" {
+		acquire = r.acquireAgain
+	}
+	if err := acquire(ctx); err != nil {
 		return nil, r.end(err)
 	}
 	d, err := r.openDisk(ctx, &r.disks[0], opener)
 	if err != nil {
-		r.release(ctx, false)
+		r.release(ctx, spec.Continue != "") // the next process may be able to open the disk
 		return nil, r.end(err)
 	}
 	return &snapshotDisk{Disk: d, run: r}, nil
 }
 
-// snapshotDisk is a disk of a snapshot that is removed when the disk is closed.
+// The method acquireAgain uses the snapshot that an earlier process has made and left. It never makes
+// another one, which would have another content.
+func (r *run) acquireAgain(ctx context.Context) error {
+	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
+		r.Phase(PhaseSnapshot, -1)
+		s, err := r.Machine.Find(ctx, r.Continue)
+		switch {
+		case errors.Is(err, inventory.ErrSnapshotGone):
+			return nil, usage.New(fmt.Sprintf("the snapshot %s is gone: somebody has removed it from the VM", printable.Name(r.Continue)),
+				"the content that it kept cannot be read any more: start over from a new snapshot")
+		case err == nil:
+			r.Left(r.vm.Name, s.Name, true)
+		}
+		return s, err
+	})
+	if err != nil {
+		return err
+	}
+	r.snapshot = snapshot
+	r.state.Snapshot = snapshot.Name
+	if snapshot.Name != r.Continue {
+		r.release(ctx, false)
+		return fmt.Errorf("this process reads the VM from the snapshot %s, not from %s", printable.Name(snapshot.Name), printable.Name(r.Continue))
+	}
+	return nil
+}
+
+// snapshotDisk is a disk of a snapshot that is removed when the disk is closed, unless Spec.Keep says
+// that it stays.
 type snapshotDisk struct {
 	source.Disk
 	run  *run
@@ -56,11 +94,14 @@ type snapshotDisk struct {
 // Unwrap implements source.Wrapper.
 func (d *snapshotDisk) Unwrap() source.Disk { return d.Disk }
 
-// Close closes the disk and removes the snapshot.
+// Close closes the disk, and removes the snapshot or leaves it to a later process.
 func (d *snapshotDisk) Close() error {
 	d.once.Do(func() {
 		d.err = d.Disk.Close()
-		d.run.release(context.Background(), false)
+		keep := d.run.Keep != nil && d.run.Keep()
+		if d.run.release(context.Background(), keep) && keep {
+			d.run.Log.Info("the snapshot stays for a later run", "vm", d.run.vm.Name, "snapshot", d.run.state.Snapshot)
+		}
 		if d.run.left != nil {
 			d.err = errors.Join(d.err, d.run.left)
 		}
@@ -99,6 +140,15 @@ func Identity(server string, vm *inventory.VM, d *inventory.Disk, s *inventory.S
 		id += ":" + s.Name
 	}
 	return id
+}
+
+// SnapshotIn returns the name of the snapshot of vddkcp that an identity has, or "" if it has none.
+func SnapshotIn(identity string) string {
+	name := identity[strings.LastIndexByte(identity, ':')+1:]
+	if !strings.HasPrefix(identity, "vsphere:") || !inventory.OurName(name) {
+		return ""
+	}
+	return name
 }
 
 // identifiedDisk gives a disk an identity that does not depend on the names of its files, because the

@@ -44,6 +44,9 @@ type Options struct {
 	// Until the server starts, Opened is called each time a disk has been opened. If Opened
 	// returns an error, Run fails. Opened may be nil.
 	Opened func() error
+	// Pin makes sure that a later export with the same file serves the same content. It may be
+	// nil. It needs a single source whose field Eager is set, and clients that cannot write.
+	Pin *Pin
 	// Cow lets clients write without changing the disks. The data that they write goes to
 	// the file CowFile or, if CowFile is empty, to a temporary file. CowFile can be set
 	// only for a single disk. A later run with the same CowFile sees the data of earlier
@@ -120,6 +123,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	if err != nil {
 		return err
+	}
+	if o.Pin != nil {
+		if err := o.Pin.check(life, exports.list[0].first, o.Log); err != nil {
+			return errors.Join(err, exports.close())
+		}
 	}
 	stats, err := openStats(o.Stats)
 	if err == nil {

@@ -1,0 +1,127 @@
+package export
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/source"
+)
+
+// Pin is a file that says which disk an export serves, and in which state. A later export
+// with the same file serves only the same disk in the same state. A client that has read a
+// part of the disk from the first export can therefore read the rest from the second one.
+// A nil *Pin stands for no file: its methods do nothing.
+type Pin struct {
+	path    string
+	lock    *os.File
+	earlier *pinned // what an earlier export has written; nil: there was none
+}
+
+// The type pinned is the content of the file.
+type pinned struct {
+	Version int    `json:"version"`
+	Size    int64  `json:"size"`  // of the disk, in bytes
+	Disk    string `json:"disk"`  // identity of the disk, see source.Identified
+	Proof   string `json:"proof"` // what proves that the content is unchanged: snapshot, mtime or none
+}
+
+// OpenPin locks the file at path against other exports, and reads what an earlier export
+// has written to it. The file need not exist. The caller closes the result.
+func OpenPin(path string) (*Pin, error) {
+	lock, err := durable.Lock(path + ".lock")
+	if err != nil {
+		return nil, fmt.Errorf("--pin: %w", err)
+	}
+	p := &Pin{path: path, lock: lock}
+	if err := p.read(); err != nil {
+		return nil, errors.Join(fmt.Errorf("--pin %s: %w", printable.Name(path), err), p.Close())
+	}
+	return p, nil
+}
+
+func (p *Pin) read() error {
+	text, err := durable.ReadFile(p.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	const hint = "name another file, or remove this one to serve the disk as it is now"
+	var earlier pinned
+	if err := json.Unmarshal(text, &earlier); err != nil {
+		return usage.New(fmt.Sprintf("the file was not written by --pin: %v", err), hint)
+	}
+	if earlier.Version != 1 {
+		return usage.New(fmt.Sprintf("the file has version %d, but this vddkcp reads only version 1", earlier.Version), hint)
+	}
+	p.earlier = &earlier
+	return nil
+}
+
+// Earlier returns the identity of the disk that an earlier export has served, or "" if
+// there was none.
+func (p *Pin) Earlier() string {
+	if p == nil || p.earlier == nil {
+		return ""
+	}
+	return p.earlier.Disk
+}
+
+// Stays reports whether the file exists. A user who removes it wants no later export.
+func (p *Pin) Stays() bool {
+	if p == nil {
+		return false
+	}
+	_, err := os.Lstat(p.path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// Close releases the lock.
+func (p *Pin) Close() error {
+	if p == nil {
+		return nil
+	}
+	return errors.Join(os.Remove(p.lock.Name()), durable.CloseLocked(p.lock))
+}
+
+// The method check compares the disk with the one that an earlier export has served. If
+// there was none, the method writes the file.
+func (p *Pin) check(ctx context.Context, disk source.Disk, log *slog.Logger) error {
+	if p == nil {
+		return nil
+	}
+	is := pinned{Version: 1, Size: disk.Size(), Proof: "none"}
+	if i, ok := source.Ability[source.Identified](disk); ok {
+		var err error
+		if is.Disk, is.Proof, err = i.Identity(ctx); err != nil {
+			return fmt.Errorf("--pin: %w", err)
+		}
+	}
+	if was := p.earlier; was != nil {
+		if *was != is {
+			return usage.New(fmt.Sprintf("--pin %s: an earlier export has served another disk, or the disk has changed since then: the disk was %s of %d bytes, and is %s of %d bytes now",
+				printable.Name(p.path), printable.Name(was.Disk), was.Size, printable.Name(is.Disk), is.Size),
+				"clients that continue would mix the content of both: let them start over, after removing "+printable.Name(p.path))
+		}
+		if is.Proof == "none" {
+			log.Warn("an earlier export has served this disk, but nothing proves that the disk is unchanged since then", "disk", is.Disk)
+		}
+		return nil
+	}
+	text, err := json.Marshal(is)
+	if err == nil {
+		err = durable.Replace(p.path, append(text, '\n'), durable.Private)
+	}
+	if err != nil {
+		return fmt.Errorf("--pin %s: %w", printable.Name(p.path), err)
+	}
+	return nil
+}
