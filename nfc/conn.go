@@ -175,6 +175,9 @@ func (c *conn) acquire() error {
 		return nil
 	default:
 	}
+	if _, _, changes := c.limits.get(); changes > 0 && c.limits.waits != nil {
+		defer c.limits.waits()()
+	}
 	late := time.NewTimer(c.timeout)
 	defer late.Stop()
 	since := c.now()

@@ -12,6 +12,10 @@ type limits struct {
 	size    int // bytes of a request
 	depth   int // requests in flight
 	changes int // number of calls of halve that have had an effect
+
+	// The function waits is called when a request waits because the limits have become smaller. Its
+	// result is called after the wait. It may be nil.
+	waits func() (end func())
 }
 
 // The method get returns the present limits. The result changes is for the method halve.

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/internal/nfcbudget"
+	"github.com/vddkcp/vddkcp/internal/observer"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
@@ -41,6 +43,7 @@ func Open(ctx context.Context, p Params, t Tickets, o Options) (source.Disk, err
 		return nil, err
 	}
 	op := newOpener(p, t, o)
+	op.limits.waits = func() (end func()) { return observer.Wait(ctx) }
 	d, err := source.Retry(ctx, op.open, o.Retry)
 	if err != nil {
 		op.release()
@@ -248,6 +251,8 @@ func (op *opener) attempt(limited, ctx context.Context) (source.Disk, error) {
 	}
 	d.stop = c.watch(ctx)
 	op.current.Store(s)
+	s.uncount = sync.OnceFunc(func() { observer.Connections(ctx, -1) })
+	observer.Connections(ctx, 1)
 	return d, nil
 }
 

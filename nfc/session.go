@@ -18,6 +18,7 @@ type session struct {
 	file     wire.OpenedFile
 	closing  []wire.Request // that end what was opened
 	adapter  string         // adapter type in the disk's descriptor, such as "lsilogic"; may be ""
+	uncount  func()         // tells the observer that the connection ends; nil if it knows none
 }
 
 // The method explain returns the *Error for an error of the present step. It is permanent if err is.
@@ -110,6 +111,9 @@ func (s *session) open() (*facts, error) {
 // The method end ends the session, if the connection is not broken. It waits for the host until ctx
 // ends.
 func (s *session) end(ctx context.Context) {
+	if s.uncount != nil {
+		s.uncount()
+	}
 	if s.conn.cause() == nil {
 		s.dialogue.begin(StepClose)
 	}

@@ -67,7 +67,7 @@ func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Diff
 		return diff, nil
 	}
 	for i, d := range []source.Disk{src, dst} {
-		c.sides[i] = side{Disk: d, name: [...]string{"source", "target"}[i]}
+		c.sides[i] = side{Disk: d, name: [...]string{"source", "target"}[i], wait: [...]progress.Wait{progress.WaitSource, progress.WaitTarget}[i], counters: c.o.Counters}
 	}
 	g, planning := errgroup.WithContext(ctx)
 	for i := range c.sides {
@@ -295,15 +295,17 @@ func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
 			return s.addName(err)
 		}
 		defer free()
-		if err := c.o.Limit.Wait(ctx, len(b)); err != nil {
+		if err := c.o.Limit.wait(ctx, len(b), c.o.Counters); err != nil {
 			return err
 		}
-		if err := readFull(s.Disk, b, p.off); err != nil {
+		if err := s.read(b, p.off); err != nil {
 			return s.addName(err)
 		}
 		c.o.account.read(p.n)
 		content[i] = b
 	}
+	c.o.Counters.Begin(progress.WaitEncoders)
+	defer c.o.Counters.End(progress.WaitEncoders)
 	p.found = tally{}
 	p.found.add(content[0], content[1], p.off, int(p.n))
 	return nil

@@ -56,7 +56,7 @@ func isZeroed(dst sink.Disk) bool {
 // The method reader returns a reader of the content to copy, which comes from the source and the
 // backing image.
 func (c *copying) reader() *reader {
-	r := &reader{src: c.src, backing: c.backing.disk, limit: c.o.Limit}
+	r := &reader{src: c.src, backing: c.backing.disk, limit: c.o.Limit, counters: c.o.Counters}
 	if c.plan != nil {
 		r.mixed = c.dst.Unit() > 1 && (c.plan.Inherited > 0 || c.plan.Known < c.plan.Size)
 	}
@@ -150,6 +150,7 @@ func (c *copying) unchanged(ctx context.Context) error {
 // the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
+	defer c.o.Counters.Background(progress.WaitTarget)()
 	again := c.isRereadable()
 	if c.keeper != nil && c.o.Keep != nil && (c.o.Verify || c.o.Hold || again) {
 		// A checkpoint is taken before the target is read back, because reading it back takes long.

@@ -149,6 +149,7 @@ func (k *keeper) finish() { close(k.due) }
 
 // makeDurable makes the target durable up to the checkpoint, and then stores the checkpoint.
 func (k *keeper) makeDurable(ctx context.Context, next pending) error {
+	defer k.counters.Background(progress.WaitTarget)()
 	killpoint.At("sync")
 	if err := next.sync(ctx); err != nil {
 		return err

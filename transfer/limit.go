@@ -2,8 +2,11 @@ package transfer
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // Limiter limits how many bytes per second are read from sources. Copies that share a
@@ -35,21 +38,37 @@ func (l *Limiter) Within(outer *Limiter) *Limiter {
 
 // Wait blocks until n bytes may be read. If ctx ends first, Wait returns the cause of ctx.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
+	return l.wait(ctx, n, new(progress.Counters))
+}
+
+// The method wait does what Wait does, and counts the time in the given counters.
+func (l *Limiter) wait(ctx context.Context, n int, counters *progress.Counters) error {
 	if l == nil {
 		return nil
 	}
-	if err := l.within.Wait(ctx, n); err != nil {
+	if err := l.within.wait(ctx, n, counters); err != nil {
 		return err
 	}
 	for n > 0 {
 		piece := min(n, l.bucket.Burst())
-		if err := l.bucket.WaitN(ctx, piece); err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				return cause
-			}
+		if err := l.waitPiece(ctx, piece, counters); err != nil {
 			return err
 		}
 		n -= piece
 	}
 	return nil
+}
+
+// waitPiece does what the method wait does, for at most as many bytes as may be read at once.
+func (l *Limiter) waitPiece(ctx context.Context, n int, counters *progress.Counters) error {
+	if l.bucket.AllowN(time.Now(), n) && ctx.Err() == nil {
+		return nil
+	}
+	counters.Begin(progress.WaitRateLimit)
+	defer counters.End(progress.WaitRateLimit)
+	err := l.bucket.WaitN(ctx, n)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
 }

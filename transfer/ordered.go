@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // errStopped is the error of a copy that stopped because Options.Stop ended. When it is
@@ -28,6 +30,9 @@ type stages[T any] struct {
 	// collected, and once more for all values when the goroutines have ended, also after an
 	// error. It may be nil.
 	release func(v *T)
+	// counters gets to know how many values wait for the collector. It may be nil. The function
+	// collect calls counters.Collecting.
+	counters *progress.Counters
 }
 
 // The type ordered passes items from one producer to parallel workers, and then, in the order of
@@ -38,6 +43,8 @@ type ordered[T any] struct {
 	free chan *item[T]   // not in use
 	work chan *item[T]   // for the workers
 	next chan *item[T]   // for the collector, in the order of sending
+
+	counters *progress.Counters // as in stages
 }
 
 // An item holds a value that is passed from stage to stage.
@@ -56,6 +63,11 @@ func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items
 		free: make(chan *item[T], items),
 		work: make(chan *item[T], items),
 		next: make(chan *item[T], items),
+
+		counters: s.counters,
+	}
+	if s.counters != nil {
+		defer s.counters.DropFinished()
 	}
 	all := make([]item[T], items)
 	for i := range all {
@@ -129,9 +141,17 @@ func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *
 		if err := work(ctx, &it.value); err != nil {
 			return err
 		}
+		o.finished()
 		it.done <- struct{}{}
 	}
 	return nil
+}
+
+// The method finished records that an item is ready for the collector.
+func (o *ordered[T]) finished() {
+	if o.counters != nil {
+		o.counters.Finished()
+	}
 }
 
 // runCollector calls the functions s.collect, s.after and s.release for each item, in the order of
@@ -144,8 +164,14 @@ func (o *ordered[T]) runCollector(ctx context.Context, s stages[T]) error {
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
+		} else {
+			o.finished()
 		}
-		if err := s.collect(ctx, &it.value); err != nil {
+		err := s.collect(ctx, &it.value)
+		if o.counters != nil {
+			o.counters.Collected()
+		}
+		if err != nil {
 			return err
 		}
 		if s.after != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // maxPieces is the largest number of pieces in progress. It is the only bound for pieces that
@@ -94,7 +95,7 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 // runStages runs the pipeline. The caller sets the functions s.produce and s.work; runStages sets
 // the other functions of s.
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
-	s.collect, s.release = p.collect, p.release
+	s.collect, s.release, s.counters = p.collect, p.release, p.o.Counters
 	// There is one buffer for each concurrent read, and the same number again, but not more than
 	// maxFilled, for filled buffers that wait to be written.
 	var release func() error
@@ -177,15 +178,25 @@ func (p *pipeline) work(ctx context.Context, c *piece) error {
 // the sink, process also writes the piece.
 func (p *pipeline) process(ctx context.Context, c *piece) error {
 	if c.read {
-		p.inspector.inspect(c)
-		if p.encoder != nil && c.file == nil {
-			if err := p.encoder.encode(c); err != nil {
-				return err
-			}
+		if err := p.encode(c); err != nil {
+			return err
 		}
 	}
 	if p.parallel {
+		p.o.Counters.Begin(progress.WaitTarget)
+		defer p.o.Counters.End(progress.WaitTarget)
 		return p.write(ctx, c)
+	}
+	return nil
+}
+
+// The method encode inspects a piece. If the sink takes encoded units, encode also encodes the piece.
+func (p *pipeline) encode(c *piece) error {
+	p.o.Counters.Begin(progress.WaitEncoders)
+	defer p.o.Counters.End(progress.WaitEncoders)
+	p.inspector.inspect(c)
+	if p.encoder != nil && c.file == nil {
+		return p.encoder.encode(c)
 	}
 	return nil
 }
@@ -193,6 +204,9 @@ func (p *pipeline) process(ctx context.Context, c *piece) error {
 // The method collect adds a piece to the digests, writes it unless a worker did, and counts it.
 func (p *pipeline) collect(ctx context.Context, c *piece) error {
 	for i, s := range p.sums {
+		if i == 0 {
+			p.o.Counters.Collecting(progress.WaitEncoders)
+		}
 		if err := p.addToSum(ctx, s, i, c); err != nil {
 			return err
 		}
@@ -201,6 +215,7 @@ func (p *pipeline) collect(ctx context.Context, c *piece) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
+		p.o.Counters.Collecting(progress.WaitTarget)
 		if err := p.write(ctx, c); err != nil {
 			return err
 		}

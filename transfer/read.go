@@ -6,6 +6,7 @@ import (
 	"iter"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // reader reads the content that is copied. It reads from the source. Where the source has
@@ -16,14 +17,18 @@ type reader struct {
 	backing source.Disk // nil: none
 	mixed   bool        // a range that is read as Data may have parts that only the backing image has
 	limit   *Limiter    // nil: none
+
+	counters *progress.Counters
 }
 
 // The method fill fills b with the content of the disk that begins at the given offset. Before the
 // read it waits until the Limiter allows the read.
 func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
-	if err := r.limit.Wait(ctx, len(b)); err != nil {
+	if err := r.limit.wait(ctx, len(b), r.counters); err != nil {
 		return err
 	}
+	r.counters.Begin(progress.WaitSource)
+	defer r.counters.End(progress.WaitSource)
 	if r.mixed {
 		return r.readMixed(ctx, b, off)
 	}

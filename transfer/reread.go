@@ -10,6 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 const (
@@ -109,10 +110,11 @@ func (c *copying) comparePlaces(ctx context.Context) (places int, differs *Rerea
 	want, got := make([]byte, rereadSize), make([]byte, rereadSize)
 	for _, off := range offsets {
 		n := int(min(rereadSize, c.plan.Size-off))
-		if err := c.o.Limit.Wait(ctx, n); err != nil {
+		if err := c.o.Limit.wait(ctx, n, c.o.Counters); err != nil {
 			return places, nil, err
 		}
-		if err := readFull(src, want[:n], off); err != nil {
+		again := side{Disk: src, wait: progress.WaitSource, counters: c.o.Counters}
+		if err := again.read(want[:n], off); err != nil {
 			return places, nil, ofSource(err)
 		}
 		if err := readFull(target, got[:n], off); err != nil {

@@ -7,6 +7,7 @@ import (
 	"iter"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // ErrDiskChanged says that a disk changed while Compare or Sum read it, so that the
@@ -16,9 +17,19 @@ var ErrDiskChanged = errors.New("the disk changed while it was read")
 // A side is one of the disks that Compare or Sum reads, with its plan.
 type side struct {
 	source.Disk
-	name    string // "source" or "target", for errors; "" for Sum
+	name    string        // "source" or "target", for errors; "" for Sum
+	wait    progress.Wait // what a copy waits for while the disk is read
 	plan    *Plan
 	buffers source.Allocator
+
+	counters *progress.Counters
+}
+
+// The method read fills b with the content of the disk that begins at the given offset.
+func (s *side) read(b []byte, off int64) error {
+	s.counters.Begin(s.wait)
+	defer s.counters.End(s.wait)
+	return readFull(s.Disk, b, off)
 }
 
 // addName adds the name of the disk, "source" or "target", to an error of Compare.

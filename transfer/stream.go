@@ -31,6 +31,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		return result, err
 	}
 	c.o.Counters.Enter(progress.Copy)
+	defer c.o.Counters.Background(progress.WaitSource)()
 	if size != sink.UnknownSize {
 		c.o.Counters.AddPlanned(size)
 		c.planChecks(size, size)
@@ -88,12 +89,15 @@ func (s *stream) produce(ctx context.Context, o *ordered[piece]) error {
 		if err := s.p.acquireBuffer(ctx, c, s.p.o.RequestSize); err != nil {
 			return err
 		}
+		counters := s.p.o.Counters
+		counters.Begin(progress.WaitSource)
 		n, ended, err := s.read(c.buf)
+		counters.End(progress.WaitSource)
 		if err != nil {
 			return err
 		}
 		if n > 0 {
-			if err := s.p.o.Limit.Wait(ctx, n); err != nil {
+			if err := s.p.o.Limit.wait(ctx, n, counters); err != nil {
 				return err
 			}
 			c.part = part{Extent: source.Extent{Off: s.off, Len: int64(n)}}

@@ -14,7 +14,11 @@ import (
 // with Inherited extents is an error, because the content of such extents is in a parent image that
 // Sum does not have.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
-	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}
+	s := &summing{o: o.normal(), sum: digest.New(a)}
+	s.side = side{Disk: d, counters: s.o.Counters}
+	if s.o.account.check { // the disk is the target of a copy
+		s.wait = progress.WaitTarget
+	}
 	// A blksum consists of hashes of 64 KiB blocks. Workers can hash only whole blocks, so
 	// requests consist of whole blocks.
 	s.o.RequestSize = (s.o.RequestSize + digest.BlockSize - 1) / digest.BlockSize * digest.BlockSize
@@ -38,9 +42,11 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 	}()
 	err = runOrdered(ctx, nil, s.o.Requests, maxPieces, stages[summedPiece]{
 		produce: s.produce,
-		work:    s.read,
+		work:    s.hash,
 		collect: s.fold,
 		release: (*summedPiece).releaseBuffer,
+
+		counters: s.o.Counters,
 	})
 	if err != nil {
 		return "", err
@@ -121,21 +127,24 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 	return nil
 }
 
-// The method read reads and hashes a piece of data.
-func (s *summing) read(ctx context.Context, p *summedPiece) error {
-	if err := s.o.Limit.Wait(ctx, len(p.buf)); err != nil {
+// The method hash reads and hashes a piece of data.
+func (s *summing) hash(ctx context.Context, p *summedPiece) error {
+	if err := s.o.Limit.wait(ctx, len(p.buf), s.counters); err != nil {
 		return err
 	}
-	if err := readFull(s.Disk, p.buf, p.Off); err != nil {
+	if err := s.read(p.buf, p.Off); err != nil {
 		return err
 	}
 	s.o.account.read(p.Len)
+	s.counters.Begin(progress.WaitEncoders)
+	defer s.counters.End(progress.WaitEncoders)
 	s.sum.Algorithm().Hash(p.Off, p.buf, &p.blocks)
 	return nil
 }
 
 // The method fold adds a piece to the digest.
 func (s *summing) fold(ctx context.Context, p *summedPiece) error {
+	s.counters.Collecting(progress.WaitEncoders)
 	if p.Kind != source.Data {
 		if err := s.sum.ZeroContext(ctx, p.Len); err != nil {
 			return err

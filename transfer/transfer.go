@@ -62,6 +62,7 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	}
 	c.planWork()
 	c.o.Counters.Enter(progress.Copy)
+	defer c.o.Counters.Background(progress.WaitSource)()
 	err = c.run(ctx)
 	if err == nil {
 		err = c.finish(ctx, &result)

@@ -107,7 +107,7 @@ func (g *growth) retireIdleLocked(h *handle) {
 		return
 	}
 	g.pool.removeLocked(h)
-	h.session = nil
+	h.setSessionLocked(nil)
 	select {
 	case <-h.retire:
 	default:

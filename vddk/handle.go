@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/observer"
 )
 
 // maxClose is the time that a worker process has to close a disk that was not opened for writing.
@@ -40,6 +42,20 @@ func newHandle(p *pool, free func(), budget *Budget) *handle {
 
 // usableLocked reports whether new requests may use the handle.
 func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
+
+// setSessionLocked sets the session of the handle, and tells the observer of the disk's context how
+// the number of connections changes.
+func (h *handle) setSessionLocked(s *session) {
+	n := 0
+	if h.session != nil {
+		n--
+	}
+	if s != nil {
+		n++
+	}
+	h.session = s
+	observer.Connections(h.pool.life.Context, n)
+}
 
 // The method run waits for the end of session s, replaces it by a new session, waits for the end of
 // that one, and so on. It returns when the disk is closed, its context ends, the handle is not
@@ -107,7 +123,7 @@ func (h *handle) finish(s *session) {
 		p.closeErr = errors.Join(p.closeErr, err)
 		p.opener.messy.Store(true)
 	}
-	h.session = nil
+	h.setSessionLocked(nil)
 	p.exitedLocked(s)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vddkcp/vddkcp/internal/observer"
 	"github.com/vddkcp/vddkcp/internal/pacing"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
@@ -284,7 +285,13 @@ func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 		s := h.session
 		if h.inFlight >= l.Depth || !direct && len(s.spare) == 0 {
 			h.waiting++
-			h.changed.Wait()
+			if l.Depth < p.o.Depth { // the host had no memory for as many requests as Options.Depth
+				end := observer.Wait(p.life.Context)
+				h.changed.Wait()
+				end()
+			} else {
+				h.changed.Wait()
+			}
 			h.waiting--
 			waited = h
 			continue
@@ -426,7 +433,7 @@ func (p *pool) addLocked(h *handle, s *session) (before string) {
 // transport mode of s differs from the mode that the pool used before, installLocked returns that
 // earlier mode. Otherwise it returns "".
 func (p *pool) installLocked(h *handle, s *session) (before string) {
-	h.session = s
+	h.setSessionLocked(s)
 	for _, slot := range s.buffers {
 		p.slots[&s.proc.Slot(slot)[0]] = slotRef{h, s, slot}
 	}
@@ -477,7 +484,7 @@ func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 	p.opener.messy.Store(true)
 	p.o.Registry.doubt(&s.at.params)
 	if h.session == s {
-		h.session = nil
+		h.setSessionLocked(nil)
 	}
 	h.failedLocked(s.interruptedSinceLocked(since))
 	h.lastLoss = s.gone(op)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"iter"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/observer"
 )
 
 // request is a read or a write of the bytes [off, off+n) of the disk. n is at least 1.
@@ -118,6 +120,7 @@ func (a *attempts) again(t permit, err error) error {
 		p.report.debug("", "the host has no memory for a request; asking for less", "error", err)
 		a.denied++
 		p.retries.Add(1)
+		defer observer.Wait(p.life.Context)()
 		p.life.pause(min(time.Duration(a.denied)*5*time.Millisecond, 100*time.Millisecond))
 		return nil
 	}

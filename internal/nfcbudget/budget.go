@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/vddkcp/vddkcp/internal/observer"
 )
 
 // Budget is the NFC memory of one host. If several callers wait for memory, they get it in the
@@ -47,12 +49,18 @@ func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcByte
 
 // Acquire waits until the given number of bytes of the budget are free, and takes these
 // bytes. If ctx ends first, Acquire returns the cause of ctx. The function release gives the
-// bytes back; further calls of it do nothing.
+// bytes back; further calls of it do nothing. While Acquire waits, it tells the Observer of ctx.
 //
 // If the given number is more than the whole budget, Acquire takes the whole budget. The host
 // then decides whether it refuses the connection.
 func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
+	if release, ok := b.TryAcquire(nfcBytes); ok && ctx.Err() == nil {
+		return release, nil
+	} else if ok {
+		release()
+	}
 	nfcBytes = b.share(nfcBytes)
+	defer observer.Wait(ctx)()
 	if err := b.free.Acquire(ctx, nfcBytes); err != nil {
 		return nil, context.Cause(ctx)
 	}

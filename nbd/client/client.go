@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/life"
+	"github.com/vddkcp/vddkcp/internal/observer"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -67,7 +68,9 @@ type server struct {
 	negotiated
 	life  life.Life // Context is the one that the disk was opened with
 	conns []*conn
-	stop  func() bool // stops the function that breaks the connections when the context ends
+
+	counted int         // connections that the Observer of the context knows
+	stop    func() bool // stops the function that breaks the connections when the context ends
 
 	queryWait time.Duration // delay before the first retry of a query for extents
 
@@ -146,6 +149,8 @@ func (s *server) disconnect() {
 		all.Go(c.disconnect)
 	}
 	all.Wait()
+	observer.Connections(s.life.Context, -s.counted)
+	s.counted = 0
 }
 
 // wrap adds the name of the server and the range of a call to the error of this call.

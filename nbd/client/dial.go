@@ -14,6 +14,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/life"
+	"github.com/vddkcp/vddkcp/internal/observer"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -59,6 +60,8 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 		s.disconnect()
 		return nil, err
 	}
+	s.counted = len(s.conns)
+	observer.Connections(ctx, s.counted)
 	return s, nil
 }
 

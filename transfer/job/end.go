@@ -40,6 +40,7 @@ func (j *job) count() {
 	if counts == (progress.Snapshot{}) {
 		counts = j.Counters.Snapshot()
 	}
+	counts.Waits = j.Counters.Snapshot().Waits // with those after the last write
 	j.report.Count(counts)
 	if j.result.Verify.Status != "" {
 		j.report.Verify = j.result.Verify

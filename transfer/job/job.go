@@ -240,6 +240,7 @@ func (j *job) planned(ctx context.Context, next func(writing context.Context) er
 		return err
 	}
 	defer contexts.end()
+	defer j.Counters.Background(progress.WaitSource)()
 	if err := j.open(contexts.reading); err != nil {
 		return err
 	}

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/observer"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/source"
@@ -82,6 +84,7 @@ func (j *job) prepareOpeners() {
 
 // The method open opens the source and the backing disk. The method close closes both.
 func (j *job) open(ctx context.Context) (err error) {
+	ctx = j.observe(ctx)
 	if j.source, err = j.openSource(ctx); err != nil {
 		return err
 	}
@@ -96,6 +99,28 @@ func (j *job) open(ctx context.Context) (err error) {
 		j.close()
 	}
 	return err
+}
+
+// The method observe returns a context for opening the source. With this context, the source reports
+// its connections and its waits to the counters.
+func (j *job) observe(ctx context.Context) context.Context {
+	var mu sync.Mutex
+	open := 0
+	return observer.With(ctx, observer.Observer{
+		Connections: func(n int) {
+			mu.Lock()
+			defer mu.Unlock()
+			open += n
+			j.Counters.SetConnections(open)
+		},
+		Waiting: func(n int) {
+			if n > 0 {
+				j.Counters.Begin(progress.WaitHostBudget)
+			} else {
+				j.Counters.End(progress.WaitHostBudget)
+			}
+		},
+	})
 }
 
 func (j *job) openSource(ctx context.Context) (source.Disk, error) {

@@ -15,6 +15,7 @@ import (
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/source/raw"
 	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 func (j *job) isStream() bool {
@@ -47,6 +48,7 @@ func (j *job) copyStream(ctx context.Context) error {
 		j.report.VirtualSize = size
 	}
 	defer j.close()
+	defer j.Counters.Background(progress.WaitSource)()
 	if err := j.openBacking(ctx); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // openTarget creates the target. If this run continues an earlier copy, openTarget instead opens
@@ -19,6 +20,7 @@ import (
 // data that was written last before this checkpoint. If the target does not have this data,
 // openTarget opens the target once more, at the older of the two checkpoints in the journal.
 func (j *job) openTarget(ctx context.Context) (err error) {
+	defer j.Counters.Background(progress.WaitTarget)()
 	if err := j.untouched(); err != nil {
 		return err
 	}

@@ -42,8 +42,8 @@ type Counters struct {
 	late                          atomic.Int64 // see AddFree
 	read, written, zeroed, cloned atomic.Int64
 	examined, size                atomic.Int64 // see Examined
-	waits                         [numWaits]atomic.Int64
-	reads, connections            atomic.Int64
+	connections                   atomic.Int64
+	wait                          waiting
 
 	mu   sync.Mutex
 	lost int64 // bytes of done that must be done again; guarded by mu
@@ -151,13 +151,14 @@ func (c *Counters) Snapshot() Snapshot {
 	// between the two loads cannot make the done bytes exceed the planned bytes.
 	done, checked, late := c.done.Load(), c.checked.Load(), c.late.Load()
 	checks := c.checks.Load()
+	waits, reads := c.wait.snapshot()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
 		Planned: c.planned.Load() + checks, Done: done + checked, Skipped: c.skipped.Load(),
 		Checks: checks, Checked: checked, Free: c.free.Load(), Late: late,
 		Read: c.read.Load(), Written: c.written.Load(), Zeroed: c.zeroed.Load(), Cloned: c.cloned.Load(),
 		Examined: c.examined.Load(), Size: c.size.Load(),
-		Waits: c.waited(), Reads: int(c.reads.Load()), Connections: int(c.connections.Load()),
+		Waits: waits, Reads: reads, Connections: int(c.connections.Load()),
 	}
 }
 
