@@ -11,7 +11,7 @@ FUZZLONG   ?= 1h
 # Without cgo, bin/vddkcp is one static binary that runs on any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build testlib quick test test-race guests chaos fuzz fuzz-long bench lint vuln demo install clean
+.PHONY: build testlib quick test test-race guests chaos fuzz fuzz-long bench lint vuln demo try install clean
 
 build: bin/vddkcp
 
@@ -83,6 +83,12 @@ vuln:
 demo: build
 	./scripts/need qemu-img mke2fs
 	./scripts/demo
+
+# try opens a shell in which vddkcp works with a simulated vCenter server (docs/guide/without-vsphere.md).
+# With VIA=vddk, the disks are read through a stand-in for VMware's library, which needs a C compiler.
+VIA ?= nfc
+try: build
+	@PATH="$(CURDIR)/bin:$$PATH" $(GO) run ./vsphere/vspheretest/serve $(if $(filter nfc,$(VIA)),-nfc) -run ./scripts/try
 
 bench: build
 	./scripts/need qemu-img qemu-nbd nbdkit nbdcopy mke2fs time

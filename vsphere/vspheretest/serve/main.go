@@ -7,6 +7,9 @@
 //
 // FILE describes the inventory, as package vspheretest says. The server ends with the signal SIGINT.
 //
+// With the flag -run COMMAND, the server does not print flags and reads no commands. It runs COMMAND
+// in a shell whose environment variables tell vddkcp and govc where the server is, and ends with it.
+//
 // The disks are served by the stand-in for VDDK's library, which needs a C compiler, and over NFC by
 // stand-ins for the ESXi hosts. With the flag -nfc, no library is built. The flags whose names begin
 // with "nfc-" change the hosts; they replace a line "nfc" of FILE.
@@ -14,6 +17,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -21,6 +25,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -39,6 +44,7 @@ snapshot db01 'before the update'
 func main() {
 	var o options
 	flag.BoolVar(&o.calls, "calls", false, "log each call on standard error")
+	flag.StringVar(&o.command, "run", "", "run this `COMMAND` in a shell, with the server in its environment, and end with it")
 	flag.BoolVar(&o.nfc, "nfc", false, "serve the disks only over NFC, without a library for VDDK")
 	for key, usage := range map[string]string{
 		"profile":     "the version of the `HOSTS`: esxi8, esxi703, esxi70, esxi67 or esxi60",
@@ -55,16 +61,20 @@ func main() {
 	flag.Parse()
 	o.file = flag.Arg(0)
 	if err := o.run(); err != nil {
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() > 0 {
+			os.Exit(exit.ExitCode()) // the status of the command of -run
+		}
 		fmt.Fprintln(os.Stderr, "serve:", err)
 		os.Exit(1)
 	}
 }
 
 type options struct {
-	file  string
-	calls bool
-	nfc   bool
-	hosts []string // words of a line "nfc"
+	file    string
+	calls   bool
+	nfc     bool
+	command string   // "": serve until SIGINT
+	hosts   []string // words of a line "nfc"
 }
 
 // inventory returns the options that the file and the flags describe.
@@ -114,7 +124,7 @@ func (o *options) run() error {
 		options.LibDir = filepath.Join(dir, "lib")
 		how = " --libdir " + options.LibDir
 		if out, err := exec.Command("vddk/testlib/build", options.LibDir).CombinedOutput(); err != nil {
-			return fmt.Errorf("building the stand-in library, in the root directory of the repository: %w\n%s", err, out)
+			return fmt.Errorf("building the stand-in library, in the root directory of the repository: %v\n%s", err, out)
 		}
 	}
 	s, err := vspheretest.Start(options)
@@ -122,6 +132,9 @@ func (o *options) run() error {
 		return err
 	}
 	defer s.Close()
+	if o.command != "" {
+		return runCommand(o.command, s, options.LibDir)
+	}
 	password := filepath.Join(dir, "password")
 	if err := os.WriteFile(password, []byte(s.Password+"\n"), 0o600); err != nil {
 		return err
@@ -137,6 +150,25 @@ Commands are read from standard input; "help" lists them.
 	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
 	<-stop
 	return nil
+}
+
+// runCommand runs a command in a shell. Environment variables tell the command where the server is.
+// libDir is the folder of the stand-in library; "": disks are read over NFC.
+func runCommand(command string, s *vspheretest.Server, libDir string) error {
+	c := exec.Command("/bin/sh", "-c", command)
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	inherited := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "VDDKCP_") })
+	c.Env = append(inherited, "VDDKCP_SERVER="+s.Host, fmt.Sprintf("VDDKCP_PORT=%d", s.Port), "VDDKCP_USER="+s.User,
+		"VDDKCP_PASSWORD="+s.Password, "VDDKCP_THUMBPRINT="+s.Thumbprint(), "GOVC_INSECURE=1", "GOVC_URL="+s.URL.String())
+	if libDir != "" {
+		c.Env = append(c.Env, "VDDKCP_LIBDIR="+libDir)
+	} else {
+		c.Env = append(c.Env, "VDDKCP_VIA=nfc")
+	}
+	// A SIGINT of the terminal is for the command, which may be a shell that a person types in. An
+	// ignored signal would also be ignored by the command, so the signal has a channel.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	return c.Run()
 }
 
 // obey runs the commands that r has, one per line.
