@@ -28,22 +28,22 @@ import (
 )
 
 type cli struct {
-	VMs        vmCommand         `cmd:"" name:"vm" help:"Copy all disks of a virtual machine, as they are at one instant."`
-	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk. This is the default command."`
-	Export     exportCommand     `cmd:"" help:"Serve disks over NBD until a signal stops the server."`
-	RunJobs    batchCommand      `cmd:"" name:"run" help:"Run the copies that a job file lists."`
-	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, backing chain and identity of a disk."`
-	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
-	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one disk with a digest."`
-	Ls         lsCommand         `cmd:"" name:"ls" help:"List the VMs of a vCenter server or ESXi host, and which of their disks can be copied."`
-	Jobs       jobsCommand       `cmd:"" help:"Print a job file that copies the disks of VMs."`
-	Check      checkCommand      `cmd:"" help:"Check whether a VM can be copied: connections, certificate, privileges, library."`
-	Cleanup    cleanupCommand    `cmd:"" help:"List and remove snapshots that earlier runs of vddkcp have left."`
-	VDDK       vddkCommand       `cmd:"" name:"vddk" help:"Print which VDDK library would be used, and which functions it has."`
-	Thumbprint thumbprintCommand `cmd:"" help:"Print the thumbprints of a server's certificate, and whether it is trusted."`
-	Profile    profileCommand    `cmd:"" help:"Store, list and remove profiles: names for servers and their logins."`
-	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
-	Version    versionCommand    `cmd:"" help:"Print the version."`
+	Copy       copyCommand       `cmd:"" default:"withargs" group:"Copy:" help:"Copy one disk. This is the default command."`
+	VMs        vmCommand         `cmd:"" name:"vm" group:"Copy:" help:"Copy all disks of a virtual machine, as they are at one instant."`
+	RunJobs    batchCommand      `cmd:"" name:"run" group:"Copy:" help:"Run the copies that a job file lists."`
+	Export     exportCommand     `cmd:"" group:"Serve:" help:"Serve disks over NBD until a signal stops the server."`
+	Info       infoCommand       `cmd:"" group:"Look at a disk:" help:"Print the format, size, allocation, backing chain and identity of a disk."`
+	Map        mapCommand        `cmd:"" group:"Look at a disk:" help:"Print the extents of a disk, as qemu-img map does."`
+	Verify     verifyCommand     `cmd:"" group:"Look at a disk:" help:"Compare two disks, or one disk with a digest."`
+	Ls         lsCommand         `cmd:"" name:"ls" group:"Servers and virtual machines:" help:"List the VMs of a vCenter server or ESXi host, and which of their disks can be copied."`
+	Jobs       jobsCommand       `cmd:"" group:"Servers and virtual machines:" help:"Print a job file that copies the disks of VMs."`
+	Check      checkCommand      `cmd:"" group:"Servers and virtual machines:" help:"Check whether a VM can be copied: connections, certificate, privileges, library."`
+	Cleanup    cleanupCommand    `cmd:"" group:"Servers and virtual machines:" help:"List and remove snapshots that earlier runs of vddkcp have left."`
+	Profile    profileCommand    `cmd:"" group:"Servers and virtual machines:" help:"Store, list and remove profiles: names for servers and their logins."`
+	Thumbprint thumbprintCommand `cmd:"" group:"Servers and virtual machines:" help:"Print the thumbprints of a server's certificate, and whether it is trusted."`
+	VDDK       vddkCommand       `cmd:"" name:"vddk" group:"This program:" help:"Print which VDDK library would be used, and which functions it has."`
+	Completion completionCommand `cmd:"" group:"This program:" help:"Print a completion script for a shell."`
+	Version    versionCommand    `cmd:"" group:"This program:" help:"Print the version."`
 	Man        manCommand        `cmd:"" hidden:"" help:"Write the manual pages into a folder."`
 
 	PrintVersion versionFlag `name:"version" help:"Print the version and exit."`
@@ -52,14 +52,18 @@ type cli struct {
 }
 
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append(append(options, textMappers...),
+	parser, err := kong.New(c, append(append(options, textMappers...),
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can continue; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A new file gets the name DST only when it is whole."),
+		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp SRC DST copies the disk at SRC to DST. A new file gets the name DST only when it is whole."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.Resolvers(flagsFirst),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Help(printHelp),
 	)...)
+	if err == nil {
+		parser.Model.HelpFlag.Help = "Print help with examples and exit."
+	}
+	return parser, err
 }
 
 func main() { os.Exit(run(os.Args[1:])) }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/term"
 
 	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/manual"
 	"github.com/vddkcp/vddkcp/internal/usage"
@@ -28,7 +30,8 @@ func (c *manCommand) Run(app *kong.Application, servers *servers) error {
 	if err != nil {
 		return err
 	}
-	book := &manual.Book{App: app, Version: version, Date: date, Examples: helpExamples, Statuses: exitStatuses}
+	book := newManual(app)
+	book.Date = date
 	parser, err := newJobParser(servers)
 	if err != nil {
 		return err
@@ -44,6 +47,33 @@ func (c *manCommand) Run(app *kong.Application, servers *servers) error {
 		return fmt.Errorf("man: %w", err)
 	}
 	return nil
+}
+
+func newManual(app *kong.Application) *manual.Book {
+	return &manual.Book{App: app, Version: version, Examples: helpExamples, Statuses: exitStatuses}
+}
+
+// printHelp prints the help of a command. kong's own help has no place for examples, and its two
+// columns do not fit on a narrow terminal.
+func printHelp(_ kong.HelpOptions, ctx *kong.Context) error {
+	node := ctx.Selected()
+	if node == nil {
+		node = ctx.Model.Node
+	}
+	_, err := io.WriteString(ctx.Stdout, newManual(ctx.Model).Help(node, helpWidth()))
+	return err
+}
+
+// helpWidth returns the width of the help in columns: that of the terminal, but not more than 80,
+// because long lines are hard to read.
+func helpWidth() int {
+	if columns, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && columns > 0 {
+		return min(columns, 80)
+	}
+	if columns, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && columns > 0 {
+		return min(columns, 80)
+	}
+	return 80
 }
 
 // manualDate returns the date of the manual pages. Builds on different days must have the same result,

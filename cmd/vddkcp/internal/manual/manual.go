@@ -1,6 +1,6 @@
-// Package manual writes the manual pages of vddkcp. [Book.Write] makes them from the declarations of
-// the commands and flags, so that they cannot differ from the program, and from the texts in the
-// folder prose.
+// Package manual writes the manual pages of vddkcp, with [Book.Write], and what --help prints, with
+// [Book.Help]. It makes both from the declarations of the commands and flags, so that they cannot
+// differ from the program. The manual pages also have the texts in the folder prose.
 package manual
 
 import (

@@ -26,32 +26,41 @@ func (b *Book) options(p *page, c *kong.Node) {
 		p.subsection("Common options")
 	}
 	for _, f := range slices.Concat(c.Parent.AllFlags(true)...) {
-		p.item(flagTag(f), helpText(f.Help))
+		p.item(flagTag(f), helpText(description(f)))
 	}
 }
 
 // The method flags appends flags. Each group of flags has its own subsection, except those without a
 // group.
 func (b *Book) flags(p *page, flags []*kong.Flag) {
-	flags = slices.DeleteFunc(slices.Clone(flags), func(f *kong.Flag) bool { return f.Hidden })
-	all := groups(flags, func(f *kong.Flag) *kong.Group { return f.Group })
-	slices.SortStableFunc(all, func(a, b group[*kong.Flag]) int {
-		return cmp.Compare(min(len(a.title), 1), min(len(b.title), 1)) // flags without a group first
-	})
-	for _, g := range all {
+	for _, g := range flagGroups(flags) {
 		if g.title != "" {
 			p.subsection(g.title)
 		}
 		for _, f := range g.members {
-			p.item(flagTag(f), helpText(f.Help)+variables(f))
+			text := helpText(description(f))
+			if len(f.Envs) > 0 {
+				text += " The environment variable " + bold(f.Envs[0]) + " sets the default."
+			}
+			p.item(flagTag(f), text)
 		}
 	}
+}
+
+// flagGroups returns the flags that are not hidden, those without a group first.
+func flagGroups(flags []*kong.Flag) []group[*kong.Flag] {
+	flags = slices.DeleteFunc(slices.Clone(flags), func(f *kong.Flag) bool { return f.Hidden })
+	all := groups(flags, func(f *kong.Flag) *kong.Group { return f.Group })
+	slices.SortStableFunc(all, func(a, b group[*kong.Flag]) int {
+		return cmp.Compare(min(len(a.title), 1), min(len(b.title), 1))
+	})
+	return all
 }
 
 func flagTag(f *kong.Flag) string {
 	tag := bold("--" + f.Name)
 	if !f.IsBool() {
-		tag += "=" + italic(strings.Trim(f.FormatPlaceHolder(), `"`))
+		tag += "=" + italic(placeholder(f))
 	}
 	if f.Short != 0 {
 		tag = bold("-"+string(f.Short)) + ", " + tag
@@ -59,12 +68,24 @@ func flagTag(f *kong.Flag) string {
 	return tag
 }
 
-// The function variables returns the sentence about the environment variables of a flag.
-func variables(f *kong.Flag) string {
-	if len(f.Envs) == 0 {
-		return ""
+// The function placeholder returns what stands for the value of a flag. A flag that has no
+// placeholder has a few values, which stand there.
+func placeholder(f *kong.Flag) string {
+	switch {
+	case f.PlaceHolder != "":
+		return f.PlaceHolder
+	case f.Enum != "":
+		return strings.ReplaceAll(f.Enum, ",", "|")
 	}
-	return " The environment variable " + bold(f.Envs[0]) + " sets the default."
+	return strings.Trim(f.FormatPlaceHolder(), `"`)
+}
+
+// The function description returns the help text of a flag, with its default.
+func description(f *kong.Flag) string {
+	if f.Default == "" || strings.Contains(strings.ToLower(f.Help), "default") {
+		return f.Help
+	}
+	return strings.TrimSuffix(f.Help, ".") + " (default " + f.Default + ")."
 }
 
 // A group has members of the same kong.Group. The title is "" for members without a group.
@@ -129,14 +150,9 @@ func (b *Book) statuses(p *page, command string) {
 	}
 }
 
-// The method examples appends the section with the examples of a command and of those below it.
+// The method examples appends the section with the examples of a command.
 func (b *Book) examples(p *page, c *kong.Node) {
-	var all []Example
-	for _, node := range append([]*kong.Node{c}, c.Children...) {
-		if node == c || c.Parent != nil {
-			all = append(all, Of(b.Examples, node.Path())...)
-		}
-	}
+	all := b.examplesOf(c)
 	if len(all) == 0 {
 		return
 	}
@@ -145,4 +161,16 @@ func (b *Book) examples(p *page, c *kong.Node) {
 		p.paragraph(helpText(e.About))
 		p.example(e.Line)
 	}
+}
+
+// The method examplesOf returns the examples of a command. Those of a command with further commands
+// below it are the first ones of these.
+func (b *Book) examplesOf(c *kong.Node) (all []Example) {
+	if c.Parent == nil || len(c.Children) == 0 {
+		return Of(b.Examples, c.Path())
+	}
+	for _, child := range c.Children {
+		all = append(all, Of(b.Examples, child.Path())[:1]...)
+	}
+	return all
 }
