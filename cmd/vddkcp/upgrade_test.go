@@ -92,27 +92,29 @@ func identityOf(t *testing.T, path string) string {
 // describe them. The parameter head is the number of bytes before the checksum.
 func eachSlot(t *testing.T, file []byte, slot, head int, change func(payload []byte) []byte) {
 	t.Helper()
-	sum := func(parts ...[]byte) (sum uint32) {
-		for _, p := range parts {
-			sum = crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), p)
-		}
-		return sum
-	}
 	for at := range 2 {
 		b := file[at*slot : (at+1)*slot]
 		if bytes.Count(b[:head], []byte{0}) == head {
 			continue // the slot was never written
 		}
 		payload := b[head+4:][:endian.LittleEndian.Uint32(b[20:])]
-		if sum(b[:head], payload) != endian.LittleEndian.Uint32(b[head:]) {
+		if castagnoli(b[:head], payload) != endian.LittleEndian.Uint32(b[head:]) {
 			t.Fatal("the checksum of the committed file is wrong")
 		}
 		payload = change(bytes.Clone(payload))
 		clear(b[head:])
 		endian.LittleEndian.PutUint32(b[20:], uint32(len(payload)))
-		endian.LittleEndian.PutUint32(b[head:], sum(b[:head], payload))
+		endian.LittleEndian.PutUint32(b[head:], castagnoli(b[:head], payload))
 		copy(b[head+4:], payload)
 	}
+}
+
+// castagnoli returns the CRC-32C of all parts together.
+func castagnoli(parts ...[]byte) (sum uint32) {
+	for _, p := range parts {
+		sum = crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), p)
+	}
+	return sum
 }
 
 // oldJournal is what the tests need of a committed journal.

@@ -34,9 +34,9 @@ func seeds(t testing.TB) []seed {
 	change := func(do func(*header)) []byte {
 		h := good
 		do(&h)
-		return encode(h, version)
+		return encode(h, record.Version)
 	}
-	h := encode(good, version)
+	h := encode(good, record.Version)
 	two := append(make([]byte, slotSize), h...)
 	torn := bytes.Clone(h)
 	torn[len(torn)-3] ^= 8

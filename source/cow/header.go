@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 )
 
 // header says which disk a layer belongs to. It is written twice when the layer is
@@ -23,14 +25,19 @@ type header struct {
 }
 
 const (
-	version  = 1
 	magic    = "vddkcp cow layer"
 	slotSize = 32 << 10
 	headers  = int64(2)
 )
 
+// format says which versions of the format this package reads.
+var format = fileversion.Format{
+	Name: "layer", Oldest: 1, Newest: 1,
+	Otherwise: "give another file for the layer, because vddkcp never overwrites a layer",
+}
+
 // record is the format in which a header is written. docs/cow.md describes it.
-var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize}
+var record = durable.Record{Magic: magic, Version: uint32(format.Newest), SlotSize: slotSize}
 
 func (h header) encode() ([]byte, error) {
 	payload, err := json.Marshal(h)
@@ -49,7 +56,7 @@ func decodeHeader(payload []byte) (h header, err error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&h); err != nil {
-		return h, fmt.Errorf("invalid header: %w", err)
+		return h, hinted.Error(fmt.Errorf("invalid header: %w", err), "if a newer vddkcp wrote the layer, use that vddkcp, or "+format.Otherwise)
 	}
 	if b := h.BlockSize; h.Size < 0 || b < minBlockSize || b > maxBlockSize || b&(b-1) != 0 {
 		return h, fmt.Errorf("invalid header: the disk has %d bytes and a block has %d bytes, want a block size that is a power of two from %d to %d", h.Size, b, minBlockSize, maxBlockSize)
@@ -81,7 +88,7 @@ func readHeader(f io.ReaderAt) (header, error) {
 		case err == durable.ErrNoRecord:
 			continue
 		case errors.As(err, &version):
-			err = fmt.Errorf("the layer has version %d, want %d: another version of vddkcp created it", version.Got, version.Want)
+			err = format.Check(int64(version.Got))
 		}
 		wrong = cmp.Or(wrong, err)
 	}

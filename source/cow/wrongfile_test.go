@@ -50,7 +50,7 @@ func TestWrongFile(t *testing.T) {
 			h := encodeAs(t, header{Size: size, BlockSize: 65536, Source: u.ID, Proof: u.Proof}, 9)
 			overwrite(t, path, h, 0, -1)
 			overwrite(t, path, h, slotSize, -1)
-		}, "version 9, want 1"},
+		}, "the layer has the format version 9, but this vddkcp reads only version 1"},
 		{"a folder", func(_ *testing.T, path string, _ *sourcetest.Memory, o *Options) { o.File = filepath.Dir(path) }, "is a directory"},
 		{"a FIFO", func(t *testing.T, path string, _ *sourcetest.Memory, o *Options) {
 			o.File = path + ".fifo"

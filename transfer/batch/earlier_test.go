@@ -251,7 +251,8 @@ func TestBadState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
 	for text, want := range map[string]string{
 		"":                                      "unexpected end of JSON input; expected the complete state file of an earlier run",
-		`{"version":2,"jobs":[]}`:               "version 2, want 1",
+		`{"version":2,"jobs":[]}`:               "the state file has the format version 2, but this vddkcp reads only version 1",
+		`{"version":2,"jobs":"none"}`:           "the state file has the format version 2, but this vddkcp reads only version 1",
 		`{"version":1,"jobs":[{"phase":"eh"}]}`: `job 0: the entry has the phase "eh": want running`,
 		`{"version":1,"jobs":[7]}`:              "job 0: json: cannot unmarshal number",
 		`{"version":1,"jobs":[{"name":"a","phase":"done"}]}`:               "job 0: the entry has the phase done but no report",

@@ -167,7 +167,7 @@ func (l *loader) file(root *node) *File {
 		case "version":
 			version = true
 			if m.value.kind != kindNumber || m.value.text != "1" {
-				l.bad(m.value.offset, field, "the version of a job file must be 1")
+				l.bad(m.value.offset, field, "the version of a job file must be 1, because this vddkcp reads only version 1")
 			}
 		case "continue_on_error":
 			if l.want(m.value, field, "a boolean", kindBoolean) {

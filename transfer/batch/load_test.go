@@ -92,7 +92,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"too deep", strings.Repeat("[", 30) + strings.Repeat("]", 30), []string{"1:17: values are nested deeper than 16 levels"}},
 		{"an array", `[]`, []string{"1:1: want an object, found an array"}},
 		{"nothing in it", `{}`, []string{`1:1: version: missing: want "version": 1`, "1:1: jobs: missing: want an array of jobs"}},
-		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: the version of a job file must be 1"}},
+		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: the version of a job file must be 1, because this vddkcp reads only version 1"}},
 		{"no jobs", `{"version":1,"jobs":[]}`, []string{"1:21: jobs: the array is empty: want at least one job"}},
 		{"jobs an object", `{"version":1,"jobs":{}}`, []string{"1:21: jobs: want an array, found an object"}},
 		{"misspelt at the top", `{"version":1,"job":[],"jobs":[{` + ok + `}]}`, []string{`1:14: job: unknown field; did you mean "jobs"?`}},

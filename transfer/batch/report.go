@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -108,6 +109,12 @@ func (r *Report) Write(path string) error {
 		return fmt.Errorf("report: %w", err)
 	}
 	return report.WriteText(path, text)
+}
+
+// reportFormat says which versions of reports Merge reads.
+var reportFormat = fileversion.Format{
+	Name: "report", Oldest: 1, Newest: 1,
+	Otherwise: "remove the report from the folder to merge the others",
 }
 
 // maxReport is the size, in bytes, of the largest report that Merge reads.
@@ -235,11 +242,12 @@ func readReport(path string) (*Report, error) {
 		return nil, err
 	}
 	// A state file also has a member "jobs", and may be in the same folder as the reports. A report
-	// is recognised by its member "counts".
+	// is recognised by its member "counts". The version is checked before the other members, because
+	// they may have other types in another version.
 	var shape struct {
-		Version int               `json:"version"`
-		Counts  *Counts           `json:"counts"`
-		Jobs    []json.RawMessage `json:"jobs"`
+		Version json.RawMessage `json:"version"`
+		Counts  json.RawMessage `json:"counts"`
+		Jobs    json.RawMessage `json:"jobs"`
 	}
 	if err := json.Unmarshal(text, &shape); err != nil {
 		if errors.As(err, new(*json.UnmarshalTypeError)) {
@@ -247,14 +255,19 @@ func readReport(path string) (*Report, error) {
 		}
 		return nil, fmt.Errorf("%s: %w; expected the complete report of a batch: run the batch that wrote this report again with --resume, which writes a new report, or remove the file", path, err)
 	}
-	if shape.Counts == nil {
+	if shape.Counts == nil || bytes.Equal(shape.Counts, []byte("null")) {
 		return nil, nil
 	}
-	if shape.Version != 1 {
-		return nil, fmt.Errorf("%s: the report has version %d, want 1", path, shape.Version)
+	if err := reportFormat.CheckJSON(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	r := new(Report)
-	if err := json.NewDecoder(bytes.NewReader(text)).Decode(r); err != nil {
+	if err := json.Unmarshal(text, r); errors.As(err, new(*json.UnmarshalTypeError)) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := reportFormat.Check(int64(r.Version)); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	for i, j := range r.Jobs {

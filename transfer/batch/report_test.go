@@ -80,6 +80,17 @@ func TestMerge(t *testing.T) {
 	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
 		t.Errorf("of a bad one: %v", err)
 	}
+	for _, text := range []string{`{"version":2,"counts":{},"jobs":[]}`, `{"version":2,"counts":7,"jobs":{}}`} {
+		other("3.json", text)
+		_, _, err := batch.Merge(dir, nil)
+		if err == nil || !strings.Contains(err.Error(), "3.json: the report has the format version 2, but this vddkcp reads only version 1") || report.Of(err).Exit != 2 {
+			t.Errorf("of another version: %v", err)
+		}
+	}
+	other("3.json", `{"version":1,"counts":7}`) // no report
+	if _, _, err := batch.Merge(dir, nil); err != nil {
+		t.Error(err)
+	}
 	other("3.json", `{"version":1,`)
 	other("4.json", "")
 	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; expected the complete report of a batch") || !strings.Contains(err.Error(), "4.json: unexpected end") {

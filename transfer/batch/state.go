@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
@@ -49,6 +50,12 @@ type entry struct {
 type stateFile struct {
 	Version int               `json:"version"`
 	Jobs    []json.RawMessage `json:"jobs"`
+}
+
+// stateFormat says which versions of state files this package reads.
+var stateFormat = fileversion.Format{
+	Name: "state file", Oldest: 1, Newest: 1,
+	Otherwise: "start the batch from the beginning with another state file (--state)",
 }
 
 // Store is the state file of a batch, locked against other runs. It is safe for concurrent use.
@@ -166,12 +173,15 @@ func (s *Store) read() error {
 		return fmt.Errorf("state file: %w", err)
 	}
 	s.there.Store(true)
+	if err := stateFormat.CheckJSON(text); err != nil {
+		return fmt.Errorf("state file %s: %w", s.path, err)
+	}
 	var file stateFile
 	if err := json.Unmarshal(text, &file); err != nil {
 		return fmt.Errorf("state file %s: %w; expected the complete state file of an earlier run: remove the file to start over", s.path, err)
 	}
-	if file.Version != 1 {
-		return fmt.Errorf("state file %s: the file has version %d, want 1", s.path, file.Version)
+	if err := stateFormat.Check(int64(file.Version)); err != nil {
+		return fmt.Errorf("state file %s: %w", s.path, err)
 	}
 	for i, text := range file.Jobs {
 		name, err := checkEntry(text)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
@@ -57,11 +58,11 @@ func (j *job) findEarlier() error {
 	// The journal is read before the target is opened, so that the copy fails early if the file
 	// at the path of the journal is not a journal.
 	entries, err := journal.Load(j.path)
-	if errors.Is(err, journal.ErrVersion) {
+	if version := (*fileversion.Error)(nil); errors.As(err, &version) {
 		if j.Resume {
 			return j.neverResumed(err)
 		}
-		err = nil // a journal of another version matters only for resuming
+		err = nil // a journal of an unknown version matters only for resuming
 	}
 	if err != nil {
 		return err
@@ -233,6 +234,9 @@ func (j *job) neverResumed(cause error) error {
 	hint := startOver
 	if errors.Is(cause, fs.ErrExist) {
 		hint = "run again with --resume and --force, which replaces the file at DST when the copy is whole"
+	}
+	if version := (*fileversion.Error)(nil); errors.As(cause, &version) {
+		hint = version.Hint()
 	}
 	if errors.Is(cause, source.ErrGone) {
 		hint = "the snapshot no longer exists, so the rest of the disk cannot be read in the state that the earlier copy read: name another snapshot, and start over with --force and without --resume"

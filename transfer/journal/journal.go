@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/internal/killpoint"
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 	"github.com/vddkcp/vddkcp/transfer"
@@ -60,16 +61,18 @@ type Backing struct {
 }
 
 const (
-	version  = 2
 	magic    = "vddkcp journal\n\x00"
 	slotSize = 128 << 10
 )
 
-// record is the format of a slot, which docs/journal.md describes.
-var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize, Numbered: true}
+// format says which versions of the format this package reads.
+var format = fileversion.Format{
+	Name: "journal", Oldest: 2, Newest: 2,
+	Otherwise: "run again with --force and without --resume, which drops what was copied and starts over",
+}
 
-// ErrVersion says that another version of vddkcp wrote the journal.
-var ErrVersion = errors.New("the journal was written by another version of vddkcp")
+// record is the format of a slot, which docs/journal.md describes.
+var record = durable.Record{Magic: magic, Version: uint32(format.Newest), SlotSize: slotSize, Numbered: true}
 
 // Journal is an open journal, locked against other processes. It is not safe for
 // concurrent use.
@@ -86,8 +89,8 @@ type Journal struct {
 
 // Open opens and locks the journal at path. If there is no such file, Open creates it and fills it
 // with zeros up to its full size. Open returns the entries of the journal, at most two, the newest
-// first. A file that is not a journal is an error and stays unchanged. For a journal that another
-// version of vddkcp wrote, Open returns no entries, while Load returns ErrVersion.
+// first. A file that is not a journal is an error and stays unchanged. For a journal of
+// an unknown version, Open returns no entries, while Load returns a *fileversion.Error.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, durable.Private)
 	if err != nil {
@@ -117,7 +120,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 		}
 		return j, nil, nil
 	}
-	if entries, err = j.read(); errors.Is(err, ErrVersion) {
+	if entries, err = j.read(); errors.As(err, new(*fileversion.Error)) {
 		entries, err, j.last = nil, nil, max(j.last, 1) // so that Reset removes them
 	}
 	return j, entries, err
@@ -170,7 +173,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 	ours, used := false, false
 	for i, slot := range slots {
 		e, err := parse(slot)
-		if errors.Is(err, ErrVersion) {
+		if errors.As(err, new(*fileversion.Error)) {
 			return nil, err
 		}
 		if err == nil {
@@ -191,12 +194,12 @@ func (j *Journal) read() (entries []Entry, err error) {
 }
 
 // parse returns the entry in one slot. The error is durable.ErrNoRecord if the bytes are no slot of
-// a journal, durable.ErrTorn if the slot is damaged, and ErrVersion if another version of vddkcp
-// wrote it.
+// a journal, durable.ErrTorn if the slot is damaged, and a *fileversion.Error if it has an unknown
+// version.
 func parse(slot durable.Slot) (e Entry, err error) {
 	var version *durable.VersionError
 	if errors.As(slot.Err, &version) {
-		return e, fmt.Errorf("%w: its format has version %d, want %d", ErrVersion, version.Got, version.Want)
+		return e, format.Check(int64(version.Got))
 	}
 	if slot.Err != nil {
 		return e, slot.Err

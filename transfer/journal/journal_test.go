@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
@@ -117,7 +118,7 @@ func TestTornSlot(t *testing.T) {
 		}
 		os.WriteFile(path, torn, 0o600)
 		entries, err := journal.Load(path)
-		if errors.Is(err, journal.ErrVersion) {
+		if errors.As(err, new(*fileversion.Error)) {
 			t.Fatalf("a torn slot is taken for another version's: %v", err)
 		}
 		if err != nil || len(entries) == 0 {

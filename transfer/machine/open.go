@@ -197,7 +197,7 @@ func (r *run) plan(ctx context.Context, p *Planned) (err error) {
 	}
 	r.state = newState(r.Server, r.vm, r.disks, r.targets)
 	earlier, err := loadState(p.State)
-	if err != nil {
+	if err = r.mayForget(err); err != nil {
 		return err
 	}
 	r.store = &store{path: p.State}

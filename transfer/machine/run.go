@@ -11,6 +11,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/internal/printable"
@@ -107,7 +108,11 @@ func (r *run) open(ctx context.Context) error {
 		return err
 	}
 	var earlier *state
-	if r.store, earlier, err = openStore(path); err != nil {
+	if r.store, earlier, err = openStore(path); r.store == nil {
+		return err
+	}
+	if err = r.mayForget(err); err != nil {
+		r.store.close()
 		return err
 	}
 	if earlier != nil {
@@ -117,6 +122,16 @@ func (r *run) open(ctx context.Context) error {
 		r.store.close()
 	}
 	return err
+}
+
+// The method mayForget returns the error of reading a state file, or nil if this run starts over
+// although the state file has an unknown version.
+func (r *run) mayForget(err error) error {
+	if !r.Force || !errors.As(err, new(*fileversion.Error)) {
+		return err
+	}
+	r.warn(err.Error() + ": the disks are copied from the beginning; vddkcp cleanup lists the snapshot of the earlier run, if there is one")
+	return nil
 }
 
 // The method useEarlier decides what happens with the state of an earlier run, which is nil if there

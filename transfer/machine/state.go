@@ -12,6 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
@@ -69,9 +70,15 @@ type stateDisk struct {
 	Seal  string `json:"seal"`
 }
 
+// format says which versions of state files this package reads.
+var format = fileversion.Format{
+	Name: "state file", Oldest: 1, Newest: 1,
+	Otherwise: "start over with --force; vddkcp cleanup then lists the snapshot of the earlier run, if there is one",
+}
+
 // newState returns the state of a run that has not begun to copy.
 func newState(server string, vm *inventory.VM, disks []inventory.Disk, targets []string) *state {
-	s := &state{Version: 1, Step: stepNew, VM: stateVM{vm.Name, vm.Moref, vm.InstanceUUID, server}}
+	s := &state{Version: format.Newest, Step: stepNew, VM: stateVM{vm.Name, vm.Moref, vm.InstanceUUID, server}}
 	for i, d := range disks {
 		s.Disks = append(s.Disks, stateDisk{Key: d.Key, UUID: d.UUID, Label: d.Label, Size: d.Size, Target: absolute(targets[i])})
 	}
@@ -130,8 +137,8 @@ func (s *state) restart() {
 
 // check returns an error if the content of a state file is impossible.
 func (s *state) check() error {
-	if s.Version != 1 {
-		return fmt.Errorf("it has the version %d, expected 1", s.Version)
+	if err := format.Check(int64(s.Version)); err != nil {
+		return err
 	}
 	if !slices.Contains(steps, s.Step) {
 		return fmt.Errorf("it has the unknown state %q", s.Step)
@@ -169,7 +176,8 @@ func (*inUseError) ExitStatus() int { return exit.Resumable }
 // Hint tells the user what to do about the error.
 func (*inUseError) Hint() string { return "wait for the end of that run" }
 
-// openStore locks the state file and reads it. The state is nil if there is no file.
+// openStore locks the state file and reads it. The state is nil if there is no file. If the file has an
+// unknown version, openStore returns a store and a *fileversion.Error.
 func openStore(path string) (*store, *state, error) {
 	lock, err := durable.Lock(path + ".lock")
 	if locked := (*durable.LockedError)(nil); errors.As(err, &locked) {
@@ -180,6 +188,9 @@ func openStore(path string) (*store, *state, error) {
 	}
 	st := &store{path, lock}
 	s, err := loadState(path)
+	if errors.As(err, new(*fileversion.Error)) {
+		return st, nil, err
+	}
 	if err != nil {
 		st.close()
 		return nil, nil, err
@@ -187,7 +198,8 @@ func openStore(path string) (*store, *state, error) {
 	return st, s, nil
 }
 
-// loadState reads a state file. It returns nil if there is no such file.
+// loadState reads a state file. It returns nil if there is no such file. The error wraps a
+// *fileversion.Error if the file has an unknown version.
 func loadState(path string) (*state, error) {
 	text, err := durable.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -195,6 +207,9 @@ func loadState(path string) (*state, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("state file: %w", err)
+	}
+	if err := format.CheckJSON(text); err != nil {
+		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
 	s := new(state)
 	if err = json.Unmarshal(text, s); err == nil {
@@ -229,10 +244,13 @@ func (st *store) temporary() string { return st.path + ".new" }
 // killed after all its targets got their names. It does nothing if another run uses them.
 func Tidy(path string) {
 	st, s, err := openStore(path)
-	if err != nil {
+	if st == nil {
 		return
 	}
 	defer st.close()
+	if err != nil {
+		return
+	}
 	if s != nil && s.Step.reached(stepPublish) && s.Snapshot == "" {
 		st.remove()
 	}
