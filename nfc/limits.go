@@ -1,6 +1,11 @@
 package nfc
 
-import "sync"
+import (
+	"fmt"
+	"sync"
+
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+)
 
 // minRequest is the smallest size that limits gives to requests, in bytes.
 const minRequest = 64 << 10
@@ -16,6 +21,8 @@ type limits struct {
 	// The function waits is called when a request waits because the limits have become smaller. Its
 	// result is called after the wait. It may be nil.
 	waits func() (end func())
+	// The function changed is called with a text about each change of the limits. It may be nil.
+	changed func(text string)
 }
 
 // The method get returns the present limits. The result changes is for the method halve.
@@ -30,11 +37,17 @@ func (l *limits) get() (size, depth, changes int) {
 // count as one.
 func (l *limits) halve(changes int) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if changes != l.changes {
+		l.mu.Unlock()
 		return
 	}
+	size, depth := l.size, l.depth
 	l.size = max(l.size/2&^(sectorSize-1), min(l.size, minRequest))
 	l.depth = max(l.depth/2, 1)
 	l.changes++
+	text := fmt.Sprintf("%d requests of %s at a time instead of %d of %s: the host had no memory for one", l.depth, bytesize.Format(int64(l.size)), depth, bytesize.Format(int64(size)))
+	l.mu.Unlock()
+	if l.changed != nil {
+		l.changed(text)
+	}
 }

@@ -43,6 +43,7 @@ func Open(ctx context.Context, p Params, t Tickets, o Options) (source.Disk, err
 		return nil, err
 	}
 	op := newOpener(p, t, o)
+	op.limits.changed = func(text string) { o.Log.Debug("nfc: "+text, "disk", p.Name) }
 	op.limits.waits = func() (end func()) { return observer.Wait(ctx) }
 	d, err := source.Retry(ctx, op.open, o.Retry)
 	if err != nil {

@@ -73,11 +73,11 @@ func attached(transport string) bool { return transport == "hotadd" || transport
 
 // tuneLocked tells the tuner that a request moved n bytes. The tuner answers with the number of
 // connections that the pool should have. If the pool has more or fewer, tuneLocked starts to remove
-// or to add one connection.
-func (g *growth) tuneLocked(n int64) {
+// or to add one connection. The result says why, and is "" if the number does not change.
+func (g *growth) tuneLocked(n int64) (change string) {
 	p := g.pool
 	if g.tuner == nil || p.life.ended() != nil {
-		return
+		return ""
 	}
 	have, busy := 0, 0
 	for _, h := range p.handles {
@@ -98,6 +98,7 @@ func (g *growth) tuneLocked(n int64) {
 			g.retireIdleLocked(h)
 		}
 	}
+	return g.tuner.Change()
 }
 
 // retireIdleLocked closes the connection h if it is to be removed from the pool (h.retiring) and
@@ -121,12 +122,19 @@ func (g *growth) grow() {
 	at := g.pool.opener.at.Load()
 	free, ok := g.pool.opener.tryReserve(at)
 	if !ok {
-		g.pool.mu.Lock()
-		defer g.pool.mu.Unlock()
-		g.tuner.Denied(len(g.pool.handles))
+		g.denied()
 		return
 	}
 	g.add(free, at.budget)
+}
+
+// The method denied records that the host has no memory for one more connection.
+func (g *growth) denied() {
+	g.pool.mu.Lock()
+	n := len(g.pool.handles)
+	g.tuner.Denied(n)
+	g.pool.mu.Unlock()
+	g.pool.report.debug("", fmt.Sprintf("no further connection to %d: the memory and connections that vddkcp may use on the host are in use", n))
 }
 
 // The method opened records that the opening of further connections in the background has ended,

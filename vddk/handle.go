@@ -43,6 +43,17 @@ func newHandle(p *pool, free func(), budget *Budget) *handle {
 // usableLocked reports whether new requests may use the handle.
 func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
 
+// waitLocked waits until a request on the handle has ended. The parameter limited says that the host has
+// no memory for more requests on the handle.
+func (h *handle) waitLocked(limited bool) {
+	h.waiting++
+	defer func() { h.waiting-- }()
+	if limited {
+		defer observer.Wait(h.pool.life.Context)()
+	}
+	h.changed.Wait()
+}
+
 // setSessionLocked sets the session of the handle, and tells the observer of the disk's context how
 // the number of connections changes.
 func (h *handle) setSessionLocked(s *session) {

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/vddkcp/vddkcp/internal/observer"
 	"github.com/vddkcp/vddkcp/internal/pacing"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
@@ -284,15 +283,7 @@ func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 		}
 		s := h.session
 		if h.inFlight >= l.Depth || !direct && len(s.spare) == 0 {
-			h.waiting++
-			if l.Depth < p.o.Depth { // the host had no memory for as many requests as Options.Depth
-				end := observer.Wait(p.life.Context)
-				h.changed.Wait()
-				end()
-			} else {
-				h.changed.Wait()
-			}
-			h.waiting--
+			h.waitLocked(l.Depth < p.o.Depth)
 			waited = h
 			continue
 		}
@@ -332,7 +323,17 @@ func (p *pool) leastBusyLocked() *handle {
 // that the session has completed may be lost.
 func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	alive, change := p.releaseLocked(t, n, succeeded)
+	p.mu.Unlock()
+	if change != "" {
+		p.report.debug("", change)
+	}
+	return alive
+}
+
+// releaseLocked implements release. The result change says why the number of connections changes. It
+// is "" if the number does not change.
+func (p *pool) releaseLocked(t permit, n int64, succeeded bool) (alive bool, change string) {
 	h := t.h
 	if succeeded {
 		p.progress.Mark()
@@ -345,7 +346,7 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 			}
 		}
 		p.pace.Served()
-		p.growth.tuneLocked(n)
+		change = p.growth.tuneLocked(n)
 	}
 	h.inFlight--
 	t.s.begun[t.slot] = time.Time{}
@@ -356,7 +357,7 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	}
 	p.growth.retireIdleLocked(h)
 	h.changed.Signal()
-	return !t.s.lost
+	return !t.s.lost, change
 }
 
 // The method buffer returns the memory of a slot as a buffer of n bytes. n is at most

@@ -1,7 +1,10 @@
 package vddk
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -42,7 +45,9 @@ func TestAuto(t *testing.T) {
 					return when(test.openFails && n > 2, libraryError(1, "Unknown error"))
 				}
 				var warnings []string
-				o := Options{RequestSize: 4096, Warn: func(s string) { warnings = append(warnings, s) }}
+				var log bytes.Buffer
+				o := Options{RequestSize: 4096, Warn: func(s string) { warnings = append(warnings, s) },
+					Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 				if test.budget > 0 {
 					o.Budget = nfcbudget.New(test.budget * defaultBuffers.Bytes())
 				}
@@ -65,6 +70,7 @@ func TestAuto(t *testing.T) {
 				if got := d.Stats().Connections; got != test.want || len(warnings) != test.warnings {
 					t.Errorf("%d connections, want %d; warnings %q", got, test.want, warnings)
 				}
+				checkTunerLog(t, log.String(), test.want, test.budget > 0)
 				if host.mostInFlight > 4*test.want {
 					t.Errorf("%d requests in flight", host.mostInFlight)
 				}
@@ -240,5 +246,16 @@ func TestRequests(t *testing.T) {
 	}
 	if len(warnings) != 0 || d.Info().LogicalSector != 4096 || d.Info().GuestSector != 4096 {
 		t.Errorf("%q, %+v", warnings, d.Info())
+	}
+}
+
+// checkTunerLog checks that the log says why the number of connections was raised to n, and, if a budget
+// limits the number, why it was not raised further.
+func checkTunerLog(t *testing.T, log string, n int, limited bool) {
+	t.Helper()
+	if n > 1 && !strings.Contains(log, "2 connections instead of 1: the rate with 1 connection is ") ||
+		n > 2 && !strings.Contains(log, "3 connections instead of 2: the rate was ") ||
+		limited != strings.Contains(log, fmt.Sprintf("no further connection to %d: ", n)) {
+		t.Errorf("%d connections, log:\n%s", n, log)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/observer"
 )
 
@@ -117,7 +118,8 @@ func (a *attempts) again(t permit, err error) error {
 		return ended
 	}
 	if e := asError(err); e != nil && e.noMemory() && p.pace.Denied(t.pace) {
-		p.report.debug("", "the host has no memory for a request; asking for less", "error", err)
+		l, _ := p.pace.Next()
+		p.report.debug("", fmt.Sprintf("the host has no memory for a request: at most %d requests of %s at a time on each connection", l.Depth, bytesize.Format(int64(l.Size))), "error", err)
 		a.denied++
 		p.retries.Add(1)
 		defer observer.Wait(p.life.Context)()

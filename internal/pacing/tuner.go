@@ -1,6 +1,11 @@
 package pacing
 
-import "time"
+import (
+	"fmt"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+)
 
 const (
 	// The Tuner measures how many bytes per second are read (the rate), each time over a window of
@@ -52,6 +57,8 @@ type Tuner struct {
 	probe  time.Duration // measured time until another number of connections is tried
 	atRest time.Duration // measured time since the last try
 	worse  int           // windows in a row that were slower than usual
+
+	change string // see Change
 }
 
 type tunerState uint8
@@ -100,6 +107,14 @@ func (t *Tuner) Add(now time.Duration, n int64, open int, loaded bool) (want int
 	return t.want
 }
 
+// Change returns a text about the last change of the result of Add: from which number to which, and
+// why. A second call returns "", and so does a call if the result has not changed.
+func (t *Tuner) Change() string {
+	text := t.change
+	t.change = ""
+	return text
+}
+
 func (t *Tuner) restart(now time.Duration) {
 	t.from, t.loaded, t.bytes, t.requests = now+settle, 0, 0, 0
 }
@@ -138,23 +153,25 @@ func (t *Tuner) judge(rate float64) {
 	t.rates[t.want] = rate
 	switch t.state {
 	case measuring:
-		t.grow()
+		t.grow(fmt.Sprintf("the rate with %s is %s, one more is tried", connections(t.want), perSecond(rate)))
 	case growing:
-		if rate < t.rates[t.want-1]*gain {
-			t.want--
+		fewer := t.rates[t.want-1]
+		if rate < fewer*gain {
+			t.to(t.want-1, fmt.Sprintf("the rate was %s with %s, and is %s with %d: one more does not raise it by a tenth", perSecond(fewer), connections(t.want-1), perSecond(rate), t.want))
 			t.rest(min(t.probe*2, lastProbe))
 			return
 		}
 		t.probe = firstProbe
-		t.grow()
+		t.grow(fmt.Sprintf("the rate was %s with %s, and is %s with %d: one more is tried", perSecond(fewer), connections(t.want-1), perSecond(rate), t.want))
 	case shrinking:
-		if rate*gain <= t.rates[t.want+1] {
-			t.want++ // the removed connection is needed
+		more := t.rates[t.want+1]
+		if rate*gain <= more { // the removed connection is needed
+			t.to(t.want+1, fmt.Sprintf("the rate was %s with %s, and is only %s with %d", perSecond(more), connections(t.want+1), perSecond(rate), t.want))
 			t.rest(min(t.probe*2, lastProbe))
 			return
 		}
 		t.probe = firstProbe
-		t.shrink()
+		t.shrink(fmt.Sprintf("the rate was %s with %s, and is %s with %d: one fewer is tried", perSecond(more), connections(t.want+1), perSecond(rate), t.want))
 	case resting:
 		// The usual rate is a moving average, which changes slowly. If the measured rate
 		// drops suddenly, the average is still close to its old value. Therefore the
@@ -167,31 +184,46 @@ func (t *Tuner) judge(rate float64) {
 		}
 		if t.worse >= 3 { // the host may have become busy, and be faster with fewer connections
 			t.rates[t.want] = rate
-			t.shrink()
+			t.shrink(fmt.Sprintf("the rate with %s was %s, and has fallen to %s: one fewer is tried", connections(t.want), perSecond(before), perSecond(rate)))
 		} else if t.atRest >= t.probe {
-			t.grow()
+			t.grow(fmt.Sprintf("the rate with %s is %s, one more is tried again", connections(t.want), perSecond(rate)))
 		}
 	}
 }
 
-func (t *Tuner) grow() {
+func (t *Tuner) grow(why string) {
 	if t.want == t.most {
 		t.rest(t.probe)
 		return
 	}
 	t.state = growing
-	t.want++
+	t.to(t.want+1, why)
 }
 
-func (t *Tuner) shrink() {
+func (t *Tuner) shrink(why string) {
 	if t.want == 1 {
 		t.rest(t.probe)
 		return
 	}
 	t.state = shrinking
-	t.want--
+	t.to(t.want-1, why)
 	t.worse = 0
 }
+
+// The method to changes the number of connections to n, for the given reason.
+func (t *Tuner) to(n int, why string) {
+	t.change = fmt.Sprintf("%s instead of %d: %s", connections(n), t.want, why)
+	t.want = n
+}
+
+func connections(n int) string {
+	if n == 1 {
+		return "1 connection"
+	}
+	return fmt.Sprintf("%d connections", n)
+}
+
+func perSecond(rate float64) string { return bytesize.Format(int64(rate)) + "/s" }
 
 func (t *Tuner) rest(probe time.Duration) {
 	t.state, t.probe, t.atRest, t.worse = resting, probe, 0, 0

@@ -2,6 +2,7 @@ package pacing
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -135,5 +136,31 @@ func TestTunerFollows(t *testing.T) {
 		if tu.want < 3 {
 			t.Errorf("seed %d: %d after", seed, tu.want)
 		}
+	}
+}
+
+// Each change of the number of connections has one text, which names both numbers and rates.
+func TestTunerChange(t *testing.T) {
+	tu := NewTuner(4)
+	var got []string
+	have, now := 1, time.Duration(0)
+	for now < 4*time.Second {
+		rate := []float64{0, 100 << 20, 200 << 20, 210 << 20}[have]
+		now += time.Duration(1 << 20 / rate * float64(time.Second))
+		want := tu.Add(now, 1<<20, have, true)
+		if text := tu.Change(); text != "" {
+			got = append(got, text)
+		} else if want != have {
+			t.Errorf("%d connections are wanted instead of %d, and there is no text", want, have)
+		}
+		have = want
+	}
+	want := []string{
+		"2 connections instead of 1: the rate with 1 connection is 100.0 MiB/s, one more is tried",
+		"3 connections instead of 2: the rate was 100.0 MiB/s with 1 connection, and is 205.0 MiB/s with 2: one more is tried",
+		"2 connections instead of 3: the rate was 205.0 MiB/s with 2 connections, and is 212.5 MiB/s with 3: one more does not raise it by a tenth",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("texts %q, want %q", got, want)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -54,6 +55,15 @@ type Options struct {
 	Timeout time.Duration
 	// Warn is called with warnings for the user. It may be nil.
 	Warn func(message string)
+	// Log gets messages at the debug level. If it is nil, nothing is logged.
+	Log *slog.Logger
+}
+
+// debug logs that fewer connections are used than there could be, and why.
+func (o Options) debug(name string, n, want int, why string) {
+	if o.Log != nil {
+		o.Log.Debug(fmt.Sprintf("nbd: using %d instead of %d connections: %s", n, want, why), "server", name)
+	}
 }
 
 // warn passes a message to Options.Warn.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -99,12 +100,15 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 		want, limit = defaultConnections, min(extraTimeout, limit)
 	}
 	if want > 1 && s.flags&nbd.CanMultiConn == 0 {
-		if o.Connections > 1 {
+		if o.Connections == 0 {
+			o.debug(s.life.Name, 1, want, "the server does not promise that all connections see the same data")
+		} else {
 			o.warn("%s: using 1 connection instead of %d: the server does not promise that all connections see the same data", s.life.Name, want)
 		}
 		return nil
 	}
 	var all errgroup.Group
+	var refused atomic.Value // why a connection could not be opened that the user did not ask for
 	conns := make([]*conn, want-1)
 	for i := range conns {
 		all.Go(func() error {
@@ -116,6 +120,7 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 				}
 			}
 			if err != nil && o.Connections == 0 && s.life.Context.Err() == nil {
+				refused.Store(err.Error())
 				return nil // the copy works with fewer connections
 			}
 			conns[i] = c
@@ -127,6 +132,9 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 		if c != nil {
 			s.conns = append(s.conns, c)
 		}
+	}
+	if why, ok := refused.Load().(string); ok && err == nil {
+		o.debug(s.life.Name, len(s.conns), want, why)
 	}
 	return err
 }

@@ -73,7 +73,7 @@ func (j *job) prepareOpeners() {
 	}
 	o := j.Opener
 	o.SingleLink = j.SingleLink
-	o.NBD.Connections, o.NBD.Warn = j.Connections, j.warn
+	o.NBD.Connections, o.NBD.Warn, o.NBD.Log = j.Connections, j.warn, j.Log
 	o.Retry.OnRetry = retry.LogTo(j.Log, "reading is tried again")
 	if o.VDDK == nil {
 		return
