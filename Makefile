@@ -3,6 +3,7 @@ GO         ?= go
 PREFIX     ?= /usr/local
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT     ?= $(shell git rev-parse HEAD 2>/dev/null)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME   ?= 20s
@@ -11,7 +12,7 @@ FUZZLONG   ?= 1h
 # Without cgo, bin/vddkcp is one static binary that runs on any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build testlib quick test test-race guests chaos fuzz fuzz-long bench lint vuln demo try install clean
+.PHONY: build testlib quick test test-race guests chaos fuzz fuzz-long bench lint vuln demo try dist install clean
 
 build: bin/vddkcp
 
@@ -94,8 +95,14 @@ bench: build
 	./scripts/need qemu-img qemu-nbd nbdkit nbdcopy mke2fs time
 	./scripts/bench
 
+# dist writes the packages of a release into the folder dist (packaging/build). They are for
+# amd64 too if the machine is another one, which then needs a cross compiler for the worker.
+dist: build vddk/worker/bin/vddkcp-vddk-worker
+	./scripts/need gcc dpkg-deb gzip
+	VERSION='$(VERSION)' COMMIT='$(COMMIT)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' ./packaging/build dist
+
 install: build
-	install -D -m 755 bin/vddkcp $(DESTDIR)$(PREFIX)/bin/vddkcp
+	./packaging/install '$(DESTDIR)' '$(PREFIX)'
 
 clean:
-	rm -rf bin bench-out vddk/worker/bin/vddkcp-vddk-worker
+	rm -rf bin dist bench-out vddk/worker/bin/vddkcp-vddk-worker
