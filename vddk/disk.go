@@ -273,6 +273,9 @@ func (d *Disk) Close() error {
 		d.finish()
 		s := d.Stats()
 		d.report.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
+		if stats := d.report.stats; stats != nil {
+			d.report.table("VDDK function stats (-D vddk.stats=1):", stats.table())
+		}
 		d.log.drain()
 		if d.o.Writable {
 			return d.pool.closeErr

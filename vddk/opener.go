@@ -261,13 +261,22 @@ func (op *opener) startWorker(ctx context.Context, buffers NFCBuffers, slots, sl
 		return nil, startError(err)
 	}
 	defer file.Close()
-	return op.start(ctx, worker.Config{
+	end := func(int64) {}
+	if op.report.stats != nil {
+		end = op.report.stats.begin("InitEx")
+	}
+	p, err := op.start(ctx, worker.Config{
 		Library: op.library.Path, Root: op.library.Root, Dir: op.library.Dir, Version: op.library.Version,
 		ConfigFile: file.path, Slots: slots, SlotSize: slotSize,
 		Log: func(level worker.Level, line string) {
 			op.log.add(level == worker.Warning || level == worker.Panic, line)
 		},
 	})
+	end(0)
+	if err != nil || op.report.stats == nil {
+		return p, err
+	}
+	return &measured{p, op.report.stats}, nil
 }
 
 // startError marks err as a temporary failure to start a worker process, such as a lack of file

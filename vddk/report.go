@@ -13,16 +13,32 @@ type reporter struct {
 	log    *slog.Logger
 	toUser func(text string)
 	topics map[string]bool // Options.Debug
+	stats  *callStats      // of the disk's calls; nil: they are not measured
 }
 
 func newReporter(p *Params, o *Options) *reporter {
-	return &reporter{disk: p.File, log: o.Log, toUser: o.Warn, topics: o.Debug}
+	r := &reporter{disk: p.File, log: o.Log, toUser: o.Warn, topics: o.Debug}
+	if o.Debug["stats"] {
+		r.stats = &callStats{rows: make(map[string]*callRow)}
+	}
+	return r
 }
 
 // The method warn shows a warning to the user, if Options.Warn is set.
 func (r *reporter) warn(text string) {
 	if r.toUser != nil {
 		r.toUser(text)
+	}
+}
+
+// The method table logs the lines of a table that the user has asked for.
+func (r *reporter) table(title string, lines []string) {
+	if r.log == nil {
+		return
+	}
+	r.log.Info(title, "disk", r.disk)
+	for _, line := range lines {
+		r.log.Info(line)
 	}
 }
 

@@ -409,7 +409,7 @@ func TestStandInErrors(t *testing.T) {
 func TestStandInLogs(t *testing.T) {
 	t.Run("hostile", func(t *testing.T) {
 		testLogs(t, []string{"hostile-log", "log-reads", "fault ReadAsync at=2 once do=log log=login with pass; word\\n\\e[31mand %s%n"},
-			"vddk: disk", "capacity=8388608", "vddk: closed", "login with ***")
+			"vddk: disk", "capacity=8388608", "vddk: closed", "login with ***", "VDDK function stats", "  ReadAsync  ", "  InitEx  ")
 	})
 	t.Run("flood", func(t *testing.T) { testLogs(t, []string{"log-flood 3000 4"}, "vddk: closed") })
 }
