@@ -28,11 +28,11 @@ type copyCommand struct {
 	copyFlags
 }
 
-func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
+func (c *copyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
 	counters := new(progress.Counters)
-	style := progressStyle(c.Progress)
-	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
-	asJSON := style == progress.JSON
+	style, asJSON := logs.style(c.Progress)
+	display := progress.NewDisplay(displayTo(style), c.Src, counters)
+	notice.over(display, asJSON, readsOf(display))
 	if err := c.chooseWay(); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
@@ -53,7 +53,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	c.login.pause = pause
 	var r *report.Report
 	err = shown(display, func() (err error) {
-		r, err = c.run(ctx, spec, pause)
+		if r, err = c.run(ctx, spec, pause); report.Of(err).Done() && !c.DryRun {
+			display.End(c.closing(r))
+		}
 		return err
 	})
 	if c.Report != "" {
@@ -103,6 +105,29 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 		return p.Report, err
 	}
 	return p.Report, nil
+}
+
+// The method closing returns the last line of a copy that is done.
+func (c *copyCommand) closing(r *report.Report) string {
+	switch addressOrPath(c.Dst, address.Target).(type) {
+	case address.Stream:
+		return "standard output: " + closingOf(r).String()
+	case address.Null:
+		return printable.Name(c.Src) + ": " + closingOf(r).String() + ", nothing written"
+	}
+	return printable.Name(c.Dst) + ": " + closingOf(r).String()
+}
+
+// closingOf returns what the last line of a copy with the given report says.
+func closingOf(r *report.Report) progress.Closing {
+	end := progress.Closing{
+		Copied: r.BytesRead, Shared: r.BytesCloned, Earlier: r.ResumedFrom, Took: time.Duration(r.Seconds * float64(time.Second)),
+		Verified: r.Verify.Status == report.VerifyOK, Places: r.PlacesAgain,
+	}
+	if r.Digest != nil { // data with shared blocks was read too
+		end.Copied = max(0, end.Copied-end.Shared)
+	}
+	return end
 }
 
 // The method chooseWay decides how the source is read if it is on a server.

@@ -180,7 +180,7 @@ func (c *exportCommand) addresses() ([]export.Source, error) {
 // five refused logins.
 const exportRefusals = 3
 
-func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
+func (c *exportCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
 	sources, err := c.addresses()
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
@@ -196,7 +196,17 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return usage.Wrap(err)
 	}
-	err = c.serve(ctx, sources, outputs, log)
+	options := c.options(sources, outputs, log)
+	options.Serving = func(clients func() int) {
+		notice.over(errorOutput, logs.asJSON(), func() (string, bool) {
+			n := clients()
+			return counted(n, "client"), n > 0 // a signal is the normal way to end an export
+		})
+	}
+	if logs.asJSON() {
+		options.Tables = &logLines{log: log}
+	}
+	err = c.serve(ctx, options)
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
 	}
@@ -206,7 +216,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	var ended *export.CommandStatus
 	if errors.As(err, &ended) {
 		if err.Error() != ended.Error() { // CMD has reported its own errors
-			fail(errorOutput, false, fmt.Errorf("export: %w", err))
+			fail(errorOutput, logs.asJSON(), fmt.Errorf("export: %w", err))
 		}
 		return &reportedError{ended}
 	}
@@ -214,8 +224,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 }
 
 // The method serve serves the disks until a signal arrives.
-func (c *exportCommand) serve(ctx context.Context, sources []export.Source, outputs *outputs, log *slog.Logger) error {
-	options := c.options(sources, outputs, log)
+func (c *exportCommand) serve(ctx context.Context, options export.Options) error {
 	if c.Pin == "" {
 		return export.Run(ctx, options)
 	}

@@ -83,46 +83,48 @@ func run(args []string) int {
 	if err != nil {
 		panic(err) // the declaration of a flag is invalid, which every test detects
 	}
+	asJSON := wantsJSON(args)
 	if err := refuseReserved(args); err != nil {
-		return fail(errorOutput, false, err)
+		return fail(errorOutput, asJSON, err)
 	}
 	if err := refuseMisspelt(parser.Model, args); err != nil {
-		return fail(errorOutput, false, err)
+		return fail(errorOutput, asJSON, err)
 	}
 	if args, err = rewriteNBDKit(parser.Model, args); err != nil {
-		return fail(errorOutput, false, err)
+		return fail(errorOutput, asJSON, err)
 	}
 	if args, err = rewriteWords(parser.Model, args); err != nil {
-		return fail(errorOutput, false, err)
+		return fail(errorOutput, asJSON, err)
 	}
 	parsed, err := parser.Parse(args)
 	if exited { // help
 		return status
 	}
 	if err != nil {
-		return fail(errorOutput, false, usage.WithHint(aboutVariable(err), "run vddkcp --help for the list of commands and flags"))
+		return fail(errorOutput, asJSON, usage.WithHint(aboutVariable(err), "run vddkcp --help for the list of commands and flags"))
 	}
-	commands := new(spawned)
-	ctx, stop := withSignals(context.Background(), func() {
+	commands, notice := new(spawned), new(stopping)
+	notice.over(errorOutput, asJSON, nil)
+	ctx, stop := withSignals(context.Background(), notice.say, func() {
 		commands.kill()
-		servers.abandon()
+		servers.abandon(messages(errorOutput, asJSON))
 	})
 	defer stop()
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	parsed.Bind(&c.Log, parsed.Model, commands)
+	parsed.Bind(&c.Log, parsed.Model, commands, notice)
 	err = parsed.Run()
-	left := servers.close()
+	left := servers.close(c.Log.warn)
 	if err == nil {
 		err = left
 	} else if left != nil {
-		fail(errorOutput, false, left)
+		fail(errorOutput, asJSON, left)
 	}
 	if err != nil {
 		var reported *reportedError
 		if errors.As(err, &reported) {
 			return report.Of(err).Exit
 		}
-		return fail(errorOutput, false, err)
+		return fail(errorOutput, asJSON, err)
 	}
 	return 0
 }
@@ -210,12 +212,12 @@ func signalName(s syscall.Signal) string {
 const echo = 250 * time.Millisecond
 
 // withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a
-// *signalError as its cause. A second SIGINT or SIGTERM calls the function beforeExit and
+// *signalError as its cause. Before that, it calls the function atFirst. A second SIGINT or SIGTERM calls the function beforeExit and
 // ends the process at once. However, a signal that only repeats the first one within a
 // quarter of a second (the constant echo) is ignored. A second SIGHUP has no effect,
 // because a terminal that closes sends several, and systemd sends one after its SIGTERM. If
 // SIGHUP is ignored when the program starts, as under nohup(1), it stays ignored.
-func withSignals(parent context.Context, beforeExit func()) (ctx context.Context, stop func()) {
+func withSignals(parent context.Context, atFirst, beforeExit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
 	wanted := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
@@ -229,6 +231,7 @@ func withSignals(parent context.Context, beforeExit func()) (ctx context.Context
 			return
 		}
 		begun := time.Now()
+		atFirst()
 		cancel(&signalError{first.(syscall.Signal)})
 		killpoint.At("signal")
 		for second := range signals {
@@ -270,8 +273,8 @@ func failJob(w io.Writer, asJSON bool, job string, err error) int {
 		}
 	}
 	message := fmt.Sprintf("vddkcp: %s\n", printable.Error(err))
-	if job != "" {
-		message = fmt.Sprintf("vddkcp: job %s: %s\n", printable.Name(job), printable.Error(err))
+	if job != "" { // the batch goes on, so the time is of interest
+		message = fmt.Sprintf("%svddkcp: job %s: %s\n", stamp(), printable.Name(job), printable.Error(err))
 	}
 	if end.Hint != "" {
 		message += "hint: " + printable.Line(end.Hint) + "\n"

@@ -39,7 +39,12 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 		print = printMapJSON
 	}
 	counters := new(progress.Counters)
-	display := progress.NewDisplay(progress.Lines, displayOutput, c.Src, counters)
+	style := progress.Lines // even on a terminal, where the table may be too
+	if logs.asJSON() {
+		style = progress.JSON
+	}
+	display := progress.NewDisplay(displayTo(style), c.Src, counters)
+	display.End("")
 	err = shown(display, func() error { return print(ctx, out, src, counters) })
 	if err == nil {
 		err = out.Flush()

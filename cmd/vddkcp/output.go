@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 
@@ -28,10 +27,9 @@ var (
 	displayOutput io.Writer = os.Stderr
 )
 
-// The function warn writes a warning to standard error, for commands without a log and
-// before the log is open.
-func warn(message string) {
-	fmt.Fprintf(errorOutput, "vddkcp: warning: %s\n", printable.Line(message))
+// displayTo returns the Output of a display on standard error.
+func displayTo(style progress.Style) progress.Output {
+	return progress.Output{Style: style, To: displayOutput, Size: terminalSize, Stamp: stamp}
 }
 
 // standardOutput returns a writer to standard output, for large outputs. If standard

@@ -63,13 +63,13 @@ func listed(p *profile.Profile) listedProfile {
 	}
 }
 
-func (c *profileListCommand) Run(ctx context.Context) error {
+func (c *profileListCommand) Run(ctx context.Context, logs *logFlags) error {
 	profiles, failed := newConfig().List()
 	all := []listedProfile{}
 	for _, p := range profiles {
 		all = append(all, listed(p))
 		if err := p.CheckAccess(); err != nil {
-			warn(err.Error())
+			logs.warn(err.Error())
 		}
 	}
 	out := standardOutput(ctx)
@@ -127,8 +127,8 @@ type profileAddCommand struct {
 	Timeout patience `help:"Time limit for the answer of the server (default 30s)." default:"30s" placeholder:"TIME"`
 }
 
-func (c *profileAddCommand) Run(ctx context.Context) error {
-	if err := c.run(ctx); err != nil {
+func (c *profileAddCommand) Run(ctx context.Context, logs *logFlags) error {
+	if err := c.run(ctx, logs.warn); err != nil {
 		return fmt.Errorf("profile add: %w", err)
 	}
 	return nil
@@ -137,7 +137,7 @@ func (c *profileAddCommand) Run(ctx context.Context) error {
 // errNotStored is the error if the user does not want to store the profile.
 var errNotStored = errors.New("the profile is not stored")
 
-func (c *profileAddCommand) run(ctx context.Context) error {
+func (c *profileAddCommand) run(ctx context.Context, warn func(string)) error {
 	if err := profile.CheckName(c.Name); err != nil {
 		return usage.Wrap(err)
 	}
@@ -169,7 +169,7 @@ func (c *profileAddCommand) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if p.Password, err = c.password(ctx, p, config.UserFile()); err != nil {
+	if p.Password, err = c.password(ctx, p, config.UserFile(), warn); err != nil {
 		return err
 	}
 	if !c.Yes {
@@ -305,7 +305,7 @@ func (c *profileAddCommand) certify(ctx context.Context, p *profile.Profile) err
 
 // The method password returns the password of the profile, or where it is. On a terminal, it asks for
 // what no flag gives.
-func (c *profileAddCommand) password(ctx context.Context, p *profile.Profile, config string) (profile.Secret, error) {
+func (c *profileAddCommand) password(ctx context.Context, p *profile.Profile, config string, warn func(string)) (profile.Secret, error) {
 	flag := c.Password
 	if flag.form == notGiven {
 		if c.Yes {

@@ -17,7 +17,6 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
@@ -44,6 +43,8 @@ type batchCommand struct {
 	Check        bool           `help:"Open all sources and check all targets, but copy nothing." group:"Report:"`
 	Probe        *bytesize.Size `help:"With --check: read this number of bytes from each disk, and estimate how long the batch will take." placeholder:"SIZE" group:"Report:"`
 	Schema       bool           `help:"Print the JSON Schema of job files." group:"Report:"`
+
+	logs *logFlags // set by Run
 }
 
 // batchError is the error of a batch with an exit status other than 0.
@@ -73,7 +74,8 @@ func (c *batchCommand) Validate() error {
 	return nil
 }
 
-func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, servers *servers, commands *spawned) error {
+func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, servers *servers, commands *spawned, notice *stopping) error {
+	c.logs = logs
 	parser, err := newJobParser(servers)
 	if err != nil {
 		return err
@@ -100,18 +102,19 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	if err := c.checkPlaces(); err != nil {
 		return usage.Wrap(err)
 	}
-	style := progressStyle(c.Progress)
+	style, asJSON := logs.style(c.Progress)
 	if c.Check {
 		style = progress.None
 	}
 	b := &batchRun{
-		batchCommand: c, file: file, parser: parser, asJSON: c.Progress == "json",
-		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
+		batchCommand: c, file: file, parser: parser, asJSON: asJSON,
+		display:  progress.NewBatchDisplay(displayTo(style), len(jobs)),
 		commands: commands, servers: servers, outputs: outputs, refused: map[string]bool{},
 	}
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
 	}
+	notice.over(b.display, asJSON, readsOf(b.display))
 	log, closeLog, err := logs.open(b.display, b.asJSON)
 	if err != nil {
 		return usage.Wrap(err)
@@ -162,7 +165,7 @@ func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File
 // times when no progress display is shown.
 func (c *batchCommand) notice(text string) {
 	if c.Progress == "auto" || c.Progress == "bar" {
-		fmt.Fprintf(errorOutput, "vddkcp: %s\n", printable.Line(text))
+		c.logs.early().Info(text)
 	}
 }
 
@@ -305,7 +308,7 @@ func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 		return err
 	}
 	for _, note := range notes {
-		warn(note)
+		c.logs.warn(note)
 	}
 	reports := c.Report
 	if len(reports) == 0 {

@@ -186,13 +186,13 @@ func (s *servers) stands(vm, snapshot string, stands bool) {
 
 // The method abandon tells the user which snapshots stay on the server, because a second
 // signal ends vddkcp at once. It waits for nobody who holds the lock.
-func (s *servers) abandon() {
+func (s *servers) abandon(log *slog.Logger) {
 	if !s.mu.TryLock() {
 		return
 	}
 	for _, snapshot := range slices.Sorted(maps.Keys(s.standing)) {
-		fmt.Fprintf(errorOutput, "vddkcp: the snapshot %s of the VM %s may still be on the server: remove it with: vddkcp cleanup --remove --older-than 0s %s\n",
-			printable.Name(snapshot), printable.Name(s.standing[snapshot]), printable.Line(printable.Word(s.standing[snapshot])))
+		log.Warn(fmt.Sprintf("the snapshot %s of the VM %s may still be on the server: remove it with: vddkcp cleanup --remove --older-than 0s %s",
+			printable.Name(snapshot), printable.Name(s.standing[snapshot]), printable.Line(printable.Word(s.standing[snapshot]))))
 	}
 }
 
@@ -208,7 +208,7 @@ func (s *servers) closed(err error) {
 
 // The method close logs out of all servers. It returns an error if a snapshot could not be
 // removed after its disk was closed. If it cannot log out, it only warns the user.
-func (s *servers) close() error {
+func (s *servers) close(warn func(string)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, entry := range s.sessions {

@@ -82,7 +82,7 @@ func answer(terminal *os.File, prompt, text string) (shown string, err error) {
 
 func TestAskTerminal(t *testing.T) {
 	if os.Getenv("VDDKCP_TEST_ASK") != "" {
-		ctx, stop := withSignals(context.Background(), func() {})
+		ctx, stop := withSignals(context.Background(), func() {}, func() {})
 		defer stop()
 		text, err := askTerminal(ctx, "password: ", hidden)
 		fmt.Printf("got %q %v\n", text, err)

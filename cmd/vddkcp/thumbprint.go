@@ -33,7 +33,7 @@ type certificateFacts struct {
 	Reason    string    `json:"reason,omitempty"` // why the certificate does not verify
 }
 
-func (c *thumbprintCommand) Run(ctx context.Context) error {
+func (c *thumbprintCommand) Run(ctx context.Context, logs *logFlags) error {
 	host, port, err := splitHost(c.Host)
 	if err != nil {
 		return usage.Errorf("thumbprint: %w", err)
@@ -55,7 +55,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
 	}
 	if !facts.Verifies {
-		warn("the certificate is not verified: before you trust its thumbprint, compare it with the one that the host itself shows")
+		logs.warn("the certificate is not verified: before you trust its thumbprint, compare it with the one that the host itself shows")
 	}
 	return nil
 }

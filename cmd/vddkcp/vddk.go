@@ -31,7 +31,7 @@ type libraryFacts struct {
 	list          []vddk.Function
 }
 
-func (c *vddkCommand) Run(ctx context.Context) error {
+func (c *vddkCommand) Run(ctx context.Context, logs *logFlags) error {
 	facts := &libraryFacts{DefaultLibDir: vddk.LibDirs[0], Functions: map[string]bool{}, Missing: []string{}}
 	library, err := vddk.FindLibrary(c.LibDir)
 	if err != nil {
@@ -53,7 +53,7 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("vddk: %w", err)
 	}
 	if errors.Is(failed, vddk.ErrNoWorker) {
-		warn(failed.Error())
+		logs.warn(failed.Error())
 		failed = nil
 		if len(facts.Missing) > 0 {
 			failed = &vddk.MissingError{Library: library.Path, Names: facts.Missing}

@@ -102,11 +102,11 @@ func (e *differenceError) Error() string { return e.line }
 // ExitStatus returns the exit status for the error. Package report calls this method.
 func (*differenceError) ExitStatus() int { return exit.Difference }
 
-func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
+func (c *verifyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
 	counters := new(progress.Counters)
-	style := progressStyle(c.Progress)
-	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
-	asJSON := style == progress.JSON
+	style, asJSON := logs.style(c.Progress)
+	display := progress.NewDisplay(displayTo(style), c.Src, counters)
+	notice.over(display, asJSON, readsOf(display))
 	at, err := c.addresses()
 	if err != nil {
 		err = fmt.Errorf("verify: %w", err)
@@ -131,11 +131,16 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return usage.Wrap(err)
 	}
 	c.login.pause = pauseOf(display)
-	err = shown(display, func() error {
+	err = shown(display, func() (err error) {
 		if at.source == nil {
-			return c.sum(ctx, at.target, outputs, log, counters)
+			err = c.sum(ctx, at.target, outputs, log, counters)
+		} else {
+			err = c.compare(ctx, at, outputs, log, counters)
 		}
-		return c.compare(ctx, at, outputs, log, counters)
+		if err == nil {
+			display.End("") // the log says that the disks are identical
+		}
+		return err
 	})
 	var different *differenceError
 	if errors.As(err, &different) {

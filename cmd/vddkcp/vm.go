@@ -104,10 +104,10 @@ func (c *vmCommand) Validate() error {
 	return c.copyFlags.Validate()
 }
 
-func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
-	style := progressStyle(c.Progress)
-	display := progress.NewBatchDisplay(style, displayOutput, 0, terminalSize)
-	asJSON := style == progress.JSON
+func (c *vmCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
+	style, asJSON := logs.style(c.Progress)
+	display := progress.NewBatchDisplay(displayTo(style), 0)
+	notice.over(display, asJSON, readsOf(display))
 	if err := c.choose(c.reads(), address.VM{Name: c.Machine}); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
@@ -130,7 +130,9 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 	// A password is asked for before the display draws over the prompt.
 	if _, err = c.connection(ctx, func(message string) { log.Warn(message) }); err == nil {
 		err = shown(display, func() (err error) {
-			r, err = c.copyVM(ctx, log, display, outputs)
+			if r, err = c.copyVM(ctx, log, display, outputs); report.Of(err).Done() && !c.DryRun {
+				display.End(closingOfVM(r))
+			}
 			return err
 		})
 	}
@@ -152,6 +154,23 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags) error {
 		return &reportedError{err}
 	}
 	return nil
+}
+
+// closingOfVM returns the last line of the copy of a VM that is done.
+func closingOfVM(r *machine.Report) string {
+	end, disks := progress.Closing{Took: time.Duration(r.Seconds * float64(time.Second)), Verified: true}, 0
+	for _, round := range r.Rounds {
+		for _, d := range round.Disks {
+			if d == nil {
+				continue
+			}
+			of := closingOf(d)
+			disks, end.Copied, end.Shared, end.Places = disks+1, end.Copied+of.Copied, end.Shared+of.Shared, end.Places+of.Places
+			end.Verified = end.Verified && of.Verified
+		}
+	}
+	end.Verified = end.Verified && disks > 0
+	return fmt.Sprintf("%s: %s, %s", printable.Name(r.VM), counted(disks, "disk"), end)
 }
 
 // The method copyVM copies the VM. With --dry-run it only prints what a copy would do.

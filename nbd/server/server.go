@@ -207,6 +207,9 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return all.Wait()
 }
 
+// Clients returns the number of connections that have chosen an export.
+func (s *Server) Clients() int { return int(s.clients.Load()) }
+
 // endDisks ends the context of disks and stops the timer of the grace period. It does
 // nothing while there are connections, because they still need the context and the timer.
 // Connections of ServeConn can continue after Serve has returned.

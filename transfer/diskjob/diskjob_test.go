@@ -30,7 +30,7 @@ func TestRun(t *testing.T) {
 	jobs := &diskjob.Jobs{
 		Spec:    func(j *batch.Job) job.Spec { return job.Spec{Source: j.Source, Target: j.Target, SourceFormat: "raw"} },
 		Copy:    func(ctx context.Context, _ *batch.Job, s job.Spec) (*report.Report, error) { return job.Run(ctx, s) },
-		Display: progress.NewBatchDisplay(progress.None, io.Discard, 2, nil),
+		Display: progress.NewBatchDisplay(progress.Output{To: io.Discard}, 2),
 		Log:     log,
 		Failed:  func(t *batch.Task, _ error) { failed = append(failed, t.Name) },
 	}

@@ -1,7 +1,6 @@
 package progress
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -19,11 +18,10 @@ import (
 // only lines for the running copies. All other output to the same stream must go through Write.
 // A BatchDisplay is safe for concurrent use.
 type BatchDisplay struct {
-	style Style
-	size  func() (columns, rows int)
+	out Output
 
 	mu      sync.Mutex // guards the fields below
-	out     io.Writer
+	screen  screen
 	title   string
 	jobs    int    // in the batch
 	phase   string // of the copy of a VM; "" while its disks are copied
@@ -32,27 +30,42 @@ type BatchDisplay struct {
 	waiting int            // number of jobs that are tried again at the time retry
 	retry   time.Time
 	bytes   Snapshot // sums for the jobs that have ended
-	meter   meter
-	shown   []string  // lines on the terminal, which the next draw replaces
+	recent  recent
 	line    time.Time // when style Lines printed its last line
+	closing string    // the text of End
 }
 
 // shownJob is a running job of a batch, as a BatchDisplay shows it.
 type shownJob struct {
 	name     string
 	counters *Counters
-	meter    meter
+	recent   recent
 	line     Line // for style JSON, without the counts
 }
 
-// NewBatchDisplay returns a display for a batch with the given number of jobs. It writes to
-// out. The function size returns the size of the terminal. If out is not a terminal, the
-// function is nil.
-func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns, rows int)) *BatchDisplay {
-	if size == nil {
-		size = func() (int, int) { return 80, 24 }
+// NewBatchDisplay returns a display for a batch with the given number of jobs.
+func NewBatchDisplay(out Output, jobs int) *BatchDisplay {
+	return &BatchDisplay{out: out, screen: screen{out: out.To}, title: "batch", jobs: jobs, ended: map[string]int{}}
+}
+
+// End makes Run end with the given line instead of a summary. The styles None and JSON do not show
+// the line.
+func (d *BatchDisplay) End(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closing = text
+}
+
+// Reads returns how many reads of sources are in progress, and of how many copies.
+func (d *BatchDisplay) Reads() (reads, copies int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, j := range d.running {
+		if n := j.counters.Snapshot().Reads; n > 0 {
+			reads, copies = reads+n, copies+1
+		}
 	}
-	return &BatchDisplay{style: style, out: out, title: "batch", jobs: jobs, size: size, ended: map[string]int{}}
+	return reads, copies
 }
 
 // ShowVM makes the display one of the copy of a VM with the given number of disks. StartDisk adds
@@ -74,12 +87,12 @@ func (d *BatchDisplay) Phase(vm, phase string, percent int) {
 	if phase == Copy.String() {
 		d.phase = ""
 	}
-	if d.style == JSON {
+	if d.out.Style == JSON {
 		line := phaseLine{Type: "progress", Time: time.Now(), VM: vm, Phase: phase}
 		if percent >= 0 {
 			line.Percent = &percent
 		}
-		writeJSON(d.out, line)
+		writeJSON(d.out.To, line)
 	}
 }
 
@@ -111,8 +124,8 @@ func (d *BatchDisplay) start(j *shownJob) (done func()) {
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.style == JSON {
-			j.writeJSON(d.out, time.Now())
+		if d.out.Style == JSON {
+			j.writeJSON(d.out.To, time.Now())
 		}
 		i := slices.Index(d.running, j)
 		d.running = slices.Delete(d.running, i, i+1)
@@ -147,7 +160,7 @@ func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.mu.Lock()
 	d.line = time.Now()
 	d.mu.Unlock()
-	d.style.keepDrawing(done, d.draw)
+	d.out.Style.keepDrawing(done, d.draw)
 }
 
 // Write writes p above the lines that the display has drawn. p must consist of whole lines.
@@ -155,43 +168,10 @@ func (d *BatchDisplay) Run(done <-chan struct{}) {
 func (d *BatchDisplay) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.shown) == 0 {
-		_, err := d.out.Write(printable.Bytes(p))
-		return len(p), err
-	}
-	// A single write to the terminal draws the new lines over the old ones, without clearing
-	// them first, so that nothing flickers.
-	above := bytes.ReplaceAll(printable.Bytes(p), []byte("\n"), []byte("\x1b[K\n"))
-	if _, err := io.WriteString(d.out, d.back()+string(above)+inLines(d.shown)); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	return d.screen.write(p)
 }
 
-// The method back returns the escape sequence that moves the cursor to the first line that the
-// display has drawn. The caller holds d.mu.
-func (d *BatchDisplay) back() string {
-	if len(d.shown) == 0 {
-		return ""
-	}
-	return fmt.Sprintf("\x1b[%dA\r", len(d.shown))
-}
-
-// inLines returns a text that draws the given lines over those on the terminal. It makes the
-// terminal cut long lines instead of wrapping them, because only the terminal knows the width
-// of all characters.
-func inLines(lines []string) string {
-	var b strings.Builder
-	b.WriteString("\x1b[?7l")
-	for _, line := range lines {
-		b.WriteString(line + "\x1b[K\n")
-	}
-	b.WriteString("\x1b[?7h\x1b[J")
-	return b.String()
-}
-
-// The method draw shows the present state. It ignores write errors, because a batch must go on when
-// its terminal was closed.
+// The method draw shows the present state.
 func (d *BatchDisplay) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -203,49 +183,42 @@ func (d *BatchDisplay) draw(last bool) {
 	for _, j := range d.running {
 		total.add(j.counters.Snapshot())
 	}
-	rate := d.meter.add(now, total.Moved())
-	switch d.style {
-	case JSON:
+	p := d.recent.add(now, total)
+	switch {
+	case d.out.Style == JSON:
 		for _, j := range d.running {
-			j.writeJSON(d.out, now)
+			j.writeJSON(d.out.To, now)
 		}
-	case Lines:
-		if last && len(d.ended) == 0 {
-			return // no job began
-		}
-		if last || now.Sub(d.line) >= 10*time.Second {
-			d.line = now
-			_, _ = io.WriteString(d.out, d.title+": "+d.summary(total, rate)+"\n")
-		}
-	case Bar:
-		var lines []string
-		columns, rows := d.size()
+	case last:
+		d.screen.draw(nil)
 		switch {
-		case !last:
-			lines = append(lines, cut(d.status(total, rate, columns), columns))
-			fit := max(rows-2, 1) // one line is for the batch, and one for the cursor
-			for i, j := range d.running {
-				if i+1 == fit && len(d.running) > fit {
-					lines = append(lines, fmt.Sprintf("  and %d more", len(d.running)-i))
-					break
-				}
-				lines = append(lines, cut(j.describe(now, columns), columns))
+		case d.closing != "":
+			d.out.printLine(d.closing)
+		case len(d.ended) > 0: // else no job began
+			d.out.printLine(d.title + ": " + d.summary(total, p))
+		}
+	case d.out.Style == Bar:
+		columns, rows := d.out.size()
+		lines := []string{d.status(total, p, columns)}
+		most := max(rows-2, 1) // one line is for the batch, and one for the cursor
+		for i, j := range d.running {
+			if i+1 == most && len(d.running) > most {
+				lines = append(lines, fmt.Sprintf("  and %d more", len(d.running)-i))
+				break
 			}
-		case len(d.ended) > 0:
-			lines = append(lines, cut(d.title+": "+d.summary(total, rate), columns))
+			lines = append(lines, j.describe(now, columns))
 		}
-		_, _ = io.WriteString(d.out, d.back()+inLines(lines))
-		d.shown = lines
-		if last {
-			d.shown = nil
-		}
+		d.screen.draw(fit(lines, columns, max(rows, 3)))
+	case now.Sub(d.line) >= 10*time.Second:
+		d.line = now
+		d.out.printLine(d.title + ": " + d.summary(total, p))
 	}
 }
 
 // The method status returns the line about the whole batch for a terminal. The bar in this line
 // shows the share of the jobs that is done. It cannot show the share of the bytes, because the
 // sizes of jobs that have not begun are not known. The caller holds d.mu.
-func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
+func (d *BatchDisplay) status(s Snapshot, p pace, columns int) string {
 	share := 0.0
 	for _, n := range d.ended {
 		share += float64(n)
@@ -254,19 +227,15 @@ func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 		share += j.counters.Snapshot().share()
 	}
 	share /= float64(max(d.jobs, 1))
-	counts := fmt.Sprintf("%s; %s, %s/s", d.counts(), bytesize.Format(s.Done), bytesize.Format(int64(rate)))
+	counts := fmt.Sprintf("%s; %s, %s/s", d.counts(), bytesize.Format(s.Read+s.Cloned), bytesize.Format(int64(p.rate)))
 	if columns < wideEnough {
-		return fmt.Sprintf("%3d%% %s", int(share*100), counts)
+		return percent(share) + " " + counts
 	}
-	return drawBar(share) + " " + counts
+	return percent(share) + " " + drawBar(share, barColumns) + " " + counts
 }
 
-// drawBar returns a percentage followed by a bar of 20 columns.
-func drawBar(share float64) string {
-	share = min(max(share, 0), 1)
-	full := int(share * 20)
-	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
-}
+// barColumns is the length of the bars of a BatchDisplay.
+const barColumns = 20
 
 // The method add adds the counts of one more copy to the sums in s. It adds only the counts whose
 // sums a BatchDisplay shows.
@@ -288,7 +257,7 @@ func (s Snapshot) share() float64 {
 }
 
 // The method summary returns a text about all jobs together, without a bar. The caller holds d.mu.
-func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
+func (d *BatchDisplay) summary(s Snapshot, p pace) string {
 	var b strings.Builder
 	// The text shows how many bytes were read or cloned. It does not show the number of done
 	// bytes (s.Done), because that number also counts checks that read targets back.
@@ -296,8 +265,8 @@ func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
 	}
-	if rate > 0 {
-		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(rate)))
+	if p.rate > 0 {
+		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(p.rate)))
 	}
 	return b.String()
 }
@@ -327,33 +296,23 @@ func (d *BatchDisplay) counts() string {
 func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	s := j.counters.Snapshot()
 	j.line.Type, j.line.Time = "progress", now
-	writeLine(out, j.line, s, j.meter.add(now, s.Moved()))
+	writeLine(out, j.line, s, j.recent.add(now, s))
 }
 
-// wideEnough is the smallest number of columns for which a BatchDisplay draws bars.
-const wideEnough = 70
-
-// describe returns the line of a job for a terminal.
+// describe returns the line of a job for a terminal. It says what limits the job if there is room.
 func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	// On a terminal, describe is called five times a second. The meter of the job computes the
-	// rate from the last ten calls, so the rate is the mean of only the last two seconds.
-	rate := j.meter.add(now, s.Moved())
-	if columns < wideEnough {
-		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
+	p := j.recent.add(now, s)
+	line := fmt.Sprintf("%s %s/s", percent(s.share()), bytesize.Format(int64(p.rate)))
+	if columns >= wideEnough {
+		line = fmt.Sprintf("%s %s %-6s %s/s", percent(s.share()), drawBar(s.share(), barColumns), s.Phase, bytesize.Format(int64(p.rate)))
+		if eta := left(s, p); eta != "" && s.Phase == Copy {
+			line += " " + eta
+		}
 	}
-	line := fmt.Sprintf("%s %-6s %s/s", drawBar(s.share()), s.Phase, bytesize.Format(int64(rate)))
-	if eta := timeLeft(s, rate); eta != nil && *eta < longestETA && s.Phase == Copy {
-		line += " " + (time.Duration(*eta) * time.Second).String()
+	line += "  " + printable.Name(j.name)
+	if bound := "  (" + p.bound + ")"; p.bound != "" && utf8.RuneCountInString(line+bound) < columns {
+		line += bound
 	}
-	return line + "  " + printable.Name(j.name)
-}
-
-// The function cut shortens s so that it fits on one line of a terminal with the given number of
-// columns.
-func cut(s string, columns int) string {
-	if columns < 1 || utf8.RuneCountInString(s) < columns {
-		return s
-	}
-	return string([]rune(s)[:columns-1])
+	return line
 }

@@ -111,7 +111,7 @@ func (s *screen) text() (lines []string) {
 // showBatch runs the display of a batch with four jobs on out while do uses it.
 func showBatch(t *testing.T, style progress.Style, out *screen, columns, rows int, do func(*progress.BatchDisplay)) {
 	synctest.Test(t, func(t *testing.T) {
-		d := progress.NewBatchDisplay(style, out, 4, func() (int, int) { return columns, rows })
+		d := progress.NewBatchDisplay(progress.Output{Style: style, To: out, Size: func() (int, int) { return columns, rows }}, 4)
 		done, ended := make(chan struct{}), make(chan struct{})
 		go func() {
 			d.Run(done)
@@ -140,12 +140,12 @@ func TestBatchOnATerminal(t *testing.T) {
 		want          []string
 	}{
 		{80, 24, []string{
-			"vddkcp: a message that is longer than some terminals are wide", " 45% [#########...........] 1 of 4 done, 3 running; 80.0 MiB, 40.0 MiB/s",
+			"vddkcp: a message that is longer than some terminals are wide", " 45% [#########...........] 1 of 4 done, 3 running; 72.0 MiB, 40.0 MiB/s",
 			" 50% [##########..........] copy   0 B/s  a", " 10% [##..................] copy   0 B/s  " + strings.Repeat("語", 38),
 			" 20% [####................] copy   0 B/s  \"x\\x1b[2J\"",
 		}},
 		{40, 4, []string{
-			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 1 of 4 done, 3 running; 80.0 MiB,", " 50% 0 B/s  a", "  and 2 more",
+			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 1 of 4 done, 3 running; 72.0 MiB,", " 50% 0 B/s  a", "  and 2 more",
 		}},
 	} {
 		t.Run(fmt.Sprint(c.columns), func(t *testing.T) {

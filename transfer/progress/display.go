@@ -1,14 +1,12 @@
 package progress
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
-
-	"github.com/schollz/progressbar/v3"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
@@ -20,7 +18,7 @@ type Style int
 // These are the styles of the flag --progress.
 const (
 	None  Style = iota // nothing
-	Bar                // one line that is drawn again five times a second, for a terminal
+	Bar                // lines that are drawn again five times a second, for a terminal
 	Lines              // a line every ten seconds, for a log
 	JSON               // a line with a JSON object every second, for a program
 )
@@ -29,37 +27,52 @@ const (
 // stream must go through Write, so that a bar and a message never share a line. A
 // Display is safe for concurrent use.
 type Display struct {
-	style    Style
+	out      Output
 	disk     string
 	counters *Counters
 
-	mu    sync.Mutex // guards the fields below
-	out   io.Writer
-	bar   *progressbar.ProgressBar
-	meter meter
-	total int64     // planned bytes when the bar was made; -1: not known
-	line  time.Time // when style Lines printed its last line
-	phase Phase     // in that line
+	mu     sync.Mutex // guards the fields below
+	screen screen
+	recent recent
+	begun  time.Time
+	line   time.Time // when style Lines printed its last line
+
+	ended   bool   // End was called
+	closing string // the text of End
 
 	paused int    // number of pauses that have not been resumed
 	held   []byte // output that was written during a pause
 }
 
-// NewDisplay returns a Display that shows the counters c and writes to out. The parameter disk is
-// the name of the disk in JSON output.
-func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
-	return &Display{style: style, out: out, disk: disk, counters: c}
+// NewDisplay returns a Display that shows the counters c. The parameter disk is the name of the disk
+// in JSON output.
+func NewDisplay(out Output, disk string, c *Counters) *Display {
+	return &Display{out: out, disk: disk, counters: c, screen: screen{out: out.To}}
 }
 
-// Run shows the progress until the channel done is closed. Then it shows the progress once more and
-// returns.
+// Run shows the progress until the channel done is closed. Then it shows the text of End, or the
+// progress once more, and returns.
 func (d *Display) Run(done <-chan struct{}) {
-	if d.style != None {
-		d.line = time.Now()
+	d.mu.Lock()
+	d.begun = time.Now()
+	d.line = d.begun
+	d.mu.Unlock()
+	if d.out.Style != None {
 		d.draw(false)
 	}
-	d.style.keepDrawing(done, d.draw)
+	d.out.Style.keepDrawing(done, d.draw)
 }
+
+// End makes Run end with the given line instead of the progress, or with no line if the text is "".
+// The styles None and JSON do not show the line.
+func (d *Display) End(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended, d.closing = true, text
+}
+
+// Reads returns how many reads of the source are in progress, and of how many copies.
+func (d *Display) Reads() (reads, copies int) { return d.counters.Snapshot().Reads, 1 }
 
 // keepDrawing calls the function draw at intervals that depend on the style until the channel done
 // is closed. Then it calls draw once more, with the argument true.
@@ -94,14 +107,7 @@ func (d *Display) Write(p []byte) (int, error) {
 		d.held = append(d.held, p...)
 		return len(p), nil
 	}
-	if d.bar != nil {
-		// Errors of Clear can be ignored. If the terminal has failed, the call of d.out.Write
-		// below fails too, and its error is returned. The bar need not be drawn again here,
-		// because the method Run does that soon.
-		_ = d.bar.Clear()
-	}
-	_, err := d.out.Write(printable.Bytes(p))
-	return len(p), err
+	return d.screen.write(p)
 }
 
 // maxHeld is how many bytes of output a paused Display holds back until the pause ends. Once it
@@ -115,14 +121,12 @@ func (d *Display) Pause() (resume func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.paused++
-	if d.bar != nil {
-		_ = d.bar.Clear() // an error of the terminal must not end the copy
-	}
+	d.screen.draw(nil)
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.paused--; d.paused == 0 && len(d.held) > 0 {
-			_, _ = d.out.Write(printable.Bytes(d.held))
+			_, _ = d.screen.write(d.held)
 			d.held = nil
 		}
 	}
@@ -146,8 +150,7 @@ type Line struct {
 	ETASeconds   *float64  `json:"eta_seconds"` // nil: not known
 }
 
-// The method draw shows the present state. It ignores write errors, because a copy must go on when
-// its terminal was closed.
+// The method draw shows the present state.
 func (d *Display) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -155,43 +158,61 @@ func (d *Display) draw(last bool) {
 		return
 	}
 	now, s := time.Now(), d.counters.Snapshot()
-	rate := d.meter.add(now, s.Moved())
-	eta := timeLeft(s, rate)
-	switch d.style {
-	case JSON:
-		writeLine(d.out, Line{Type: "progress", Time: now, Disk: d.disk}, s, rate)
-	case Lines:
-		if last && s.Phase == Plan {
-			return // the copy failed before it began
+	p := d.recent.add(now, s)
+	switch {
+	case d.out.Style == JSON:
+		writeLine(d.out.To, Line{Type: "progress", Time: now, Disk: d.disk}, s, p)
+	case last:
+		d.screen.draw(nil)
+		switch {
+		case d.ended && d.closing != "":
+			d.out.printLine(d.closing)
+		case !d.ended && s.Phase != Plan: // else the copy failed before it began
+			d.out.printLine(describe(s, pace{rate: p.rate}))
 		}
-		if last || now.Sub(d.line) >= 10*time.Second || s.Phase != d.phase && s.Phase == Finish {
-			d.line, d.phase = now, s.Phase
-			_, _ = io.WriteString(d.out, describe(s, rate, eta))
-		}
-	case Bar:
-		d.drawBar(s, last)
+	case d.out.Style == Bar:
+		columns, rows := d.out.size()
+		d.screen.draw(fit(bar(s, p, now.Sub(d.begun), columns), columns, rows))
+	case now.Sub(d.line) >= 10*time.Second:
+		d.line = now
+		d.out.printLine(describe(s, p))
 	}
 }
 
-// longestETA is the longest remaining time that is shown, in seconds: over three years. A copy
-// with a longer time makes no progress. An upper limit is needed because a time.Duration cannot
-// hold more than 292 years.
-const longestETA = 1e8
-
-// timeLeft estimates the remaining time of a copy, in seconds. If that is not possible, it
-// returns nil.
-func timeLeft(s Snapshot, rate float64) *float64 {
-	if rate <= 0 || s.Planned < s.Done {
-		return nil
+// bar returns the lines of style Bar.
+func bar(s Snapshot, p pace, elapsed time.Duration, columns int) []string {
+	switch {
+	case s.Phase == Plan && s.Size > 0:
+		return []string{s.examination(), short(elapsed) + " elapsed"}
+	case s.Phase == Plan:
+		return []string{"plan, " + short(elapsed) + " elapsed"}
 	}
-	seconds := float64(s.Planned-s.Done) / rate
-	return &seconds
+	amount := bytesize.Format(s.Done)
+	first := fmt.Sprintf("%-6s %s", s.Phase, amount)
+	if s.Planned > 0 {
+		amount += " of " + bytesize.Format(s.Planned)
+		first = fmt.Sprintf("%-6s %s %s", s.Phase, percent(s.share()), amount)
+		if columns >= wideEnough {
+			// The amount has a fixed width, so that the bar does not change its length.
+			const width = len("1023.9 MiB of 1023.9 MiB")
+			first = fmt.Sprintf("%-6s %s %s %s", s.Phase, percent(s.share()), drawBar(s.share(), columns-width-len("verify 100% [] ")-1), amount)
+		}
+	}
+	second := fmt.Sprintf("%s/s, %s elapsed", bytesize.Format(int64(p.rate)), short(elapsed))
+	if eta := left(s, p); eta != "" {
+		second += fmt.Sprintf(", %s left", eta)
+	}
+	lines := []string{first, second}
+	if p.bound != "" {
+		lines = append(lines, "bound by: "+p.bound)
+	}
+	return lines
 }
 
 // writeLine completes a Line with the counts of a copy, and writes it.
-func writeLine(out io.Writer, line Line, s Snapshot, rate float64) {
+func writeLine(out io.Writer, line Line, s Snapshot, p pace) {
 	line.Phase, line.BytesDone, line.BytesPlanned, line.BytesSkipped = s.Phase.String(), s.Done, s.Planned, s.Skipped
-	line.Rate, line.ETASeconds = rate, timeLeft(s, rate)
+	line.Rate, line.ETASeconds = p.rate, timeLeft(s, p)
 	writeJSON(out, line)
 }
 
@@ -204,71 +225,34 @@ func writeJSON(out io.Writer, line any) {
 	}
 }
 
-// describe returns the line that style Lines prints.
-func describe(s Snapshot, rate float64, eta *float64) string {
-	var b bytes.Buffer
+// describe returns the text of a line of style Lines.
+func describe(s Snapshot, p pace) string {
+	var b strings.Builder
 	if s.Phase == Plan && s.Size > 0 {
-		return s.examination() + "\n"
+		return s.examination()
 	}
-	fmt.Fprintf(&b, "%s: %s of %s done", s.Phase, bytesize.Format(s.Done), bytesize.Format(s.Planned))
+	fmt.Fprintf(&b, "%s: %s", s.Phase, bytesize.Format(s.Done))
 	if s.Planned > 0 {
-		fmt.Fprintf(&b, " (%d%%)", s.Done*100/s.Planned)
+		fmt.Fprintf(&b, " of %s done (%d%%)", bytesize.Format(s.Planned), int(s.share()*100))
+	} else {
+		b.WriteString(" done")
 	}
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
 	}
-	if rate > 0 {
-		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(rate)))
+	if p.rate > 0 {
+		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(p.rate)))
 	}
-	if eta != nil && *eta > 0 && *eta < longestETA {
-		fmt.Fprintf(&b, ", %s left", (time.Duration(*eta) * time.Second).String())
+	if eta := left(s, p); eta != "" {
+		fmt.Fprintf(&b, ", %s left", eta)
 	}
-	return b.String() + "\n"
+	if p.bound != "" {
+		fmt.Fprintf(&b, "; bound by: %s", p.bound)
+	}
+	return b.String()
 }
 
 // examination returns a text that says for how much of the disk the extents are known.
 func (s Snapshot) examination() string {
 	return fmt.Sprintf("%s: %s of %s examined (%d%%)", s.Phase, bytesize.Format(s.Examined), bytesize.Format(s.Size), int(100*float64(s.Examined)/float64(s.Size)))
-}
-
-// drawBar draws the progress bar of style Bar. The caller holds mu.
-func (d *Display) drawBar(s Snapshot, last bool) {
-	total := s.Planned
-	if total == 0 {
-		total = -1 // a spinner is drawn until the total is known
-	}
-	if d.bar == nil || d.total != total {
-		if d.bar != nil {
-			_ = d.bar.Clear()
-		}
-		d.total = total
-		d.bar = progressbar.NewOptions64(total,
-			progressbar.OptionSetWriter(d.out),
-			progressbar.OptionShowBytes(true),
-			progressbar.OptionUseIECUnits(true),
-			progressbar.OptionFullWidth(),
-			progressbar.OptionSetPredictTime(true),
-			progressbar.OptionThrottle(0),
-			// The interval is the time after which a goroutine of package progressbar draws the
-			// bar again with the next image of its spinner. That goroutine would also draw over
-			// messages and over a question to the user. With the interval 0 there is no such
-			// goroutine.
-			progressbar.OptionSetSpinnerChangeInterval(0),
-		)
-	}
-	if last && s.Phase == Plan {
-		_ = d.bar.Clear()
-		return
-	}
-	if s.Phase == Plan && s.Size > 0 {
-		d.bar.Describe(s.examination())
-	} else {
-		d.bar.Describe(fmt.Sprintf("%-6s", s.Phase))
-	}
-	_ = d.bar.Set64(s.Done)
-	if last {
-		_ = d.bar.Exit()
-		_, _ = io.WriteString(d.out, "\n")
-		d.bar = nil
-	}
 }

@@ -3,6 +3,7 @@ package progress_test
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,7 +19,7 @@ func show(t *testing.T, style progress.Style, do func(*progress.Counters, *progr
 	var out bytes.Buffer
 	synctest.Test(t, func(t *testing.T) {
 		c := new(progress.Counters)
-		d := progress.NewDisplay(style, &out, "disk", c)
+		d := progress.NewDisplay(progress.Output{Style: style, To: &out}, "disk", c)
 		done, ended := make(chan struct{}), make(chan struct{})
 		go func() {
 			d.Run(done)
@@ -118,8 +119,8 @@ func TestBarAndMessagesShareNoLine(t *testing.T) {
 			t.Errorf("no %q in %q", want, out)
 		}
 	}
-	// The line is cleared before the message, with spaces and a carriage return.
-	if before, _, _ := strings.Cut(out, "vddkcp: warning"); !strings.HasSuffix(before, "\r") {
+	// The message replaces the first line of the bar.
+	if before, after, _ := strings.Cut(out, "vddkcp: warning: look"); !strings.HasSuffix(before, "A\r") || !strings.HasPrefix(after, "\x1b[K\n") {
 		t.Errorf("the message shares a line with the bar: %q", out)
 	}
 	if !strings.HasSuffix(out, "\n") {
@@ -152,7 +153,7 @@ func TestPause(t *testing.T) {
 		var out lockedBuffer
 		synctest.Test(t, func(t *testing.T) {
 			c := new(progress.Counters)
-			d := progress.NewDisplay(style, &out, "disk", c)
+			d := progress.NewDisplay(progress.Output{Style: style, To: &out}, "disk", c)
 			done, ended := make(chan struct{}), make(chan struct{})
 			go func() {
 				d.Run(done)
@@ -192,5 +193,101 @@ func TestExaminationIsShown(t *testing.T) {
 	})
 	if want := "plan: 4.0 TiB of 16.0 TiB examined (25%)\n"; out != want {
 		t.Errorf("%q, want %q", out, want)
+	}
+}
+
+// onScreen runs a Display on a terminal while do uses it.
+func onScreen(t *testing.T, s *screen, columns, rows int, do func(*progress.Counters, *progress.Display)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := new(progress.Counters)
+		d := progress.NewDisplay(progress.Output{Style: progress.Bar, To: s, Size: func() (int, int) { return columns, rows }}, "disk", c)
+		done, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			d.Run(done)
+			close(ended)
+		}()
+		do(c, d)
+		close(done)
+		<-ended
+	})
+}
+
+// TestCopyOnATerminal checks the lines of a copy on terminals of two sizes, with a message above
+// them, and the closing line at the end.
+func TestCopyOnATerminal(t *testing.T) {
+	const message = "vddkcp: warning: the disk is on fire"
+	for _, c := range []struct {
+		columns, rows int
+		want          []string
+	}{
+		{80, 24, []string{
+			message, "copy    30% [############............................] 12.0 GiB of 40.0 GiB",
+			"1003.9 MiB/s, 12s elapsed, 28s left", "bound by: source, 3 connections",
+		}},
+		{40, 24, []string{message, "copy    30% 12.0 GiB of 40.0 GiB", "1003.9 MiB/s, 12s elapsed, 28s left", "bound by: source, 3 connections"}},
+		{20, 3, []string{"vddkcp: warning: the", " disk is on fire", "copy    30% 12.0 Gi", "1003.9 MiB/s, 12s e"}},
+	} {
+		s := &screen{t: t, columns: c.columns, wraps: true}
+		onScreen(t, s, c.columns, c.rows, func(n *progress.Counters, d *progress.Display) {
+			n.SetConnections(3)
+			n.AddPlanned(40 << 30)
+			n.Enter(progress.Copy)
+			for range 12 {
+				time.Sleep(time.Second)
+				n.AddDone(1 << 30)
+				n.AddWait(progress.WaitSource, 900*time.Millisecond)
+				n.AddWait(progress.WaitTarget, 50*time.Millisecond)
+			}
+			if _, err := d.Write([]byte(message + "\n")); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(300 * time.Millisecond)
+			got := s.text()
+			if n := len(c.want); len(got) < n || !slices.Equal(got[:n], c.want) || strings.Join(got[n:], "") != "" {
+				t.Errorf("%d columns:\n%s\nwant\n%s", c.columns, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+			}
+			d.End("disk.raw: 40.0 GiB in 40 s")
+		})
+		if s.cleared > 0 {
+			t.Errorf("%d columns: cleared %d times", c.columns, s.cleared)
+		}
+		if last := strings.Join(s.text(), "\n"); strings.Contains(last, "copy") || strings.Contains(last, "bound") || !strings.Contains(last, "disk.raw: 40.0 GiB") {
+			t.Errorf("%d columns, at the end:\n%s", c.columns, last)
+		}
+	}
+}
+
+// TestUnknownSize checks that no share of a stream is shown while its size is not known.
+func TestUnknownSize(t *testing.T) {
+	s := &screen{t: t, columns: 80, wraps: true}
+	onScreen(t, s, 80, 24, func(n *progress.Counters, _ *progress.Display) {
+		time.Sleep(1300 * time.Millisecond)
+		if got := s.text()[0]; got != "plan, 1s elapsed" {
+			t.Errorf("while planning: %q", got)
+		}
+		n.Enter(progress.Copy)
+		n.AddDone(5 << 20)
+		time.Sleep(time.Second)
+		if got := s.text(); got[0] != "copy   5.0 MiB" || strings.Contains(strings.Join(got, ""), "left") {
+			t.Errorf("%q", got)
+		}
+	})
+	if got := s.text()[0]; !strings.HasPrefix(got, "copy: 5.0 MiB done, ") {
+		t.Errorf("after a failure: %q", got)
+	}
+}
+
+// TestClosingLine checks that only people get the closing line, and that lines of a log have a stamp.
+func TestClosingLine(t *testing.T) {
+	for style, want := range map[progress.Style]string{progress.None: "", progress.Lines: "12:00 done\n", progress.Bar: "done\n", progress.JSON: ""} {
+		var out bytes.Buffer
+		d := progress.NewDisplay(progress.Output{Style: style, To: &out, Stamp: func() string { return "12:00 " }}, "disk", new(progress.Counters))
+		d.End("done")
+		done := make(chan struct{})
+		close(done)
+		d.Run(done)
+		if got := out.String(); style != progress.JSON && !strings.HasSuffix(got, want) || strings.Contains(got, "done\n") != (want != "") {
+			t.Errorf("style %d: %q, want %q", style, got, want)
+		}
 	}
 }

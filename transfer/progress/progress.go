@@ -8,7 +8,6 @@ package progress
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Phase is a stage in the life of a copy.
@@ -168,30 +167,3 @@ func (s Snapshot) Work() int64 { return s.Planned - s.Checks - s.Late }
 // Moved returns how many bytes the copy and its checks have really processed. Bytes whose work was
 // repeated count twice.
 func (s Snapshot) Moved() int64 { return s.Done - s.Free }
-
-// meter computes the rate of a copy over the last ten intervals between calls of add. If add is
-// called each second, a pause of the copy shows soon in the rate, and a burst does not raise the
-// rate too much.
-type meter struct {
-	at   [11]time.Time
-	done [11]int64 // Snapshot.Done at these times
-	n    int       // number of points in use
-}
-
-// add records a value of Snapshot.Moved, and the time at which the counter had this
-// value. It should be called about once a second, and returns the rate in bytes per second.
-func (m *meter) add(now time.Time, done int64) float64 {
-	if m.n < len(m.at) {
-		m.at[m.n], m.done[m.n] = now, done
-		m.n++
-	} else {
-		copy(m.at[:], m.at[1:])
-		copy(m.done[:], m.done[1:])
-		m.at[m.n-1], m.done[m.n-1] = now, done
-	}
-	elapsed := now.Sub(m.at[0]).Seconds()
-	if elapsed <= 0 {
-		return 0
-	}
-	return max(0, float64(done-m.done[0])/elapsed)
-}

@@ -75,7 +75,11 @@ type Options struct {
 	PidFile        string // path of a file for the process ID, written as soon as clients can connect; "": none
 	Stats          string // path of a file for statistics as JSON; "": none
 
-	URIs   io.Writer // receives the URIs of the server, one per line
+	URIs io.Writer // receives the URIs of the server, one per line
+	// Serving is called when the server exists. The function clients returns the number of its
+	// clients, and may be called at any time. Serving may be nil.
+	Serving func(clients func() int)
+
 	Tables io.Writer // receives a table of statistics, if Log logs debug messages
 	Log    *slog.Logger
 }
@@ -165,11 +169,10 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	if err != nil {
 		return err
 	}
-	// The Go runtime ends a program that has more than 10,000 threads. Each connection
-	// can have up to three calls to a disk in progress. If the disk does not answer,
-	// each of these calls occupies a thread. Therefore the limit is raised if many
-	// connections are allowed.
-	debug.SetMaxThreads(max(10_000, 2_000+3*o.MaxConnections))
+	if o.Serving != nil {
+		o.Serving(s.Clients)
+	}
+	allowThreads(o.MaxConnections)
 	if err := sockets.listen(ctx, o.Listen, o.Command != ""); err != nil {
 		return err
 	}
@@ -218,6 +221,11 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	all.Wait()
 	return errors.Join(served, ran, stats.write(o.Tables, log))
 }
+
+// allowThreads raises the limit for threads if many connections are allowed. The Go runtime ends a
+// program that has more than 10,000 threads. Each connection can have up to three calls to a disk in
+// progress. If the disk does not answer, each of these calls occupies a thread.
+func allowThreads(connections int) { debug.SetMaxThreads(max(10_000, 2_000+3*connections)) }
 
 // writePidFile writes the process ID to a new file at the given path. The new file replaces
 // an older file or a symbolic link. The returned function remove removes the new file,
