@@ -51,7 +51,7 @@ type rate int64
 func (r *rate) UnmarshalText(text []byte) error {
 	n, err := bytesize.Parse(strings.TrimSuffix(string(text), "/s"))
 	if err == nil && n == 0 {
-		err = errors.New("at a rate of 0 the copy would never end: want 1 or more bytes per second")
+		err = errors.New("at a rate of 0 nothing would be read: want 1 or more bytes per second")
 	}
 	*r = rate(n)
 	return err

@@ -47,6 +47,7 @@ type exportCommand struct {
 	RequestSize    bytesize.Size `help:"Maximum number of bytes of one read or write with VDDK (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Depth          int           `help:"Number of concurrent reads and writes on each VDDK handle (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 	Connections    connections   `help:"Number of connections for each disk, or auto. For a disk on an NBD server, these are NBD connections. For a disk that VDDK opens, these are VDDK handles." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	RateLimit      rate          `help:"Maximum number of bytes per second that all clients together read, and that they write. Requests without data are not limited." placeholder:"BYTES/s" group:"Speed:"`
 	MaxConnections int           `help:"Maximum number of clients at the same time (default 4096)." default:"4096" placeholder:"N" group:"Export:"`
 	ExitWithParent bool          `help:"Stop when the parent process ends." group:"Export:"`
 	ExitLast       bool          `help:"Stop when the last client disconnects." group:"Export:"`
@@ -292,7 +293,7 @@ func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *
 		Opened: func() error { return outputs.checkOpened(opener) },
 		Cow:    c.Cow.on, CowFile: c.Cow.file, CowOnRead: c.CowOnRead,
 		Listen: c.Listen, TLS: c.TLS, TLSCertificates: c.TLSCertificates, TLSVerifyPeer: c.TLSVerifyPeer,
-		MaxConnections: c.MaxConnections, Command: c.Command, ExitWithParent: c.ExitWithParent, ExitLast: c.ExitLast,
+		MaxConnections: c.MaxConnections, RateLimit: int64(c.RateLimit), Command: c.Command, ExitWithParent: c.ExitWithParent, ExitLast: c.ExitLast,
 		PidFile: c.PidFile, Stats: c.Stats, URIs: textOutput, Tables: errorOutput, Log: log,
 	}
 }

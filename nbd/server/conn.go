@@ -36,6 +36,8 @@ type conn struct {
 	ownCall calls // the one call to a disk that this connection can always make
 	out     outbox
 
+	visit visit
+
 	ending   atomic.Bool // the server is shutting down, and nothing more is read
 	mu       sync.Mutex  // held to set deadlines of base, and to set ending
 	deadline time.Time   // of the handshake; zero: there is none
@@ -158,6 +160,7 @@ func (c *conn) readRequests() error {
 	for !c.ending.Load() {
 		r, err := c.in.next()
 		if err == io.EOF || err == nil && r.Type == nbd.CmdDisconnect {
+			c.visit.disconnects(err == nil)
 			return nil
 		}
 		if err != nil {

@@ -43,16 +43,22 @@ func (c *conn) startRequest(r nbd.Request) error {
 		return ErrShutdown
 	}
 	errno, why := o.check()
-	if r.Type == nbd.CmdWrite {
-		return o.write(errno, why)
-	}
 	if errno != 0 {
+		if r.Type == nbd.CmdWrite {
+			return o.skipWrite(errno, why)
+		}
 		o.refuse(errno, why)
 		return nil
+	}
+	if err := c.awaitRate(r); err != nil {
+		o.drop()
+		return err
 	}
 	switch r.Type {
 	case nbd.CmdRead:
 		return o.read()
+	case nbd.CmdWrite:
+		return o.write()
 	case nbd.CmdBlockStatus:
 		return o.blockStatus()
 	case nbd.CmdFlush:
@@ -221,6 +227,7 @@ func (c *conn) replySent(r *reply) {
 	}
 	if r.last {
 		o := r.op
+		c.visit.add(o.Request, o.errno != 0 || o.dropped)
 		c.s.o.Stats.add(o.Type, o.Len, time.Since(o.start), o.errno != 0 || o.dropped)
 		<-c.slots
 		c.running.Done()

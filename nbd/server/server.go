@@ -116,13 +116,18 @@ type Options struct {
 	// value 0 stands for 64 MiB. Other values below 4 MiB stand for 4 MiB. If this memory is
 	// used up, each connection can still get one buffer of 16 KiB in addition.
 	Memory int64
+	// RateLimit is how many bytes per second all clients together may read, and how many they may
+	// write. Clients that want more at the same time get equal shares. Requests without data, such
+	// as block status, trim and write zeroes, are not limited. The value 0 stands for no limit.
+	RateLimit int64
 	// Stats counts the requests. It may be nil.
 	Stats *Stats
 	// Left is called after a client that had chosen an export has disconnected. The
 	// argument is the number of such clients that are still connected. Left may be
 	// nil.
 	Left func(others int)
-	// Log receives the errors of disks and of clients. It may be nil.
+	// Log receives the errors of disks and of clients. It also receives two debug messages for each
+	// client that has chosen an export, one at the beginning and one at the end. It may be nil.
 	Log *slog.Logger
 }
 
@@ -133,6 +138,7 @@ type Server struct {
 	memory     *memory
 	calls      calls
 	badRanges  badRanges
+	rates      rateLimits
 	cacheBytes atomic.Int64 // size of the cached extents of all exports
 
 	// disksCtx is the context of disks. It ends later than the context of Serve, so
@@ -188,6 +194,7 @@ func New(exports Exports, o Options) (*Server, error) {
 		calls: make(calls, maxCalls), open: map[string]*export{}, conns: map[*conn]struct{}{}, peers: map[string]*peer{},
 	}
 	s.memory = newMemory(o.Memory, s.dropStalled)
+	s.rates = rateLimits{newRateLimit(o.RateLimit), newRateLimit(o.RateLimit)}
 	s.disksCtx, s.cancelDisks = context.WithCancelCause(context.Background())
 	return s, nil
 }
@@ -307,7 +314,9 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 	defer s.unregister(c)
 	defer context.AfterFunc(ctx, s.shutdown)()
-	if err := c.serve(); err != nil {
+	err := c.serve()
+	c.logEnd(err)
+	if err != nil && !errors.Is(err, ErrShutdown) {
 		s.o.Log.Info("connection ended with an error", "client", clientName(raw), "error", err)
 	}
 }
@@ -394,22 +403,40 @@ func peerName(c net.Conn) string {
 			return a.IP.String()
 		}
 	case *net.UnixConn:
-		raw, err := c.SyscallConn()
-		if err != nil {
-			return ""
-		}
-		var peer *unix.Ucred
-		if raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) == nil && err == nil {
+		if peer := credentials(c); peer != nil {
 			return fmt.Sprintf("process %d", peer.Pid)
 		}
 	}
 	return ""
 }
 
-// clientName returns the name of a client for the log.
+// credentials returns the process that has opened the other end of a Unix socket, or nil if the
+// kernel does not tell it.
+func credentials(c *net.UnixConn) *unix.Ucred {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var peer *unix.Ucred
+	failed := raw.Control(func(fd uintptr) {
+		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if failed != nil || err != nil {
+		return nil
+	}
+	return peer
+}
+
+// clientName returns the name of a client for the log: its address, or its process and user for a
+// Unix socket.
 func clientName(c net.Conn) string {
 	if a := c.RemoteAddr(); a != nil && a.String() != "" && a.String() != "@" {
 		return a.String()
+	}
+	if c, ok := c.(*net.UnixConn); ok {
+		if peer := credentials(c); peer != nil {
+			return fmt.Sprintf("process %d of user %d", peer.Pid, peer.Uid)
+		}
 	}
 	return "local"
 }
@@ -464,6 +491,7 @@ func (s *Server) endedWith(err error) bool {
 func (s *Server) clientEntered(c *conn) {
 	c.entered.Store(true)
 	s.clients.Add(1)
+	c.logBegin()
 }
 
 // clientLeft is called when a client that has chosen an export disconnects (see

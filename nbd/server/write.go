@@ -8,23 +8,25 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
+// skipWrite discards the data of a write request that is refused, and sends an error as
+// the reply. If skipWrite returns an error, the connection ends.
+func (o *op) skipWrite(errno nbd.Errno, why string) error {
+	c := o.c
+	c.out.flushReplies()
+	if err := c.in.discard(o.Len); err != nil {
+		c.failUnlessEnding(err)
+		o.drop()
+		return err
+	}
+	o.refuse(errno, why)
+	return nil
+}
+
 // The method write receives the data of a write request in one or more buffers. For
 // each buffer it starts a goroutine that writes this piece of the data to the disk. If
-// the parameter errno is not 0, write only discards the data and sends this error as
-// the reply. If write returns an error, the connection ends.
-func (o *op) write(errno nbd.Errno, why string) error {
+// write returns an error, the connection ends.
+func (o *op) write() error {
 	c := o.c
-	if errno != 0 {
-		c.out.flushReplies()
-		err := c.in.discard(o.Len)
-		if err != nil {
-			c.failUnlessEnding(err)
-			o.drop()
-			return err
-		}
-		o.refuse(errno, why)
-		return nil
-	}
 	if o.Len == 0 {
 		o.queueEnd()
 		return nil

@@ -64,8 +64,9 @@ type Options struct {
 	// and off if it is not. TLSCertificates is the folder that contains the certificates.
 	// If it is "", the server searches the folders in which nbdkit looks for certificates.
 	TLS, TLSCertificates string
-	TLSVerifyPeer        bool // refuse clients without a valid certificate
-	MaxConnections       int  // maximum number of clients at the same time, at least 1
+	TLSVerifyPeer        bool  // refuse clients without a valid certificate
+	MaxConnections       int   // maximum number of clients at the same time, at least 1
+	RateLimit            int64 // bytes per second that all clients together read, and that they write; 0: no limit
 
 	// Command is run in a shell as soon as clients can connect. When it ends, Run ends. If
 	// Command is empty, no command is run.
@@ -151,7 +152,7 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	options := server.Options{
-		Writable: o.Opener.Writable || o.Cow, MaxConnections: o.MaxConnections, Grace: grace, Kill: kill, Stats: &stats.Stats, Log: log,
+		Writable: o.Opener.Writable || o.Cow, MaxConnections: o.MaxConnections, RateLimit: o.RateLimit, Grace: grace, Kill: kill, Stats: &stats.Stats, Log: log,
 	}
 	if o.ExitLast {
 		options.Left = func(others int) {

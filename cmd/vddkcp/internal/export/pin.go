@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/fileversion"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/source"
@@ -33,6 +34,12 @@ type pinned struct {
 	Proof   string `json:"proof"` // what proves that the content is unchanged: snapshot, mtime or none
 }
 
+// pinFormat says which versions of the format this package reads.
+var pinFormat = fileversion.Format{
+	Name: "file of --pin", Oldest: 1, Newest: 1,
+	Otherwise: "name another file, or remove this one to serve the disk as it is now",
+}
+
 // OpenPin locks the file at path against other exports, and reads what an earlier export
 // has written to it. The file need not exist. The caller closes the result.
 func OpenPin(path string) (*Pin, error) {
@@ -54,13 +61,15 @@ func (p *Pin) read() error {
 	} else if err != nil {
 		return err
 	}
-	const hint = "name another file, or remove this one to serve the disk as it is now"
+	if err := pinFormat.CheckJSON(text); err != nil {
+		return err
+	}
 	var earlier pinned
 	if err := json.Unmarshal(text, &earlier); err != nil {
-		return usage.New(fmt.Sprintf("the file was not written by --pin: %v", err), hint)
+		return usage.New(fmt.Sprintf("the file was not written by --pin: %v", err), pinFormat.Otherwise)
 	}
-	if earlier.Version != 1 {
-		return usage.New(fmt.Sprintf("the file has version %d, but this vddkcp reads only version 1", earlier.Version), hint)
+	if err := pinFormat.Check(int64(earlier.Version)); err != nil {
+		return err
 	}
 	p.earlier = &earlier
 	return nil
@@ -98,7 +107,7 @@ func (p *Pin) check(ctx context.Context, disk source.Disk, log *slog.Logger) err
 	if p == nil {
 		return nil
 	}
-	is := pinned{Version: 1, Size: disk.Size(), Proof: "none"}
+	is := pinned{Version: pinFormat.Newest, Size: disk.Size(), Proof: "none"}
 	if i, ok := source.Ability[source.Identified](disk); ok {
 		var err error
 		if is.Disk, is.Proof, err = i.Identity(ctx); err != nil {
