@@ -83,6 +83,9 @@ func run(args []string) int {
 	if err != nil {
 		panic(err) // the declaration of a flag is invalid, which every test detects
 	}
+	if len(args) > 0 && args[0] == completeWord {
+		return printCompletions(textOutput, parser.Model, args[1:])
+	}
 	asJSON := wantsJSON(args)
 	if err := refuseReserved(args); err != nil {
 		return fail(errorOutput, asJSON, err)
