@@ -86,7 +86,7 @@ type settled struct {
 
 	login       *login
 	environment bool     // the variables that belong to a server may be used
-	notes       []string // values that are not used because they belong to another server or user
+	hintNotes   []string // values that are not used because they belong to another server or user
 }
 
 func newLogin(environment *secretEnvironment, config *profile.Config, given map[string]bool) *login {
@@ -132,7 +132,7 @@ func (l *login) resolve(f *serverFlags) (*settled, error) {
 	r.password = r.secret("password", f.Password, variables.password, of.Password)
 	r.cookie = r.secret("cookie", f.Cookie, variables.cookie, of.Cookie)
 	if !r.environment {
-		r.notes = append(r.notes, fmt.Sprintf("variables such as VDDKCP_PASSWORD are not used, because VDDKCP_SERVER names another server, %s", printable.Name(environment)))
+		r.hintNotes = append(r.hintNotes, fmt.Sprintf("variables such as VDDKCP_PASSWORD are not used, because VDDKCP_SERVER names another server, %s", printable.Name(environment)))
 	}
 	return r, nil
 }
@@ -154,7 +154,7 @@ func (r *settled) selectProfile(f *serverFlags) error {
 	}
 	if f.Server != "" && !profile.SameServer(f.Server, p.Server) {
 		if !l.given["profile"] && l.given["server"] {
-			r.notes = append(r.notes, fmt.Sprintf("the profile %s of VDDKCP_PROFILE is not used, because it is for another server, %s", p.Name, printable.Name(p.Server)))
+			r.hintNotes = append(r.hintNotes, fmt.Sprintf("the profile %s of VDDKCP_PROFILE is not used, because it is for another server, %s", p.Name, printable.Name(p.Server)))
 			return nil
 		}
 		server := cmp.Or(l.fromFlag("server"), "VDDKCP_SERVER")
@@ -241,7 +241,7 @@ func (r *settled) sameUser(user, secret string) bool {
 	if user == "" || r.user == "" || strings.EqualFold(user, r.user) {
 		return true
 	}
-	r.notes = append(r.notes, fmt.Sprintf("%s is not used, because it belongs to another user, %s", secret, printable.Name(user)))
+	r.hintNotes = append(r.hintNotes, fmt.Sprintf("%s is not used, because it belongs to another user, %s", secret, printable.Name(user)))
 	return false
 }
 
@@ -250,8 +250,8 @@ func (r *settled) sameUser(user, secret string) bool {
 // about missing values, it adds why some values were not used.
 func (r *settled) explain(err error) error {
 	text, hint := err.Error(), hinted.Of(err)
-	if strings.HasPrefix(text, "missing: ") && len(r.notes) > 0 {
-		return usage.WithHint(err, strings.Join(append(r.notes, hint), "; "))
+	if strings.HasPrefix(text, "missing: ") && len(r.hintNotes) > 0 {
+		return usage.WithHint(err, strings.Join(append(r.hintNotes, hint), "; "))
 	}
 	name, rest, ok := strings.Cut(text, ": ")
 	name, isFlag := strings.CutPrefix(name, "--")
@@ -312,7 +312,7 @@ func (l *login) readSecrets(ctx context.Context, warn func(string)) (password, c
 	}
 	r := l.resolved
 	if !l.ofJob {
-		for _, note := range r.notes {
+		for _, note := range r.hintNotes {
 			warn(note)
 		}
 	}
@@ -376,7 +376,7 @@ func (l *login) provenance() (lines []string) {
 		}
 	}
 	if l.resolved != nil {
-		lines = append(lines, l.resolved.notes...)
+		lines = append(lines, l.resolved.hintNotes...)
 	}
 	return lines
 }

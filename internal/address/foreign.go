@@ -19,9 +19,9 @@ var (
 // case, and hints for the user. In a hint, %s stands for the rest of the address after the
 // beginning.
 type scheme struct {
-	begins         []string
-	what           string
-	source, target string // hints for the two roles
+	begins                 []string
+	what                   string
+	sourceHint, targetHint string // for the two roles
 }
 
 const (
@@ -52,9 +52,9 @@ func foreign(address string, role Role) error {
 			if !strings.HasPrefix(lower, begin) {
 				continue
 			}
-			hint := s.source
+			hint := s.sourceHint
 			if role == Target {
-				hint = s.target
+				hint = s.targetHint
 			}
 			return foreignError(address, s.what, strings.ReplaceAll(hint, "%s", address[len(begin):]))
 		}
