@@ -381,17 +381,21 @@ func (g *guide) run(t *testing.T, commands []guideCommand) (outputs [][]string, 
 		rest = after
 		var lines []string
 		if output = strings.TrimSuffix(output, "\n"); output != "" {
-			lines = strings.Split(g.toPage.Replace(output), "\n")
+			lines = strings.Split(guideTime.ReplaceAllString(g.toPage.Replace(output), ""), "\n")
 		}
 		outputs, statuses = append(outputs, lines), append(statuses, n)
 	}
 }
+
+// guideTime is the time of a line of the log, which vddkcp does not print on a terminal.
+var guideTime = regexp.MustCompile(`(?m)^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(Z|[+-][0-9:]{5}) `)
 
 // guideVaries are the parts of an output that differ between two runs.
 var guideVaries = []struct {
 	pattern *regexp.Regexp
 	with    string
 }{
+	{regexp.MustCompile(` in (less than )?[0-9.:]+ ?(ms|s|min|m|h)( [0-9.]+ ?(s|min|m))?( \([^)]*/s\))?`), " in DURATION"},
 	{regexp.MustCompile(`[0-9.]+ [KMGT]?i?B/s`), "RATE"},
 	{regexp.MustCompile(`[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+)?(Z| UTC)?`), "TIME"},
 	{regexp.MustCompile(`\b[0-9.]+ ?(ms|s|m|h)\b( ?[0-9.]+ ?(s|m)\b)?`), "DURATION"},
@@ -420,8 +424,13 @@ func dropProgress(lines []string) []string {
 func guideLines(lines []string) []string {
 	var result []string
 	for _, l := range lines {
-		if regexp.MustCompile(`^(plan|copy|verify|finish): `).MatchString(l) {
+		switch {
+		case regexp.MustCompile(`^(plan|copy|verify|finish): `).MatchString(l):
 			l = "PROGRESS"
+		case strings.HasPrefix(l, "vddkcp: stopping"):
+			l = "STOPPING"
+		case strings.Contains(l, ", continued at "):
+			l = "CONTINUED"
 		}
 		for _, v := range guideVaries {
 			l = v.pattern.ReplaceAllString(l, v.with)
