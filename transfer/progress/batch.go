@@ -227,11 +227,11 @@ func (d *BatchDisplay) status(s Snapshot, p pace, columns int) string {
 		share += j.counters.Snapshot().share()
 	}
 	share /= float64(max(d.jobs, 1))
-	counts := fmt.Sprintf("%s; %s, %s/s", d.counts(), bytesize.Format(s.Read+s.Cloned), bytesize.Format(int64(p.rate)))
+	rate := bytesize.Format(int64(p.rate)) + "/s"
 	if columns < wideEnough {
-		return percent(share) + " " + counts
+		return fmt.Sprintf("%s %s; %s", percent(share), rate, d.counts())
 	}
-	return percent(share) + " " + drawBar(share, barColumns) + " " + counts
+	return fmt.Sprintf("%s %s %s; %s, %s", percent(share), drawBar(share, barColumns), d.counts(), bytesize.Format(s.Read+s.Cloned), rate)
 }
 
 // barColumns is the length of the bars of a BatchDisplay.
@@ -311,8 +311,11 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 		}
 	}
 	line += "  " + printable.Name(j.name)
-	if bound := "  (" + p.bound + ")"; p.bound != "" && utf8.RuneCountInString(line+bound) < columns {
-		line += bound
+	limit, _, _ := strings.Cut(p.bound, ",") // without the connections
+	for _, bound := range []string{p.bound, limit} {
+		if bound = "  (" + bound + ")"; p.bound != "" && utf8.RuneCountInString(line+bound) < columns {
+			return line + bound
+		}
 	}
 	return line
 }

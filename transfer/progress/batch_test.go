@@ -145,7 +145,7 @@ func TestBatchOnATerminal(t *testing.T) {
 			" 20% [####................] copy   0 B/s  \"x\\x1b[2J\"",
 		}},
 		{40, 4, []string{
-			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 1 of 4 done, 3 running; 72.0 MiB,", " 50% 0 B/s  a", "  and 2 more",
+			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 40.0 MiB/s; 1 of 4 done, 3 running", " 50% 0 B/s  a", "  and 2 more",
 		}},
 	} {
 		t.Run(fmt.Sprint(c.columns), func(t *testing.T) {
@@ -263,5 +263,30 @@ func TestVM(t *testing.T) {
 	}
 	if !slices.Equal(phases, []string{"snapshot", "copy", "remove"}) || !disk || percent != 40 {
 		t.Errorf("phases %q, disk %t, percent %v", phases, disk, percent)
+	}
+}
+
+// TestBatchSaysWhatBinds checks that the line of a job says what limits the job as far as there is
+// room.
+func TestBatchSaysWhatBinds(t *testing.T) {
+	for name, want := range map[string]string{
+		"a":                     "  a  (source, 2 connections)",
+		strings.Repeat("b", 20): "  " + strings.Repeat("b", 20) + "  (source)",
+		strings.Repeat("c", 35): "  " + strings.Repeat("c", 35),
+	} {
+		s := &screen{t: t, columns: 80, wraps: true}
+		showBatch(t, progress.Bar, s, 80, 24, func(d *progress.BatchDisplay) {
+			c := new(progress.Counters)
+			c.AddPlanned(100 << 20)
+			c.Enter(progress.Copy)
+			c.SetConnections(2)
+			d.Start(name, "disk", c)
+			time.Sleep(300 * time.Millisecond)
+			c.AddWait(progress.WaitSource, 200*time.Millisecond)
+			time.Sleep(200 * time.Millisecond)
+			if got := s.text()[1]; !strings.HasSuffix(got, want) {
+				t.Errorf("%q, want %q at its end", got, want)
+			}
+		})
 	}
 }
