@@ -76,6 +76,7 @@ func run(args []string) int {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	secrets, servers := extractSecrets(), new(servers)
 	cleanEnvironment()
+	service := newService()
 
 	var c cli
 	exited, status := false, 0
@@ -114,7 +115,7 @@ func run(args []string) int {
 	})
 	defer stop()
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	parsed.Bind(&c.Log, parsed.Model, commands, notice)
+	parsed.Bind(&c.Log, parsed.Model, commands, notice, service)
 	err = parsed.Run()
 	left := servers.close(c.Log.warn)
 	if err == nil {

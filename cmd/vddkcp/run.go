@@ -36,7 +36,10 @@ type batchCommand struct {
 	State    string            `help:"Path of the state file, which records which jobs are done (default: JOBS.state.json, or with --shard JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
 	Parallel int               `help:"Number of disks to copy at the same time, instead of limits.total in the job file." placeholder:"N" group:"Which jobs:"`
 
-	Report       []string       `help:"Write a report of all jobs to this file at the end (repeatable): an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
+	Report       []string       `help:"Write a report of all jobs to this file, every 10 s while they run and at the end (repeatable): an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
+	Metrics      string         `help:"Write metrics to this file, every 10 s and at the end, for the textfile collector of the Prometheus node exporter. The name must end in .prom." placeholder:"FILE.prom" type:"path" group:"Report:"`
+	Status       bool           `help:"Run no jobs, but print what a batch does that another process runs. JOBS is its job file or its state file." group:"Report:"`
+	JSON         bool           `name:"json" help:"With --status: print JSON." group:"Report:"`
 	MergeReports string         `help:"Run no jobs, but merge the reports in this folder into one report. If a job file is given, merge only the reports of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
 	LogDir       string         `help:"Write a complete log of each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
 	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
@@ -64,6 +67,8 @@ func (c *batchCommand) Validate() error {
 	switch {
 	case c.Jobs == "" && !c.Schema && c.MergeReports == "":
 		return errors.New("no job file is given: want the path of a job file, or \"-\" for standard input")
+	case c.JSON && !c.Status:
+		return errors.New("--json needs --status; for the progress of a run as JSON, use --progress json")
 	case c.Probe != nil && !c.Check:
 		return errors.New("--probe needs --check")
 	case c.Probe != nil && *c.Probe == 0:
@@ -71,10 +76,10 @@ func (c *batchCommand) Validate() error {
 	case c.Parallel < 0 || c.Parallel > 1000:
 		return fmt.Errorf("--parallel: %d: want 1 to 1000 disks", c.Parallel)
 	}
-	return nil
+	return checkMetrics(c.Metrics)
 }
 
-func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, servers *servers, commands *spawned, notice *stopping) error {
+func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, servers *servers, commands *spawned, notice *stopping, service *service) error {
 	c.logs = logs
 	parser, err := newJobParser(servers)
 	if err != nil {
@@ -90,6 +95,8 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		return err
 	case c.MergeReports != "":
 		return c.merge(ctx, parser)
+	case c.Status:
+		return c.printStatus(ctx, parser)
 	}
 	file, jobs, err := c.load(ctx, parser)
 	if err != nil {
@@ -109,7 +116,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	b := &batchRun{
 		batchCommand: c, file: file, parser: parser, asJSON: asJSON,
 		display:  progress.NewBatchDisplay(displayTo(style), len(jobs)),
-		commands: commands, servers: servers, outputs: outputs, refused: map[string]bool{},
+		commands: commands, servers: servers, service: service, outputs: outputs, refused: map[string]bool{},
 	}
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
@@ -190,6 +197,9 @@ func (c *batchCommand) checkPlaces() error {
 			return err
 		}
 	}
+	if err := checkFolder("--metrics", c.Metrics); err != nil {
+		return err
+	}
 	if c.LogDir != "" {
 		if err := os.MkdirAll(c.LogDir, 0o777); err != nil {
 			return fmt.Errorf("--log-dir: %w", err)
@@ -206,9 +216,10 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File, parser *jobPars
 	for _, path := range c.Report {
 		o.add("--report", path)
 	}
+	o.add("--metrics", c.Metrics)
 	o.add("--log-file", logs.LogFile)
 	if state, err := c.statePath(); err == nil && !c.Check {
-		for _, end := range []string{"", ".lock", ".changes", ".new"} {
+		for _, end := range []string{"", ".lock", ".changes", ".new", ".now", ".now.new"} {
 			o.addOwn("--state", state+end)
 		}
 	}
@@ -367,6 +378,7 @@ type batchRun struct {
 
 	commands *spawned
 	servers  *servers
+	service  *service
 
 	outputs *outputs // outputs of the whole batch, not of a single job
 
@@ -423,6 +435,17 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 				b.display.Ended(outcomeWord(r.Status))
 			},
 			Waiting: b.display.Waiting,
+			Watch: func(m *batch.Monitor) func() {
+				watched := b.watch(store, m)
+				served := b.service.begin(ctx, b.log, func() string {
+					_, _ = b.display.Write(nil) // waits for the lock of the display, which every message needs
+					return batchStatus(m.Now(), len(jobs))
+				})
+				return func() {
+					served()
+					watched()
+				}
+			},
 		})
 		return err
 	})
@@ -431,11 +454,14 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		return usage.Wrap(err)
 	}
 	for _, path := range b.Report {
-		if b.refused[path] {
+		if b.isRefused(path) {
 			err = errors.Join(err, fmt.Errorf("--report %s: the report is not written, because it would overwrite a file of a source", path))
 			continue
 		}
-		err = errors.Join(err, whole.Write(path))
+		err = errors.Join(err, b.named(whole).Write(path))
+	}
+	if b.Metrics != "" && !b.isRefused(b.Metrics) {
+		err = errors.Join(err, batchMetrics(whole, b.Metrics).Write(b.Metrics))
 	}
 	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(whole.Jobs),
 		whole.Counts.Done, whole.Counts.Failed, whole.Counts.Interrupted, whole.Counts.Skipped))

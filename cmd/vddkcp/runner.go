@@ -96,6 +96,13 @@ func (b *batchRun) refuseReport(err error) {
 	b.refused[refused.path] = true
 }
 
+// isRefused reports whether refuseReport has recorded the given path.
+func (b *batchRun) isRefused(path string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refused[path]
+}
+
 // jobLog returns the log of a job. With --log-dir, the messages of this log are also
 // written to a file. The returned function done closes this file.
 func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {

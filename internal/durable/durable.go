@@ -107,6 +107,16 @@ func Write(path string, text []byte, perm fs.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
+// Replaces reports whether Write would replace the file at the given path, or create it, and not
+// write to what is there already.
+func Replaces(path string) bool {
+	if _, ok := Descriptor(path); ok {
+		return false
+	}
+	info, err := os.Stat(path)
+	return err != nil || info.Mode().IsRegular()
+}
+
 // openInPlace opens an output that cannot be replaced, such as a FIFO. It returns nil if Replace
 // should write to the path instead.
 func openInPlace(path string) (*os.File, error) {

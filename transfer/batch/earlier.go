@@ -37,8 +37,9 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 		if e := entries[i]; e != nil {
 			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone || e.Phase == phaseCopied
 			if r.wasDone(a, e) {
-				e.Report.Attempts, e.Report.Labels = e.Attempts, j.Labels()
+				e.Report.Attempts, e.Report.Labels, e.Report.Host = e.Attempts, j.Labels(), j.Host
 				r.reports[j] = e.Report
+				r.monitor.doneBefore(j, e.Report)
 				if r.o.Ended != nil {
 					r.o.Ended(j, e.Report)
 				}

@@ -17,6 +17,12 @@ import (
 //go:embed page.html
 var pageText string
 
+// PageStart is how each page begins that Report.Write writes.
+const PageStart = "<!doctype html>"
+
+// refreshSeconds is how often a browser loads the page of a batch that runs.
+const refreshSeconds = 10
+
 // Sizes of the timeline drawing. Unless a comment says otherwise, they are in coordinates of
 // the drawing.
 const (
@@ -31,6 +37,7 @@ const (
 // page is the data that the template page.html shows.
 type page struct {
 	Status   report.Status
+	Refresh  int // seconds after which a browser loads the page again; 0: never
 	Outcome  string
 	Summary  string
 	When     string
@@ -102,6 +109,9 @@ func (r *Report) page() ([]byte, error) {
 		return nil, err
 	}
 	p := &page{Status: r.Status, Outcome: r.outcome(), Timeline: r.timeline(), byCause: map[cause]*failure{}}
+	if r.Status == report.StatusRunning {
+		p.Refresh = refreshSeconds
+	}
 	var read, written, retries int64
 	for i, j := range r.Jobs {
 		read += j.BytesRead

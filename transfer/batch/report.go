@@ -19,15 +19,19 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Report says how a batch ended. The section "run: job files" of docs/cli.md describes its
-// JSON.
+// Report says how a batch ended, or what it does while it runs. The section "Reports of a batch"
+// of docs/cli.md describes its JSON.
 type Report struct {
 	Version  int           `json:"version"`
-	Status   report.Status `json:"status"` // ok, failed or interrupted
-	Exit     int           `json:"exit"`
+	Status   report.Status `json:"status"` // ok, failed, interrupted or running
+	Exit     int           `json:"exit"`   // -1 while the batch runs
+	JobFile  string        `json:"job_file"`
 	Started  time.Time     `json:"started"`
-	Finished time.Time     `json:"finished"`
+	Finished time.Time     `json:"finished"` // while the batch runs, the same as Updated
+	Updated  time.Time     `json:"updated"`  // when the report was made
 	Counts   Counts        `json:"counts"`
+	Totals   Totals        `json:"totals"`
+	Curve    *Curve        `json:"curve,omitempty"`
 	Jobs     []*JobReport  `json:"jobs"`
 }
 
@@ -38,13 +42,35 @@ type Counts struct {
 	Failed      int `json:"failed"`
 	Skipped     int `json:"skipped"`
 	Interrupted int `json:"interrupted"`
+	Running     int `json:"running"` // 0 if the batch has ended
+	Pending     int `json:"pending"` // 0 if the batch has ended
+}
+
+// The method add counts a job with the given status.
+func (c *Counts) add(s report.Status) {
+	switch s {
+	case report.StatusOK:
+		c.Done++
+	case report.StatusSkipped:
+		c.Skipped++
+	case report.StatusInterrupted:
+		c.Interrupted++
+	case report.StatusRunning:
+		c.Running++
+	case report.StatusPending:
+		c.Pending++
+	default:
+		c.Failed++
+	}
 }
 
 // JobReport is the report of a job's last attempt.
 type JobReport struct {
 	Name     string            `json:"name"`
+	Host     string            `json:"host"` // the ESXi host, as the job file has it
 	Labels   map[string]string `json:"labels"`
 	Attempts int               `json:"attempts"`
+	Live     *Live             `json:"live,omitempty"` // nil if the job does not run
 	*report.Report
 }
 
@@ -55,16 +81,11 @@ func (r *Report) end(stopped int) {
 	r.Counts = Counts{}
 	canResume, attention := true, 0
 	for _, j := range r.Jobs {
+		r.Counts.add(j.Status)
 		switch j.Status {
 		case report.StatusOK:
-			r.Counts.Done++
 			attention = max(attention, j.Exit)
-		case report.StatusSkipped:
-			r.Counts.Skipped++
-		case report.StatusInterrupted:
-			r.Counts.Interrupted++
-		default:
-			r.Counts.Failed++
+		case report.StatusFailed, report.StatusMismatch:
 			canResume = canResume && j.Exit == exit.Resumable
 		}
 	}
@@ -88,7 +109,7 @@ func (r *Report) end(stopped int) {
 // Single turns the report of a single copy into the report of a batch with one job. The name of
 // the job is the source.
 func Single(copied *report.Report) *Report {
-	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
+	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Updated: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
 	r.end(0)
 	r.Status, r.Exit = copied.Status, copied.Exit
 	return r
@@ -127,27 +148,14 @@ const maxReport = 1 << 30
 // are for the user, name the jobs that are in several reports, the jobs that are in no report,
 // and the jobs that are in a report but not in jobs.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
-	files, err := os.ReadDir(dir)
+	found, notes, err := findReports(dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("merge reports: %w", err)
 	}
-	merged = &Report{Version: 1}
+	merged = &Report{Version: 1, Updated: time.Now()}
 	byName, times := map[string]*JobReport{}, map[string]int{} // times says how many reports a job has
 	var names, twice []string
-	found := 0
-	var bad []error // all unreadable reports, to be reported together
-	for _, f := range files {
-		if !strings.EqualFold(filepath.Ext(f.Name()), ".json") || strings.HasPrefix(f.Name(), ".") || f.IsDir() {
-			continue
-		}
-		r, err := readReport(filepath.Join(dir, f.Name()))
-		if err != nil {
-			bad = append(bad, fmt.Errorf("merge reports: %w", err))
-		}
-		if r == nil {
-			continue
-		}
-		found++
+	for _, r := range found {
 		if merged.Started.IsZero() || r.Started.Before(merged.Started) {
 			merged.Started = r.Started
 		}
@@ -166,12 +174,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 			}
 		}
 	}
-	if len(bad) > 0 {
-		return nil, nil, errors.Join(bad...)
-	}
-	if found == 0 {
-		return nil, nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("the folder contains no report of a batch")})
-	}
+	merged.combine(found)
 	if len(twice) > 0 {
 		notes = append(notes, "these jobs are in several reports; the latest one counts: "+listed(twice))
 	}
@@ -201,6 +204,75 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 	}
 	merged.end(0)
 	return merged, notes, nil
+}
+
+// findReports reads the reports of batches in the folder dir. The notes, which are for the user, name
+// the reports of batches that have not ended. These are returned as if the batches had been stopped.
+func findReports(dir string) (found []*Report, notes []string, err error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	var bad []error // all unreadable reports, to be reported together
+	for _, f := range files {
+		if !strings.EqualFold(filepath.Ext(f.Name()), ".json") || strings.HasPrefix(f.Name(), ".") || f.IsDir() {
+			continue
+		}
+		r, err := readReport(filepath.Join(dir, f.Name()))
+		if err != nil {
+			bad = append(bad, err)
+		}
+		if r == nil {
+			continue
+		}
+		if r.Status == report.StatusRunning {
+			notes = append(notes, fmt.Sprintf("%s is the report of a batch that still ran, or was killed, after %s: the jobs that ran then count as interrupted", f.Name(), r.Updated.Format(time.RFC3339)))
+			r.stop()
+		}
+		found = append(found, r)
+	}
+	if len(bad) > 0 {
+		return nil, nil, errors.Join(bad...)
+	}
+	if len(found) == 0 {
+		return nil, nil, &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("the folder contains no report of a batch")}
+	}
+	return found, notes, nil
+}
+
+// The method stop changes the report of a batch that ran when the report was made. The jobs that ran
+// become interrupted, and those that waited become skipped, as if the batch had been stopped then.
+func (r *Report) stop() {
+	for _, j := range r.Jobs {
+		switch j.Status {
+		case report.StatusRunning:
+			j.Status, j.Exit, j.Live = report.StatusInterrupted, exit.Resumable, nil
+			j.Error = "the job ran when its report was written"
+			j.Hint = "if the batch does not run any more, run it again with --resume"
+		case report.StatusPending:
+			j.Status, j.Exit = report.StatusSkipped, 0
+			if j.Error == "" {
+				j.Error = "the job had not started when its report was written"
+			}
+		}
+	}
+}
+
+// The method combine sets the totals and the curve of a merged report from the reports of batches.
+func (r *Report) combine(batches []*Report) {
+	for _, b := range batches {
+		t, s := &r.Totals, b.Totals
+		t.BytesRead += s.BytesRead
+		t.BytesWritten += s.BytesWritten
+		t.BytesZero += s.BytesZero
+		t.BytesCloned += s.BytesCloned
+		t.Retries += s.Retries
+		t.Waits.Add(s.Waits)
+	}
+	if took := r.Finished.Sub(r.Started).Seconds(); took > 0 {
+		r.Totals.Rate = float64(r.Totals.BytesRead) / took
+	}
+	r.Curve = joinCurves(batches, r.Started, r.Finished)
 }
 
 // The function listed returns a text with the first ten names, in quotes, and with the number of

@@ -115,7 +115,7 @@ func TestReportFields(t *testing.T) {
 	if err := json.Unmarshal(text, &fields); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"version", "status", "exit", "started", "finished", "counts", "jobs"} {
+	for _, name := range []string{"version", "status", "exit", "job_file", "started", "finished", "updated", "counts", "totals", "curve", "jobs"} {
 		if fields[name] == nil {
 			t.Errorf("no %q", name)
 		}
@@ -128,9 +128,46 @@ func TestReportFields(t *testing.T) {
 	if err := json.Unmarshal(text, &jobs); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"name", "labels", "attempts", "status", "exit", "source", "target", "bytes_read", "error", "hint"} {
+	for _, name := range []string{"name", "host", "labels", "attempts", "status", "exit", "source", "target", "bytes_read", "error", "hint"} {
 		if _, ok := jobs.Jobs[0][name]; !ok {
 			t.Errorf("a job without %q", name)
 		}
+	}
+}
+
+// TestMergeOfARunningBatch checks that the report of a batch that runs, or was killed, is merged as
+// if the batch had been stopped, and that a note says so.
+func TestMergeOfARunningBatch(t *testing.T) {
+	dir := t.TempDir()
+	begun := time.Date(2026, 12, 1, 22, 0, 0, 0, time.UTC)
+	job := func(name string, status report.Status) *batch.JobReport {
+		r := report.New("s", "t")
+		r.End(status, 0)
+		r.Finished = begun.Add(time.Minute)
+		return &batch.JobReport{Name: name, Labels: map[string]string{}, Attempts: 1, Live: new(batch.Live), Report: r}
+	}
+	r := batch.Report{
+		Version: 1, Status: report.StatusRunning, Exit: -1, Started: begun, Finished: begun.Add(time.Minute), Updated: begun.Add(time.Minute),
+		Curve: &batch.Curve{Seconds: 10, Rates: []float64{1, 2, 3, 4, 5, 6}}, Totals: batch.Totals{BytesRead: 210},
+		Jobs: []*batch.JobReport{job("a", report.StatusOK), job("b", report.StatusRunning), job("c", report.StatusPending)},
+	}
+	if err := r.Write(filepath.Join(dir, "r.json")); err != nil {
+		t.Fatal(err)
+	}
+	merged, notes, err := batch.Merge(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(notes) != 1 || !strings.Contains(notes[0], "r.json is the report of a batch that still ran, or was killed, after 2026-12-01T22:01:00Z") {
+		t.Errorf("notes %q", notes)
+	}
+	if want := (batch.Counts{Done: 1, Interrupted: 1, Skipped: 1}); merged.Counts != want || merged.Status != report.StatusInterrupted || merged.Exit != 75 {
+		t.Errorf("%s, exit %d, counts %+v; want interrupted, 75, %+v", merged.Status, merged.Exit, merged.Counts, want)
+	}
+	if b := merged.Jobs[1]; b.Live != nil || b.Exit != 75 || b.Error == "" {
+		t.Errorf("the job that ran: %+v, %+v", b, b.Report)
+	}
+	if !slices.Equal(merged.Curve.Rates, r.Curve.Rates) || merged.Totals.BytesRead != 210 {
+		t.Errorf("curve %v, want %v; %d bytes", merged.Curve.Rates, r.Curve.Rates, merged.Totals.BytesRead)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -45,6 +46,10 @@ type Options struct {
 	// jobs that are tried again after the pause, and wait is the length of the pause. The batch
 	// calls the result, the function done, when the pause ends. Waiting may be nil.
 	Waiting func(jobs int, wait time.Duration) (done func())
+	// Watch is called before the first job starts, unless Run returns an error before. The Monitor
+	// says what the batch does at any moment. The batch calls the result, the function done, when
+	// the last job has ended. Watch may be nil.
+	Watch func(*Monitor) (done func())
 }
 
 // Runner does the work of one job: it copies one disk, or all disks of a machine. The batch
@@ -88,6 +93,10 @@ type Task struct {
 	// the target is not a file. Whole records the mark durably. If the process is then killed, the
 	// next run takes a file with this mark, and no other file, for the finished copy.
 	Whole func(mark string)
+	// Counters are what Runner.Run must count the work of the copy with.
+	Counters *progress.Counters
+	// Runner.Run may call Way with how the disk is read, as soon as this is known.
+	Way func(report.Way)
 }
 
 // UnfinishedError says that the state file has a batch that is not finished, but that
@@ -115,8 +124,8 @@ func (e *UnfinishedError) Hint() string {
 // report.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
-	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
-	all := &Report{Version: 1, Started: time.Now()}
+	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}, monitor: newMonitor(jobs)}
+	all := &Report{Version: 1, Started: r.monitor.begun}
 	queue, err := r.plan(jobs)
 	if err != nil {
 		return nil, err
@@ -128,9 +137,15 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 			o.Log.Warn("the state file cannot be written; changes are kept in a second file next to it", "error", err)
 		})
 	})
+	watched := func() {}
+	if o.Watch != nil {
+		keeping.Go(func() { r.monitor.keepSampling(done) })
+		watched = o.Watch(r.monitor)
+	}
 	r.schedule(ctx, longestFirst(queue))
 	close(done)
 	keeping.Wait()
+	watched()
 	for _, j := range jobs {
 		result := r.reports[j]
 		if result == nil {
@@ -146,7 +161,7 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	if ctx.Err() != nil {
 		stopped = report.Of(context.Cause(ctx)).Exit
 	}
-	all.Finished = time.Now()
+	r.monitor.complete(all)
 	all.end(stopped)
 	err = o.Store.flush()
 	noting, writing := o.Store.cost()
@@ -158,7 +173,7 @@ func skippedReport(j *Job, why string) *JobReport {
 	t := report.New(j.Source, j.Target)
 	t.End(report.StatusSkipped, 0)
 	t.Error = why
-	return &JobReport{Name: j.Name, Labels: j.Labels(), Report: t}
+	return &JobReport{Name: j.Name, Host: j.Host, Labels: j.Labels(), Report: t}
 }
 
 // run is a batch that is running. Only the goroutine that calls schedule uses its fields. The
@@ -168,6 +183,7 @@ type run struct {
 	reports        map[*Job]*JobReport // of jobs that have ended
 	disks          int                 // number of disks that are copied now
 	servers, hosts map[string]int      // number of disks that are copied now, by name
+	monitor        *Monitor            // safe for concurrent use
 }
 
 // attempt is a job that is running, or that waits to be run or tried again.
@@ -179,6 +195,7 @@ type attempt struct {
 	resume bool
 	redo   bool           // the job was done before
 	copied *report.Report // of a copy that is whole; only the after command is missing
+	live   *live          // while the attempt runs
 }
 
 func newAttempt(j *Job, r Runner) *attempt { return &attempt{job: j, runner: r, demand: r.Demand()} }

@@ -30,6 +30,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 			queue = slices.Delete(queue, i, i+1)
 			running++
 			r.occupy(a.demand)
+			a.live = r.monitor.start(a.job, a.number+1)
 			go func() { ends <- end{a, r.work(ctx, a)} }()
 		}
 		if running == 0 {
@@ -51,7 +52,9 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		r.release(e.a.demand)
 		r.reports[e.a.job] = e.report
 		failed := e.report.Status == report.StatusFailed || e.report.Status == report.StatusMismatch
-		if failed && e.report.Exit == exit.Resumable && round < r.o.Limits.Rounds && ctx.Err() == nil {
+		willRetry := failed && e.report.Exit == exit.Resumable && round < r.o.Limits.Rounds && ctx.Err() == nil
+		r.monitor.end(e.a.live, e.report, willRetry)
+		if willRetry {
 			again = append(again, &attempt{job: e.a.job, runner: e.a.runner, demand: e.a.demand, number: e.report.Attempts, resume: true, redo: e.a.redo})
 			continue
 		}

@@ -109,7 +109,7 @@ func (e *UsedError) Hint() string {
 // OpenStore locks the state file at path, and reads it if it exists. The error is a
 // *[UsedError] if another run has locked it. Close releases the lock.
 func OpenStore(path string) (*Store, error) {
-	lock, err := durable.Lock(path + ".lock")
+	lock, err := durable.Lock(path + lockSuffix)
 	if locked := (*durable.LockedError)(nil); errors.As(err, &locked) {
 		return nil, &UsedError{path, locked.By}
 	}

@@ -30,7 +30,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			log.Warn("the state file cannot be written: if this run is killed, the job may run again", "error", err)
 		}
 	}
-	ended := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
+	ended := &JobReport{Name: j.Name, Host: j.Host, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
 	if a.copied == nil {
 		keep(phaseRunning)
 		ended.Report = r.copy(ctx, a, log, func(mark string) {
@@ -97,7 +97,10 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 			return t
 		}
 	}
-	return a.runner.Run(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
+	return a.runner.Run(ctx, &Task{
+		Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole,
+		Counters: &a.live.counters, Way: func(w report.Way) { r.monitor.setWay(a.live, w) },
+	})
 }
 
 // afterFailed returns a copy of the report t, changed to say that the after command failed with the

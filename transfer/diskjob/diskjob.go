@@ -59,7 +59,8 @@ func (r runner) Run(ctx context.Context, t *batch.Task) *report.Report {
 	spec.Resume = spec.Resume || t.Resume && spec.CanResume()
 	spec.Limit = spec.Limit.Within(r.Limit)
 	spec.KeepOld, spec.Batch, spec.Whole = t.Redo, true, t.Whole
-	spec.Log, spec.Counters = log, new(progress.Counters)
+	spec.Log, spec.Counters = log, t.Counters
+	t.Way(spec.Way)
 	done := r.Display.Start(t.Name, t.Source, spec.Counters)
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
 	copied, err := r.Copy(ctx, r.job, spec)

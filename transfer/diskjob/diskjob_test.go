@@ -50,7 +50,7 @@ func TestRun(t *testing.T) {
 		if got := r.Backing(); got != "" {
 			t.Errorf("%s: Backing() = %q, want no backing", c.name, got)
 		}
-		if got := r.Run(t.Context(), &batch.Task{Job: j, Log: log, Attempt: 1}); got.Status != c.want {
+		if got := r.Run(t.Context(), &batch.Task{Job: j, Log: log, Attempt: 1, Counters: new(progress.Counters), Way: func(report.Way) {}}); got.Status != c.want {
 			t.Errorf("%s: status %q, want %q (%s)", c.name, got.Status, c.want, got.Error)
 		}
 	}

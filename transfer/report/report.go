@@ -25,6 +25,12 @@ const (
 	StatusSkipped     Status = "skipped"
 )
 
+// These values of Status are only in the report of a batch that has not ended.
+const (
+	StatusRunning Status = "running"
+	StatusPending Status = "pending" // the copy has not begun, or will be tried again
+)
+
 // Report is the report of one copy. The section "JSON" of docs/cli.md describes its fields.
 // Sizes are in bytes.
 type Report struct {
@@ -91,6 +97,15 @@ type Waits struct {
 	HostBudget float64 `json:"host_budget"`
 }
 
+// Add adds the times of another copy.
+func (w *Waits) Add(other Waits) {
+	w.Source += other.Source
+	w.Encoders += other.Encoders
+	w.Target += other.Target
+	w.RateLimit += other.RateLimit
+	w.HostBudget += other.HostBudget
+}
+
 // Resumption says what the copy has taken over from an earlier run.
 type Resumption struct {
 	ResumedFrom int64  `json:"resumed_from"` // bytes that an earlier run has copied
@@ -130,10 +145,15 @@ func New(source, target string) *Report {
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Work(), s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
-	r.Waits = Waits{
-		Source: s.Waits[progress.WaitSource].Seconds(), Encoders: s.Waits[progress.WaitEncoders].Seconds(),
-		Target: s.Waits[progress.WaitTarget].Seconds(), RateLimit: s.Waits[progress.WaitRateLimit].Seconds(),
-		HostBudget: s.Waits[progress.WaitHostBudget].Seconds(),
+	r.Waits = WaitsOf(s.Waits)
+}
+
+// WaitsOf converts the times of a copy to seconds.
+func WaitsOf(w progress.Waits) Waits {
+	return Waits{
+		Source: w[progress.WaitSource].Seconds(), Encoders: w[progress.WaitEncoders].Seconds(),
+		Target: w[progress.WaitTarget].Seconds(), RateLimit: w[progress.WaitRateLimit].Seconds(),
+		HostBudget: w[progress.WaitHostBudget].Seconds(),
 	}
 }
 
