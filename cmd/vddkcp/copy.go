@@ -28,7 +28,7 @@ type copyCommand struct {
 	copyFlags
 }
 
-func (c *copyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
+func (c *copyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping, service *service) error {
 	counters := new(progress.Counters)
 	style, asJSON := logs.style(c.Progress)
 	display := progress.NewDisplay(displayTo(style), c.Src, counters)
@@ -51,6 +51,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping)
 	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
 	pause := pauseOf(display)
 	c.login.pause = pause
+	watched := newCopyWatch("copy", c.Metrics)
+	watched.add(counters)
+	end := watched.watch(ctx, log, service, display)
 	var r *report.Report
 	err = shown(display, func() (err error) {
 		if r, err = c.run(ctx, spec, pause); report.Of(err).Done() && !c.DryRun {
@@ -58,6 +61,8 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping)
 		}
 		return err
 	})
+	watched.addRetries(r)
+	written := end(err)
 	if c.Report != "" {
 		// The report is one of the outputs of the command, and must not overwrite a file
 		// that the copy has read. The copy itself checks that no output is a file that it
@@ -70,6 +75,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags, notice *stopping)
 			err = errors.Join(err, reported)
 		}
 	}
+	err = errors.Join(err, written)
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
 	}
@@ -169,6 +175,7 @@ func (c *copyCommand) addresses() job.Spec {
 func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--report", c.Report)
+	o.add("--metrics", c.Metrics)
 	o.add("--log-file", logs.LogFile)
 	o.add("--nfc-trace", c.NFCTrace)
 	o.addOwn("--journal", c.Journal)

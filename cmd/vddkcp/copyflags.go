@@ -41,6 +41,7 @@ type copyFlags struct {
 
 	Progress string     `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Report   string     `help:"Write a report to this file at the end, even if the copy fails: an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" group:"Report:"`
+	Metrics  string     `help:"Write metrics to this file, every 10 s and at the end, for the textfile collector of the Prometheus node exporter. The name must end in .prom." placeholder:"FILE.prom" type:"path" group:"Report:"`
 	Digest   digestFlag `help:"Compute a digest of the content of the disk for the log and the report. The value, which must follow an equals sign, is the algorithm: sha256, or blksum (default), which nbdcopy --blkhash computes too." group:"Report:"`
 	DryRun   bool       `help:"Open both disks and print the plan, but copy nothing." group:"Report:"`
 }
@@ -88,6 +89,9 @@ func (c *copyFlags) Validate() error {
 		return fmt.Errorf("--reflink always and --preallocation %s exclude each other, because blocks that are shared with SRC are neither reserved nor written: use only one of the two flags", c.Preallocation)
 	}
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
+		return err
+	}
+	if err := checkMetrics(c.Metrics); err != nil {
 		return err
 	}
 	if c.BackingFormat != "" && c.Backing == "" {

@@ -181,7 +181,7 @@ func (c *exportCommand) addresses() ([]export.Source, error) {
 // five refused logins.
 const exportRefusals = 3
 
-func (c *exportCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
+func (c *exportCommand) Run(ctx context.Context, logs *logFlags, notice *stopping, service *service) error {
 	sources, err := c.addresses()
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
@@ -202,6 +202,11 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags, notice *stoppin
 		notice.over(errorOutput, logs.asJSON(), func() (string, bool) {
 			n := clients()
 			return counted(n, "client"), n > 0 // a signal is the normal way to end an export
+		})
+	}
+	options.Ready = func(clients func() int) (done func()) {
+		return service.begin(ctx, log, func() string {
+			return fmt.Sprintf("serving %s to %s", counted(len(sources), "disk"), counted(clients(), "client"))
 		})
 	}
 	if logs.asJSON() {

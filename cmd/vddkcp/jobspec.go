@@ -28,7 +28,7 @@ import (
 )
 
 // notJobFields are the flags of vddkcp copy that a job cannot set.
-var notJobFields = []string{"progress", "report", "resume", "dry-run", "nfc-trace"}
+var notJobFields = []string{"progress", "report", "metrics", "resume", "dry-run", "nfc-trace"}
 
 // decidingVDDK are the flags of VDDK that decide which disk is read. The other flags of
 // VDDK only decide how the disk is read.

@@ -14,15 +14,19 @@ const statusInterval = 10 * time.Second
 
 // The type service tells systemd, or another service manager, what a command does.
 type service struct {
-	notifier *notify.Notifier
-	err      error // of the environment variables; logged when the command has a log
+	send     func(messages ...string) error // nil: there is no service manager
+	watchdog time.Duration                  // within which it expects notify.Alive; 0: it does not
+	err      error                          // of the environment variables; logged when the command has a log
 }
 
 // newService returns the service for the manager that started vddkcp. It removes the environment
 // variables that name the manager, so that hooks and other children do not inherit them.
 func newService() *service {
 	n, err := notify.FromEnvironment()
-	return &service{n, err}
+	if n == nil {
+		return &service{err: err}
+	}
+	return &service{n.Send, n.Watchdog(), err}
 }
 
 // The method begin tells the service manager that the command has started, and then every 10 s what
@@ -36,16 +40,16 @@ func (s *service) begin(ctx context.Context, log *slog.Logger, status func() str
 	if s.err != nil {
 		log.Warn("the service manager is not told what vddkcp does", "error", s.err)
 	}
-	if s.notifier == nil {
+	if s.send == nil {
 		return func() {}
 	}
 	interval := statusInterval
-	if half := s.notifier.Watchdog() / 2; half > 0 {
+	if half := s.watchdog / 2; half > 0 {
 		interval = min(interval, half)
 	}
 	var once sync.Once
 	send := func(messages ...string) {
-		if err := s.notifier.Send(messages...); err != nil {
+		if err := s.send(messages...); err != nil {
 			once.Do(func() { log.Warn("the service manager cannot be told what vddkcp does", "error", err) })
 		}
 	}

@@ -104,7 +104,7 @@ func (c *vmCommand) Validate() error {
 	return c.copyFlags.Validate()
 }
 
-func (c *vmCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) error {
+func (c *vmCommand) Run(ctx context.Context, logs *logFlags, notice *stopping, service *service) error {
 	style, asJSON := logs.style(c.Progress)
 	display := progress.NewBatchDisplay(displayTo(style), 0)
 	notice.over(display, asJSON, readsOf(display))
@@ -114,6 +114,7 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) e
 	}
 	outputs := new(outputs)
 	outputs.add("--report", c.Report)
+	outputs.add("--metrics", c.Metrics)
 	outputs.add("--log-file", logs.LogFile)
 	outputs.add("--nfc-trace", c.NFCTrace)
 	outputs.addOwn("--state", c.State)
@@ -129,12 +130,15 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags, notice *stopping) e
 	var r *machine.Report
 	// A password is asked for before the display draws over the prompt.
 	if _, err = c.connection(ctx, func(message string) { log.Warn(message) }); err == nil {
+		watched := newCopyWatch("vm", c.Metrics)
+		end := watched.watch(ctx, log, service, display)
 		err = shown(display, func() (err error) {
-			if r, err = c.copyVM(ctx, log, display, outputs); report.Of(err).Done() && !c.DryRun {
+			if r, err = c.copyVM(ctx, log, display, outputs, watched); report.Of(err).Done() && !c.DryRun {
 				display.End(closingOfVM(r))
 			}
 			return err
 		})
+		err = errors.Join(err, end(err))
 	}
 	// An output that was refused may be the report, or another one that is the same file.
 	if c.Report != "" && !errors.As(err, new(*outputError)) {
@@ -174,7 +178,7 @@ func closingOfVM(r *machine.Report) string {
 }
 
 // The method copyVM copies the VM. With --dry-run it only prints what a copy would do.
-func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progress.BatchDisplay, outputs *outputs) (*machine.Report, error) {
+func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progress.BatchDisplay, outputs *outputs, watched *copyWatch) (*machine.Report, error) {
 	targets, err := c.targets()
 	if err != nil {
 		return nil, err
@@ -215,6 +219,7 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 	spec.Phase = func(p machine.Phase, percent int) { display.Phase(c.Machine, string(p), percent) }
 	spec.Begin = func(d *inventory.Disk, _ string) (*progress.Counters, func(error)) {
 		counters := new(progress.Counters)
+		watched.add(counters)
 		done := display.StartDisk(c.Machine, d.N, address.VM{Name: c.Machine, Disk: strconv.Itoa(d.N)}.String(), counters)
 		return counters, func(err error) {
 			done()

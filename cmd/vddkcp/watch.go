@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,12 +52,12 @@ func (b *batchRun) watch(store *batch.Store, m *batch.Monitor) (done func()) {
 	every := func(interval time.Duration, do func()) {
 		all.Go(func() { repeat(ending, interval, do) })
 	}
-	every(nowInterval, b.warnOnce("what runs now cannot be written for run --status", func() error { return store.WriteNow(b.named(m.Now())) }))
+	every(nowInterval, warnOnce(b.log, "what runs now cannot be written for run --status", func() error { return store.WriteNow(b.named(m.Now())) }))
 	for _, path := range b.Report {
 		if !mayRewrite(path, "{", batch.PageStart) {
 			continue
 		}
-		every(reportInterval, b.warnOnce("the report cannot be written now; it is tried again", func() error {
+		every(reportInterval, warnOnce(b.log, "the report cannot be written now; vddkcp tries again", func() error {
 			if b.isRefused(path) {
 				return nil
 			}
@@ -64,7 +65,7 @@ func (b *batchRun) watch(store *batch.Store, m *batch.Monitor) (done func()) {
 		}))
 	}
 	if b.Metrics != "" && mayRewrite(b.Metrics, metrics.Start) {
-		every(reportInterval, b.warnOnce("the metrics cannot be written now; they are tried again", func() error {
+		every(reportInterval, warnOnce(b.log, metricsLater, func() error {
 			if b.isRefused(b.Metrics) {
 				return nil
 			}
@@ -74,18 +75,21 @@ func (b *batchRun) watch(store *batch.Store, m *batch.Monitor) (done func()) {
 	return func() {
 		close(ending)
 		all.Wait()
-		b.warnOnce("the file for run --status cannot be removed", store.RemoveNow)()
+		warnOnce(b.log, "the file for run --status cannot be removed", store.RemoveNow)()
 	}
 }
 
-// warnOnce returns a function that calls the function write and logs its first error. A batch does
-// not fail because a file cannot be written while it runs.
-func (b *batchRun) warnOnce(what string, write func() error) func() {
+// metricsLater is the warning for metrics that cannot be written while a command runs.
+const metricsLater = "the metrics cannot be written now; vddkcp tries again"
+
+// warnOnce returns a function that calls the function write and logs its first error. A command does
+// not fail because a file about it cannot be written while it runs.
+func warnOnce(log *slog.Logger, what string, write func() error) func() {
 	warned := false
 	return func() {
 		if err := write(); err != nil && !warned {
 			warned = true
-			b.log.Warn(what, "error", err)
+			log.Warn(what, "error", err)
 		}
 	}
 }

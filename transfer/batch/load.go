@@ -145,7 +145,7 @@ func (l *loader) unknown(m member, in place, known []string) {
 // not belong to such a flag, the result is "".
 func notOfAJob(name string) string {
 	switch {
-	case name == "progress" || name == "report" || name == "resume":
+	case name == "progress" || name == "report" || name == "metrics" || name == "resume":
 		return fmt.Sprintf("--%s applies to the whole run", name)
 	case name == "dry_run":
 		return "use vddkcp run --check, which checks all jobs"

@@ -80,6 +80,9 @@ type Options struct {
 	// Serving is called when the server exists. The function clients returns the number of its
 	// clients, and may be called at any time. Serving may be nil.
 	Serving func(clients func() int)
+	// Ready is called as soon as clients can connect. The function clients is that of Serving. The
+	// caller calls the result, the function done, when the server has ended. Ready may be nil.
+	Ready func(clients func() int) (done func())
 
 	Tables io.Writer // receives a table of statistics, if Log logs debug messages
 	Log    *slog.Logger
@@ -186,15 +189,12 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	}
 	name := exports.uriName()
 	uris := sockets.uris(options.TLSMode == server.TLSRequire, name)
-	for _, uri := range uris {
-		log.Debug("listening", "uri", uri)
-		if o.Command == "" && !sockets.activated {
-			if _, err := fmt.Fprintln(o.URIs, uri); err != nil {
-				return err
-			}
-		}
+	if err := o.announce(uris, o.Command == "" && !sockets.activated); err != nil {
+		return err
 	}
-
+	if o.Ready != nil {
+		defer o.Ready(s.Clients)()
+	}
 	var all sync.WaitGroup
 	if o.ExitWithParent {
 		all.Go(func() {
@@ -227,6 +227,19 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 // program that has more than 10,000 threads. Each connection can have up to three calls to a disk in
 // progress. If the disk does not answer, each of these calls occupies a thread.
 func allowThreads(connections int) { debug.SetMaxThreads(max(10_000, 2_000+3*connections)) }
+
+// The method announce logs the URIs of the server, and prints them if the parameter print is true.
+func (o *Options) announce(uris []string, print bool) error {
+	for _, uri := range uris {
+		o.Log.Debug("listening", "uri", uri)
+		if print {
+			if _, err := fmt.Fprintln(o.URIs, uri); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 // writePidFile writes the process ID to a new file at the given path. The new file replaces
 // an older file or a symbolic link. The returned function remove removes the new file,
