@@ -6,7 +6,7 @@ import (
 )
 
 type completionCommand struct {
-	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell that the script is for: bash, zsh or fish."`
+	Shell string `arg:"" name:"SHELL" enum:"bash,zsh,fish" help:"The shell that the script is for: bash, zsh or fish."`
 }
 
 // The scripts know nothing about the commands and flags. They ask vddkcp what the words of the command

@@ -68,6 +68,12 @@ func TestEveryCommandHasExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	contract := string(read(t, "../../docs/cli.md"))
+	for _, s := range exitStatuses {
+		if !strings.Contains(contract, "\n| "+s.Status+" | ") {
+			t.Errorf("docs/cli.md does not have the exit status %s", s.Status)
+		}
+	}
 	if used != len(helpExamples) {
 		t.Errorf("%d of %d examples belong to a command", used, len(helpExamples))
 	}

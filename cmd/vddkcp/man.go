@@ -50,7 +50,7 @@ func (c *manCommand) Run(app *kong.Application, servers *servers) error {
 }
 
 func newManual(app *kong.Application) *manual.Book {
-	return &manual.Book{App: app, Version: version, Examples: helpExamples, Statuses: exitStatuses}
+	return &manual.Book{App: app, Version: programVersion(), Examples: helpExamples, Statuses: exitStatuses}
 }
 
 // printHelp prints the help of a command. kong's own help has no place for examples, and its two

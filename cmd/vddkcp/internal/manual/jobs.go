@@ -22,7 +22,7 @@ type Field struct {
 // The method jobs returns the page about job files.
 func (b *Book) jobs() (string, error) {
 	name := b.App.Name + "-jobs"
-	texts, err := readProse("jobs")
+	texts, err := readProse("job-file")
 	if err != nil {
 		return "", err
 	}

@@ -104,6 +104,7 @@ func (b *Book) program() (string, error) {
 	p.section("SYNOPSIS")
 	p.paragraph(bold(b.App.Name) + ` [` + bold("copy") + `] ` + italic("SRC") + " " + italic("DST") + ` [` + italic("OPTION") + `]...`)
 	p.line(".br")
+	p.empty = true
 	p.paragraph(bold(b.App.Name) + ` ` + italic("COMMAND") + ` [` + italic("ARGUMENT") + `]... [` + italic("OPTION") + `]...`)
 	p.section("DESCRIPTION")
 	p.blocks(texts.description)

@@ -39,7 +39,7 @@ const (
 	subheading           // ### TITLE
 	bullet               // - TEXT
 	item                 // TERM, with the next line : TEXT
-	example              // lines that begin with four spaces
+	example              // lines between two lines ```
 )
 
 // readProse reads the file of a page. A page without a file has no prose.
@@ -75,16 +75,13 @@ func parseProse(text string) (*prose, error) {
 
 // parseBlocks parses lines without an empty line between them.
 func parseBlocks(lines []string) (blocks []block) {
+	if n := len(lines); n > 2 && lines[0] == "```" && lines[n-1] == "```" {
+		return []block{{kind: example, lines: lines[1 : n-1]}}
+	}
 	for i, l := range lines {
 		switch {
 		case strings.HasPrefix(l, "### "):
 			blocks = append(blocks, block{kind: subheading, lines: []string{l[4:]}})
-		case strings.HasPrefix(l, "    "):
-			if n := len(blocks); n > 0 && blocks[n-1].kind == example {
-				blocks[n-1].lines = append(blocks[n-1].lines, l[4:])
-				continue
-			}
-			blocks = append(blocks, block{kind: example, lines: []string{l[4:]}})
 		case strings.HasPrefix(l, "- "):
 			blocks = append(blocks, block{kind: bullet, lines: []string{l[2:]}})
 		case i+1 < len(lines) && strings.HasPrefix(lines[i+1], ": "):
@@ -122,7 +119,7 @@ func (p *page) blocks(blocks []block) {
 
 // placed are the titles of the sections of prose that have a fixed place on a page. All other
 // sections follow the options, in the order of the file.
-var placed = []string{"ENVIRONMENT", "FILES", "NOTES"}
+var placed = []string{"ENVIRONMENT", "FILES", "EXAMPLES", "NOTES"}
 
 // The method sections appends the sections of the prose with a title in placed, or, if title is "",
 // all other sections.
