@@ -183,15 +183,13 @@ func (w *waiting) collected(n int) {
 	w.mu.Unlock()
 }
 
-// AddWait records that the copy has spent the time d on waiting for w.
+// AddWait records that the copy has spent the time d on waiting for w, in addition to the times that
+// Begin and Background count.
 func (c *Counters) AddWait(w Wait, d time.Duration) {
 	c.wait.mu.Lock()
 	defer c.wait.mu.Unlock()
 	c.wait.times[w] += d
 }
-
-// AddReads adds n to the number of reads of the source that are in progress.
-func (c *Counters) AddReads(n int) { c.wait.add(WaitSource, n) }
 
 // SetConnections records the number of connections that the source uses now. It stays 0 for a
 // source without connections, such as a file.
