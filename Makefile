@@ -25,7 +25,7 @@ vddk/worker/bin/vddkcp-vddk-worker: vddk/worker/build $(wildcard vddk/worker/pro
 # bin/vddkcp is always rebuilt: the go command itself knows what is out of date.
 .PHONY: bin/vddkcp
 bin/vddkcp: $(WORKER)
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $@ ./cmd/vddkcp
+	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $@ ./cmd/vddkcp
 
 # testlib builds a stand-in for VMware's library (vddk/testlib/README.md).
 testlib:
@@ -38,14 +38,14 @@ quick:
 	VDDKCP_CHAOS=0 $(GO) test -short ./...
 
 test:
-	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client nbd-server vmdkinfo openssl
+	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client nbd-server vmdkinfo openssl debootstrap lintian rpm skopeo umoci
 	$(GO) test -timeout 40m ./...
 
 # test-race runs the tests with the race detector, which needs cgo. It leaves out the
-# tests of chaos, guests, clusters and copies of VMs: they run programs that are built
+# tests of chaos, guests, clusters, packages and copies of VMs: they run programs that are built
 # without the race detector, so make test covers them.
 test-race:
-	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestVM([A-Z][a-z]+)+(NFC[A-Za-z]*)?|TestVMsOfOneName|TestCheckOverNFC|TestCheckWithoutEncryption)$$' ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestVM([A-Z][a-z]+)+(NFC[A-Za-z]*)?|TestVMsOfOneName|TestCheckOverNFC|TestCheckWithoutEncryption|TestPackages)$$' ./...
 
 # guests runs libguestfs and virt-v2v against exports. It takes 15 minutes without KVM.
 guests: build

@@ -100,7 +100,7 @@ func systemFiles(debs string, created time.Time) (fileTree, error) {
 	text := func(name, content string) {
 		t.add(tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, ModTime: created}, []byte(content))
 	}
-	for _, folder := range []string{"etc/ssl", "etc/ssl/certs"} {
+	for _, folder := range []string{"etc/ssl", "etc/ssl/certs", "media", "mnt", "opt", "srv"} {
 		t.add(tar.Header{Name: folder, Typeflag: tar.TypeDir, Mode: 0o755, ModTime: created}, nil)
 	}
 	text("etc/ssl/certs/ca-certificates.crt", bundle.String())
