@@ -17,7 +17,7 @@ func Need(t testing.TB, programs ...string) {
 	notShort(t)
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			missing(t, "the test needs the program %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils qemu-system-x86 busybox-static): %v", p, err)
+			missing(t, "the test needs the program %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils qemu-system-x86 busybox-static debootstrap lintian rpm skopeo umoci): %v", p, err)
 		}
 	}
 }
