@@ -23,7 +23,10 @@ import (
 func startOnTerminal(cmd *exec.Cmd) (*os.File, error) { return startOn(cmd, false) }
 
 // startOn is startOnTerminal, where standard error may be the terminal too.
-func startOn(cmd *exec.Cmd, stderr bool) (*os.File, error) {
+func startOn(cmd *exec.Cmd, stderr bool) (*os.File, error) { return startSized(cmd, stderr, 80, 24) }
+
+// startSized is startOn for a terminal of the given size.
+func startSized(cmd *exec.Cmd, stderr bool, columns, rows uint16) (*os.File, error) {
 	other, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -41,6 +44,10 @@ func startOn(cmd *exec.Cmd, stderr bool) (*os.File, error) {
 		return nil, err
 	}
 	defer tty.Close()
+	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows}); err != nil {
+		other.Close()
+		return nil, err
+	}
 	cmd.ExtraFiles = []*os.File{tty}
 	if stderr {
 		cmd.Stderr = tty
