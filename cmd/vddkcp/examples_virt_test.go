@@ -54,6 +54,12 @@ type guest struct{ kernel, initrd string }
 // and busybox.
 func newGuest(t *testing.T) guest {
 	t.Helper()
+	return newGuestWith(t, guestInit)
+}
+
+// newGuestWith makes a guest whose first program is the given script.
+func newGuestWith(t *testing.T, init string) guest {
+	t.Helper()
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the guest is of this machine's kernel, and the machine it runs on an x86-64")
 	}
@@ -89,7 +95,7 @@ func newGuest(t *testing.T) guest {
 			}
 		}
 	}
-	if err := os.WriteFile(filepath.Join(root, "init"), []byte(guestInit), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "init"), []byte(init), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	initrd := filepath.Join(dir, "initrd")
