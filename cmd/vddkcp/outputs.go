@@ -27,14 +27,16 @@ import (
 type outputs struct {
 	list      []outputFile
 	protected []protected
+	folder    string // that the command creates before it writes outputs; "": none
 }
 
 // outputFile is a file that the value of a flag names. The field own is true for a file
 // that only vddkcp writes. The method outputs.check does not look at the content of such a
-// file, because the code that opens the file does so.
+// file, because the code that opens the file does so. The field later is true for a file whose folder
+// may be missing when outputs.check is called.
 type outputFile struct {
 	flag, path string
-	own        bool
+	own, later bool
 }
 
 // The type protected is a file that no output may overwrite. Its field what describes the
@@ -56,12 +58,32 @@ func (o *outputs) addOwn(flag, path string) {
 	}
 }
 
+// addLog is like add, for a file in a folder that the command creates.
+func (o *outputs) addLog(flag, path string) {
+	o.list = append(o.list, outputFile{flag: flag, path: path, later: true})
+}
+
+// addLater is like addOwn, for a file whose folder need not exist yet.
+func (o *outputs) addLater(flag, path string) {
+	if path != "" {
+		o.list = append(o.list, outputFile{flag: flag, path: path, own: true, later: true})
+	}
+}
+
 // The method protect adds a local file to the files that no output may overwrite, because
 // the command needs them.
 func (o *outputs) protect(what, path string) {
 	if path != "" {
 		o.protected = append(o.protected, protected{what, path})
 	}
+}
+
+// The function absolute returns the absolute path of a file, as far as it is known.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return filepath.Clean(path)
 }
 
 // addressOrPath parses the address of a file that outputs must not overwrite. It returns
@@ -120,14 +142,15 @@ func (o *outputs) protectProfile(p *profile.Profile) {
 // given path. flag is the name of the command line flag that sets the path. If the path is
 // empty, no file is added.
 func (o *outputs) withFile(flag, path string) *outputs {
-	more := &outputs{list: slices.Clip(o.list)}
+	more := &outputs{list: slices.Clip(o.list), folder: o.folder}
 	more.add(flag, path)
 	return more
 }
 
 // The method check returns an *outputError in three cases: an output is a protected file,
 // an output is the same file as another output, or an output is an existing file that
-// cannot be a report, a log or another text. It opens nothing for writing.
+// cannot be a report, a log or another text. It returns another usage error if the folder of an
+// output does not exist. It opens nothing for writing.
 func (o *outputs) check() error {
 	places := newPlaces()
 	for _, out := range o.list {
@@ -154,7 +177,23 @@ func (o *outputs) check() error {
 			return refused(out, what)
 		}
 	}
+	for _, out := range o.list {
+		if err := o.checkFolderOf(out); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// checkFolderOf checks that the folder of an output exists or will exist.
+func (o *outputs) checkFolderOf(out outputFile) error {
+	if _, ok := descriptor(out.path); ok || out.later {
+		return nil
+	}
+	if o.folder != "" && absolute(o.folder) == absolute(filepath.Dir(out.path)) {
+		return nil
+	}
+	return checkFolder(out.flag, out.path)
 }
 
 // checkOpened returns an *outputError if an output is a file that one of the given Openers

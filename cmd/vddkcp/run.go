@@ -106,7 +106,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	if err != nil {
 		return err
 	}
-	if err := c.checkPlaces(); err != nil {
+	if err := c.makeLogDir(); err != nil {
 		return usage.Wrap(err)
 	}
 	style, asJSON := logs.style(c.Progress)
@@ -188,18 +188,8 @@ func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 	return f.Select(s)
 }
 
-// checkPlaces checks that the folders of the reports exist, and creates the folder for
-// logs. It runs before the copies. Without this check, a wrong path would make a batch fail
-// only at its end, after hours.
-func (c *batchCommand) checkPlaces() error {
-	for _, report := range c.Report {
-		if err := checkFolder("--report", report); err != nil {
-			return err
-		}
-	}
-	if err := checkFolder("--metrics", c.Metrics); err != nil {
-		return err
-	}
+// makeLogDir creates the folder for logs.
+func (c *batchCommand) makeLogDir() error {
 	if c.LogDir != "" {
 		if err := os.MkdirAll(c.LogDir, 0o777); err != nil {
 			return fmt.Errorf("--log-dir: %w", err)
@@ -235,7 +225,7 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File, parser *jobPars
 	for _, j := range file.Jobs {
 		protectJob(all, j)
 		if c.LogDir != "" {
-			all.add(fmt.Sprintf("--log-dir, the log of jobs[%d]", j.Index), c.logPath(j))
+			all.addLog(fmt.Sprintf("--log-dir, the log of jobs[%d]", j.Index), c.logPath(j))
 		}
 	}
 	return o, all.check()
@@ -247,7 +237,7 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File, parser *jobPars
 // because it compares inodes as well as paths.
 func protectJob(o *outputs, j *batch.Job) {
 	of := fmt.Sprintf(" of jobs[%d]", j.Index)
-	o.addOwn("the journal"+of, j.Text("journal"))
+	o.addLater("the journal"+of, j.Text("journal")) // a missing folder is an error of this job only
 	if a, err := address.Parse(j.Source, address.Disk); err == nil {
 		o.protectSource("the source"+of, a)
 	}

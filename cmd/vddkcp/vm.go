@@ -113,6 +113,9 @@ func (c *vmCommand) Run(ctx context.Context, logs *logFlags, notice *stopping, s
 		return &reportedError{err}
 	}
 	outputs := new(outputs)
+	if targets, err := c.targets(); err == nil {
+		outputs.folder = targets.folder()
+	}
 	outputs.add("--report", c.Report)
 	outputs.add("--metrics", c.Metrics)
 	outputs.add("--log-file", logs.LogFile)
@@ -205,7 +208,7 @@ func (c *vmCommand) copyVM(ctx context.Context, log *slog.Logger, display *progr
 	spec.State = func(vm *inventory.VM, disks []inventory.Disk, addresses []string) (string, error) {
 		path, err := c.statePath(vm, disks, addresses, folder)
 		if err == nil && c.State == "" {
-			outputs.addOwn("the state file", path)
+			outputs.addLater("the state file", path)
 		}
 		return path, errors.Join(err, outputs.check())
 	}

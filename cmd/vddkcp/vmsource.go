@@ -107,6 +107,22 @@ func (v *vmSource) Open(ctx context.Context, s *inventory.Snapshot, d *inventory
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: o.Retry.OnRetry})
 }
 
+// Ready implements machine.Opener. It looks for the library of VDDK, but does not load it.
+func (v *vmSource) Ready() error {
+	if v.flags.chosen.nfc {
+		return nil
+	}
+	r, err := v.flags.resolve()
+	if err != nil {
+		return err
+	}
+	libDir, _ := v.flags.connects(r)
+	if _, err = vddk.FindLibrary(libDir); err != nil {
+		return fmt.Errorf("vddk: %w", orOverNFC(err))
+	}
+	return nil
+}
+
 // frozenDisk knows how a disk of a VM is reached.
 type frozenDisk struct {
 	*vmSource

@@ -26,6 +26,9 @@ import (
 // The method copyAll makes the snapshot, copies all disks and removes the snapshot. After that the
 // targets are complete, but have not got their names.
 func (r *run) copyAll(ctx context.Context) error {
+	if err := r.Opener.Ready(); err != nil {
+		return err
+	}
 	if err := r.checkTargets(ctx); err != nil {
 		return err
 	}

@@ -184,6 +184,8 @@ func (f *fakeVM) names() (names []string) {
 	return names
 }
 
+func (f *fakeVM) Ready() error { return nil }
+
 func (f *fakeVM) Open(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, _ *open.Opener) (source.Disk, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -42,4 +42,7 @@ type Opener interface {
 	// Open opens a disk of a snapshot. The parameter s is nil for a disk of a VM that is
 	// powered off and is in no snapshot. The parameter o has the options of the copy.
 	Open(ctx context.Context, s *inventory.Snapshot, d *inventory.Disk, o *open.Opener) (source.Disk, error)
+	// Ready returns an error if this machine cannot open any disk, for example because a library is
+	// missing. It is called before a snapshot is made.
+	Ready() error
 }

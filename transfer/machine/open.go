@@ -37,6 +37,9 @@ func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Dis
 	if len(r.disks) != 1 {
 		return nil, fmt.Errorf("vm %s: %d disks are chosen, expected one", r.Spec.Name, len(r.disks))
 	}
+	if err := r.Opener.Ready(); err != nil {
+		return nil, err
+	}
 	if err := r.checkVM(); err != nil {
 		return nil, err
 	}
@@ -206,6 +209,9 @@ func (r *run) plan(ctx context.Context, p *Planned) (err error) {
 	}
 	if r.state.Step.reached(stepCopied) {
 		return nil
+	}
+	if err := r.Opener.Ready(); err != nil {
+		return err
 	}
 	if err := r.checkVM(); err != nil {
 		return err
