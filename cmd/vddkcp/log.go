@@ -20,7 +20,7 @@ import (
 // logFlags are the flags for the log, which every command has.
 type logFlags struct {
 	LogLevel  string `help:"Lowest level of messages to log: debug, info, warn or error." enum:"debug,info,warn,error" default:"info"`
-	LogFormat string `help:"Format of the log: text or json." enum:"text,json" default:"text"`
+	LogFormat string `help:"Format of the log: text or json. With json, every line on standard error is JSON, unless --log-file is given." enum:"text,json" default:"text"`
 	LogFile   string `help:"Append the log to FILE instead of writing it to standard error." placeholder:"FILE" type:"path"`
 	Verbose   bool   `help:"Log all messages; the same as --log-level debug." short:"v"`
 }

@@ -32,6 +32,7 @@ type BatchDisplay struct {
 	bytes   Snapshot // sums for the jobs that have ended
 	recent  recent
 	line    time.Time // when style Lines printed its last line
+	closed  bool      // End was called
 	closing string    // the text of End
 }
 
@@ -48,12 +49,12 @@ func NewBatchDisplay(out Output, jobs int) *BatchDisplay {
 	return &BatchDisplay{out: out, screen: screen{out: out.To}, title: "batch", jobs: jobs, ended: map[string]int{}}
 }
 
-// End makes Run end with the given line instead of a summary. The styles None and JSON do not show
-// the line.
+// End makes Run end with the given line instead of a summary, or with no line if the text is "". The
+// styles None and JSON do not show the line.
 func (d *BatchDisplay) End(text string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.closing = text
+	d.closed, d.closing = true, text
 }
 
 // Reads returns how many reads of sources are in progress, and of how many copies.
@@ -194,7 +195,7 @@ func (d *BatchDisplay) draw(last bool) {
 		switch {
 		case d.closing != "":
 			d.out.printLine(d.closing)
-		case len(d.ended) > 0: // else no job began
+		case !d.closed && len(d.ended) > 0: // else no job began
 			d.out.printLine(d.title + ": " + d.summary(total, p))
 		}
 	case d.out.Style == Bar:

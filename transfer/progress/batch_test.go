@@ -290,3 +290,19 @@ func TestBatchSaysWhatBinds(t *testing.T) {
 		})
 	}
 }
+
+// TestBatchClosingLine checks that the text of End replaces the summary.
+func TestBatchClosingLine(t *testing.T) {
+	for text, want := range map[string]string{"all is done": "all is done", "": ""} {
+		s := &screen{t: t, columns: 80, wraps: true}
+		showBatch(t, progress.Bar, s, 80, 24, func(d *progress.BatchDisplay) {
+			begin(d, "a", 50)
+			time.Sleep(time.Second)
+			d.Ended("done")
+			d.End(text)
+		})
+		if got := strings.Join(s.text(), ""); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
