@@ -85,6 +85,9 @@ const exampleServer = "vc.example.com"
 // TestHelpExamples runs each example of the help as it is, in a folder that has the files which the
 // examples name. Its configuration file has the profile vc1 for a simulated server.
 func TestHelpExamples(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs every example")
+	}
 	program, err := binary()
 	if err != nil {
 		t.Fatal(err)

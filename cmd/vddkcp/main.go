@@ -168,6 +168,9 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 	if _, err := os.Lstat(word); err == nil {
 		return nil
 	}
+	if strings.ToLower(word) == "help" {
+		return usage.New("there is no command and no file called "+word, "run vddkcp --help, or vddkcp COMMAND --help")
+	}
 	var names []string
 	for _, c := range app.Children {
 		if !c.Hidden {

@@ -46,11 +46,11 @@ type vmCommand struct {
 
 // snapshotFlags say how the snapshot of a VM is made and removed.
 type snapshotFlags struct {
-	Quiesce          quiesceFlag   `help:"Quiesce the file systems of the guest for the snapshot. If that fails, the copy fails; with --quiesce=try it goes on without." group:"VM:"`
-	KeepSnapshot     bool          `help:"If the copy fails, keep the snapshot, so that --resume can continue the copy." group:"VM:"`
-	MinFree          bytesize.Size `help:"Stop if a datastore of the VM has less free space (default 10GiB): a snapshot grows, and a full datastore stops every VM on it." default:"10GiB" placeholder:"SIZE" group:"VM:"`
-	TaskTimeout      patience      `help:"How long to wait for a task of the server, such as the removal of a snapshot (default 6h)." default:"6h" placeholder:"TIME" group:"VM:"`
-	ForceConsolidate bool          `help:"Copy the VM even if its disks needed consolidation before. They are then consolidated at the end." group:"VM:"`
+	Quiesce          quiesceFlag   `help:"Quiesce the file systems of the guest for the snapshot. If that fails, the copy fails; with --quiesce=try it goes on without." group:"Snapshot:"`
+	KeepSnapshot     bool          `help:"If the copy fails, keep the snapshot, so that --resume can continue the copy." group:"Snapshot:"`
+	MinFree          bytesize.Size `help:"Stop if a datastore of the VM has less free space (default 10GiB): a snapshot grows, and a full datastore stops every VM on it." default:"10GiB" placeholder:"SIZE" group:"Snapshot:"`
+	TaskTimeout      patience      `help:"How long to wait for a task of the server, such as the removal of a snapshot (default 6h)." default:"6h" placeholder:"TIME" group:"Snapshot:"`
+	ForceConsolidate bool          `help:"Copy the VM even if its disks needed consolidation before. They are then consolidated at the end." group:"Snapshot:"`
 }
 
 // quiesceFlag is the value of --quiesce. The value is optional.

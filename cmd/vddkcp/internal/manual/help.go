@@ -147,7 +147,7 @@ func (h *help) section(title string, rows []row) {
 	}
 	for _, r := range rows {
 		if h.width < narrow {
-			h.line("  " + r.left)
+			h.line("  " + strings.TrimSpace(r.left))
 			h.lines("      ", wrap(r.right, h.width-6))
 			continue
 		}

@@ -47,14 +47,26 @@ func (b *Book) flags(p *page, flags []*kong.Flag) {
 	}
 }
 
-// flagGroups returns the flags that are not hidden, those without a group first.
+// groupOrder has the titles of groups of flags in the order in which a reader needs them. Flags without
+// a group, and groups that only one command has, come first.
+var groupOrder = []string{"VM", "Target", "Source", "Speed", "Report", "Snapshot", "VDDK", "Log"}
+
+// flagGroups returns the groups of the flags that are not hidden.
 func flagGroups(flags []*kong.Flag) []group[*kong.Flag] {
 	flags = slices.DeleteFunc(slices.Clone(flags), func(f *kong.Flag) bool { return f.Hidden })
 	all := groups(flags, func(f *kong.Flag) *kong.Group { return f.Group })
 	slices.SortStableFunc(all, func(a, b group[*kong.Flag]) int {
-		return cmp.Compare(min(len(a.title), 1), min(len(b.title), 1))
+		return cmp.Compare(groupPlace(a.title), groupPlace(b.title))
 	})
 	return all
+}
+
+// groupPlace returns the place of a group on a page.
+func groupPlace(title string) int {
+	if title == "" {
+		return -2
+	}
+	return slices.Index(groupOrder, title)
 }
 
 func flagTag(f *kong.Flag) string {
