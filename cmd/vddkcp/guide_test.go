@@ -75,7 +75,7 @@ func TestGuide(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := newGuide(t, guidePages[name], !strings.Contains(string(text), "profile add vc1 "), 20)
+			g := newGuide(t, guidePages[name], !strings.Contains(string(text), "\n$ vddkcp profile add vc1 "), 20)
 			if name == "without-vsphere.md" {
 				g.server = []string{buildServe(t), "-nfc", "-run"}
 			}
@@ -390,6 +390,9 @@ func (g *guide) run(t *testing.T, commands []guideCommand) (outputs [][]string, 
 // guideTime is the time of a line of the log, which vddkcp does not print on a terminal.
 var guideTime = regexp.MustCompile(`(?m)^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(Z|[+-][0-9:]{5}) `)
 
+// guideJob is a row of the table of run --status.
+var guideJob = regexp.MustCompile(`^[a-z0-9-]+-disk[0-9] +([0-9]+%|plan|copy|verify|finish) `)
+
 // guideVaries are the parts of an output that differ between two runs.
 var guideVaries = []struct {
 	pattern *regexp.Regexp
@@ -410,6 +413,8 @@ var guideVaries = []struct {
 	{regexp.MustCompile(`(at byte |from=)[0-9]+`), "${1}N"},
 	{regexp.MustCompile(`done=[0-9.]+ [KMG]iB`), "done=SIZE"},
 	{regexp.MustCompile(`"(seconds|source|encoders|target|rate_limit|host_budget|bytes_read)": [0-9.e-]+`), `"$1": N`},
+	{regexp.MustCompile(`process [0-9]+ on [^ ,]+`), "process N"},
+	{regexp.MustCompile(`(ReadAsync +)[0-9]+ +[0-9]+ `), "$1 N N "},
 	{regexp.MustCompile(`\([^()]*[0-9]+%[^()]*\)`), "(PERCENT)"},
 }
 
@@ -429,13 +434,19 @@ func guideLines(lines []string) []string {
 			l = "PROGRESS"
 		case strings.HasPrefix(l, "vddkcp: stopping"):
 			l = "STOPPING"
+		case guideJob.MatchString(l):
+			l = "JOB"
+		case regexp.MustCompile(`^[0-9]+ done, [0-9]+ running`).MatchString(l):
+			l = "COUNTS"
+		case strings.HasPrefix(l, "updated "):
+			l = "UPDATED"
 		case strings.Contains(l, ", continued at "):
 			l = "CONTINUED"
 		}
 		for _, v := range guideVaries {
 			l = v.pattern.ReplaceAllString(l, v.with)
 		}
-		result = append(result, strings.TrimRight(l, " "))
+		result = append(result, strings.Join(strings.Fields(l), " "))
 	}
 	return result
 }

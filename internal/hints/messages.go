@@ -57,6 +57,8 @@ var unknown = map[string]string{
 	"the profile NAME of VDDKCP_PROFILE is not used":               "missing: --user, or --password or --cookie",
 	"variables such as VDDKCP_PASSWORD are not used":               "missing: --user, or --password or --cookie",
 	"SECRET is not used, because it belongs":                       "missing: --password or --cookie",
+	"name the job file or the state file of the batch":             "run --status: FILE: no such file or directory",
+	"if the batch does not run any more":                           "the job ran when its report was written",
 	"the copy itself is complete":                                  "the command \"after\" of a job failed",
 	"unpack VDDK again with tar":                                   "no VDDK library found: FILE: the symbolic link to it is missing",
 	"to try this version of the library":                           "no VDDK library found: FILE: it is version N",
