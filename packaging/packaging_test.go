@@ -161,13 +161,17 @@ func testArchive(t *testing.T, dist string) {
 	for _, arch := range []string{"amd64", "arm64"} {
 		name := "vddkcp-" + version + "-linux-" + arch
 		files := untar(t, filepath.Join(dist, name+".tar.gz"))
-		for _, file := range []string{"LICENSE", "README.md", "CHANGELOG.md", "docs/cli.md", "examples/jobs.schema.json",
-			"examples/systemd/vddkcp-run@.timer", "man/man1/vddkcp.1", "man/man5/vddkcp-jobs.5", "completions/_vddkcp"} {
+		for _, file := range []string{"share/doc/vddkcp/LICENSE", "share/doc/vddkcp/README.md", "share/doc/vddkcp/docs/cli.md", "share/doc/vddkcp/examples/README.md",
+			"share/vddkcp/jobs.schema.json", "lib/systemd/system/vddkcp-run@.timer", "share/man/man1/vddkcp.1.gz", "share/man/man5/vddkcp-jobs.5.gz",
+			"share/bash-completion/completions/vddkcp", "share/zsh/site-functions/_vddkcp", "share/fish/vendor_completions.d/vddkcp.fish"} {
 			if len(files[name+"/"+file]) == 0 {
 				t.Errorf("%s has no file %s", name, file)
 			}
 		}
-		info, err := buildinfo.Read(bytes.NewReader(files[name+"/vddkcp"]))
+		if unit := string(files[name+"/lib/systemd/system/vddkcp-run@.service"]); !strings.Contains(unit, "ExecStart=/usr/local/bin/vddkcp run ") {
+			t.Errorf("the unit in %s does not start /usr/local/bin/vddkcp", name)
+		}
+		info, err := buildinfo.Read(bytes.NewReader(files[name+"/bin/vddkcp"]))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -183,7 +187,7 @@ func testArchive(t *testing.T, dist string) {
 		if err := json.Unmarshal(read(t, filepath.Join(dist, name+".cdx.json")), &bom); err != nil || bom.BomFormat != "CycloneDX" {
 			t.Fatalf("%s: %q, %v", name, bom.BomFormat, err)
 		}
-		notices := string(files[name+"/THIRD-PARTY-NOTICES"])
+		notices := string(files[name+"/share/doc/vddkcp/THIRD-PARTY-NOTICES"])
 		if len(info.Deps) < 5 {
 			t.Errorf("%s: only %d modules were looked at", name, len(info.Deps))
 		}
