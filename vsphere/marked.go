@@ -21,21 +21,22 @@ type Marked struct {
 }
 
 // Marked returns the snapshots that vddkcp has made of the VMs that the pattern names, as List
-// describes. They are sorted by the path of the VM, parents before children.
-func (s *Session) Marked(ctx context.Context, pattern string) ([]Marked, error) {
+// describes. They are sorted by the path of the VM, parents before children. The result vms is the
+// number of VMs that the pattern names.
+func (s *Session) Marked(ctx context.Context, pattern string) (marked []Marked, vms int, err error) {
 	found, err := s.locateAll(ctx, pattern)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	now, err := methods.GetCurrentTime(ctx, s.client)
 	if err != nil {
-		return nil, explain("cannot search for snapshots", err)
+		return nil, 0, explain("cannot search for snapshots", err)
 	}
 	index := make(map[types.ManagedObjectReference]int)
 	for _, i := range found.chosen {
 		index[found.refs[i]] = i
 	}
-	marked := []Marked{}
+	marked = []Marked{}
 	err = s.eachPage(ctx, found, []string{"snapshot"}, func(_ context.Context, content []types.ObjectContent) error {
 		for _, object := range content {
 			info, ok := properties(object)["snapshot"].(types.VirtualMachineSnapshotInfo)
@@ -53,10 +54,10 @@ func (s *Session) Marked(ctx context.Context, pattern string) ([]Marked, error) 
 		return nil
 	})
 	if err != nil {
-		return nil, explain("cannot search for snapshots", err)
+		return nil, 0, explain("cannot search for snapshots", err)
 	}
 	slices.SortStableFunc(marked, func(a, b Marked) int {
 		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.VM.moref, b.VM.moref))
 	})
-	return marked, nil
+	return marked, len(found.chosen), nil
 }

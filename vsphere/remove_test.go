@@ -306,7 +306,7 @@ func TestMarked(t *testing.T) {
 		"nothing*":  nil,
 		"prod/db/*": nil,
 	} {
-		marked, err := s.Marked(t.Context(), pattern)
+		marked, _, err := s.Marked(t.Context(), pattern)
 		var got []string
 		for _, m := range marked {
 			got = append(got, m.Path+" "+m.Name)
@@ -318,7 +318,7 @@ func TestMarked(t *testing.T) {
 			t.Errorf("Marked(%q) = %q, %v; want %q", pattern, got, err, want)
 		}
 	}
-	if _, err := s.Marked(t.Context(), "nothing"); err == nil {
+	if _, _, err := s.Marked(t.Context(), "nothing"); err == nil {
 		t.Error("no error for a VM that is not there")
 	}
 }

@@ -39,7 +39,10 @@ func (a *atLeast) UnmarshalText(text []byte) error {
 
 func (c *cleanupCommand) Run(ctx context.Context, logs *logFlags) error {
 	err := c.withSession(ctx, logs, func(ctx context.Context, s *vsphere.Session, log *slog.Logger) error {
-		marked, err := s.Marked(ctx, c.Pattern)
+		marked, vms, err := s.Marked(ctx, c.Pattern)
+		if err == nil && vms == 0 && c.Pattern != "" {
+			err = &noMatchError{c.Pattern}
+		}
 		if err != nil {
 			return err
 		}
