@@ -41,8 +41,9 @@ type page struct {
 	Outcome  string
 	Summary  string
 	When     string
+	Running  []pageJob
 	Failures []*failure
-	Warnings []*JobReport
+	Warnings []pageJob
 	Timeline *timeline // nil: nothing ran
 	Jobs     []pageJob
 
@@ -60,12 +61,18 @@ type cause struct {
 // failure is a cause, with all jobs that failed for this cause.
 type failure struct {
 	*JobReport // of the first of these jobs
-	Names      []string
+	Jobs       []link
+}
+
+// link is a job in a list that leads to the row of the job in the table.
+type link struct {
+	Index int
+	Name  string
 }
 
 // The method failed adds a job to the failure that has the same cause. If there is no such failure
 // yet, it adds a new failure with this job.
-func (p *page) failed(j *JobReport) {
+func (p *page) failed(j *JobReport, index int) {
 	c := cause{j.Status, j.Exit, j.Error, j.Hint}
 	f := p.byCause[c]
 	if f == nil {
@@ -73,15 +80,19 @@ func (p *page) failed(j *JobReport) {
 		p.byCause[c] = f
 		p.Failures = append(p.Failures, f)
 	}
-	f.Names = append(f.Names, j.Name)
+	f.Jobs = append(f.Jobs, link{index, j.Name})
 }
 
 type pageJob struct {
 	*JobReport
 	Index                           int
 	Labels                          []string
-	Path                            []string // the target, divided where a line may end
+	From, To                        []string // the source and the target, divided where a line may end
+	Through                         string   // the host, and how the disk was read there
 	Size, Read, Written, Time, Rate string
+	BoundBy                         string
+	Percent                         int // of a job that runs
+	Left                            string
 }
 
 // timeline is a drawing: the total rate over time, and below it a bar for each job.
@@ -117,30 +128,25 @@ func (r *Report) page() ([]byte, error) {
 		read += j.BytesRead
 		written += j.BytesWritten
 		retries += j.Retries
-		row := pageJob{JobReport: j, Index: i, Path: strings.SplitAfter(j.Target, "/")}
-		for _, key := range slices.Sorted(maps.Keys(j.Labels)) {
-			row.Labels = append(row.Labels, key+"="+j.Labels[key])
-		}
-		if j.Status != report.StatusSkipped {
-			row.Time = duration(j.Seconds)
-			if j.VirtualSize > 0 { // otherwise the disk was never opened
-				row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
-			}
-			if j.Seconds > 0 && j.BytesRead > 0 {
-				row.Rate = bytesize.Format(int64(float64(j.BytesRead)/j.Seconds)) + "/s"
-			}
-		}
+		row := j.row(i)
 		p.Jobs = append(p.Jobs, row)
-		if j.Status != report.StatusOK && j.Status != report.StatusSkipped {
-			p.failed(j)
+		switch j.Status {
+		case report.StatusRunning:
+			p.Running = append(p.Running, row)
+		case report.StatusOK, report.StatusSkipped, report.StatusPending:
+		default:
+			p.failed(j, i)
 		}
 		if len(j.Warnings) > 0 {
-			p.Warnings = append(p.Warnings, j)
+			p.Warnings = append(p.Warnings, row)
 		}
 	}
 	took := r.Finished.Sub(r.Started).Seconds()
 	p.Summary = fmt.Sprintf("%s read and %s written in %s", bytesize.Format(read), bytesize.Format(written), duration(took))
-	if took > 0 && read > 0 {
+	switch {
+	case p.Refresh > 0:
+		p.Summary += fmt.Sprintf(", now %s/s", bytesize.Format(int64(r.Totals.Rate)))
+	case took > 0 && read > 0:
 		p.Summary += fmt.Sprintf(", %s/s", bytesize.Format(int64(float64(read)/took)))
 	}
 	switch {
@@ -149,12 +155,89 @@ func (r *Report) page() ([]byte, error) {
 	case retries > 1:
 		p.Summary += fmt.Sprintf("; %d reads were tried again", retries)
 	}
-	p.When = fmt.Sprintf("From %s to %s. Exit status %d.", clock(r.Started), clock(r.Finished), r.Exit)
+	p.When = r.when()
 	var text bytes.Buffer
 	if err := t.Execute(&text, p); err != nil {
 		return nil, err
 	}
 	return text.Bytes(), nil
+}
+
+// The method when returns the lines below the summary.
+func (r *Report) when() string {
+	text := ""
+	if r.JobFile != "" && r.JobFile != "-" {
+		text = fmt.Sprintf("Job file %s. ", r.JobFile)
+	}
+	if r.Status == report.StatusRunning {
+		return text + fmt.Sprintf("Running since %s, updated %s. This page loads itself again; if the time of the update stays the same, the batch was killed.", clock(r.Started), clock(r.Updated))
+	}
+	return text + fmt.Sprintf("From %s to %s. Exit status %d.", clock(r.Started), clock(r.Finished), r.Exit)
+}
+
+// The method row returns the row of the table for the job with the given index.
+func (j *JobReport) row(index int) pageJob {
+	row := pageJob{JobReport: j, Index: index, From: strings.SplitAfter(j.Source, "/"), To: strings.SplitAfter(j.Target, "/"), Through: j.through()}
+	for _, key := range slices.Sorted(maps.Keys(j.Labels)) {
+		row.Labels = append(row.Labels, key+"="+j.Labels[key])
+	}
+	if j.Status == report.StatusSkipped || j.Status == report.StatusPending {
+		return row
+	}
+	row.Time = duration(j.Seconds)
+	if j.VirtualSize > 0 { // otherwise the disk was never opened
+		row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
+	}
+	if j.Seconds > 0 && j.BytesRead > 0 {
+		row.Rate = bytesize.Format(int64(float64(j.BytesRead)/j.Seconds)) + "/s"
+	}
+	row.BoundBy = j.boundBy()
+	if l := j.Live; l != nil {
+		row.Rate, row.BoundBy, row.Left = bytesize.Format(int64(l.Rate))+"/s", l.BoundBy, l.TimeLeft()
+		if j.BytesPlanned > 0 {
+			row.Percent = int(min(l.BytesDone*100/j.BytesPlanned, 100))
+		}
+	}
+	return row
+}
+
+// The method through returns the host of a job's disk, and how the disk was read there, such as
+// "esxi1, nfc, 4 connections".
+func (j *JobReport) through() string {
+	var parts []string
+	for _, part := range []string{j.Host, j.Via} {
+		if part != "" {
+			parts = append(parts, part)
+		}
+	}
+	switch {
+	case j.Connections == 1:
+		parts = append(parts, "1 connection")
+	case j.Connections > 1:
+		parts = append(parts, fmt.Sprintf("%d connections", j.Connections))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// The method boundBy returns what the copy has waited for most, with the share of its time, such as
+// "source 71%". It is "" if the copy did not wait.
+func (j *JobReport) boundBy() string {
+	name, longest := "", 0.0
+	for _, w := range []struct {
+		name    string
+		seconds float64
+	}{
+		{"source", j.Waits.Source}, {"encoders", j.Waits.Encoders}, {"target", j.Waits.Target},
+		{"rate limit", j.Waits.RateLimit}, {"host budget", j.Waits.HostBudget},
+	} {
+		if w.seconds > longest {
+			name, longest = w.name, w.seconds
+		}
+	}
+	if name == "" || j.Seconds <= 0 {
+		return name
+	}
+	return fmt.Sprintf("%s %d%%", name, int(min(longest/j.Seconds, 1)*100))
 }
 
 // The method outcome returns the sentence at the top of the page.
@@ -163,17 +246,17 @@ func (r *Report) outcome() string {
 	if c.Done == 1 && len(r.Jobs) == 1 {
 		return "The disk is copied"
 	}
-	if c.Done == len(r.Jobs) {
+	if c.Done == len(r.Jobs) && len(r.Jobs) > 0 || len(r.Jobs) == 0 && r.Status != report.StatusRunning {
 		return fmt.Sprintf("All %d disks are copied", c.Done)
 	}
 	text := fmt.Sprintf("%d of %d disks are copied", c.Done, len(r.Jobs))
-	if c.Done == 0 {
+	if c.Done == 0 && r.Status != report.StatusRunning {
 		text = fmt.Sprintf("None of %d disks is copied", len(r.Jobs))
 	}
 	for _, n := range []struct {
 		count int
 		what  string
-	}{{c.Failed, "failed"}, {c.Interrupted, "interrupted"}, {c.Skipped, "not started"}} {
+	}{{c.Running, "running"}, {c.Failed, "failed"}, {c.Interrupted, "interrupted"}, {c.Skipped, "not started"}, {c.Pending, "waiting"}} {
 		if n.count > 0 {
 			text += fmt.Sprintf(", %d %s", n.count, n.what)
 		}
@@ -191,12 +274,13 @@ func duration(seconds float64) string {
 	return d.Round(time.Second).String()
 }
 
-// The method timeline draws the jobs that ran. The curve is the sum of the mean rates of the jobs,
-// because reports contain no other rates.
+// The method timeline draws the jobs that ran. The curve is the one that was measured. The report of
+// a single copy, and those of early versions of vddkcp, have no curve. The sum of the mean rates of
+// the jobs stands for it.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
-		if j.Status != report.StatusSkipped {
+		if j.Status != report.StatusSkipped && j.Status != report.StatusPending {
 			ran = append(ran, j)
 		}
 	}
@@ -209,6 +293,9 @@ func (r *Report) timeline() *timeline {
 		if j.Finished.After(to) {
 			to = j.Finished
 		}
+	}
+	if r.Curve != nil && r.Finished.After(to) {
+		to = r.Finished
 	}
 	whole := max(to.Sub(from).Seconds(), 1e-3)
 	row, high := float64(rowHeight), float64(barHeight)
@@ -232,7 +319,14 @@ func (r *Report) timeline() *timeline {
 		if len(ran) <= maxNamed {
 			t.Names = append(t.Names, j.Name)
 		}
-		spread(bins, start/whole*rateBins, end/whole*rateBins, float64(j.BytesRead))
+		if r.Curve == nil {
+			spread(bins, start/whole*rateBins, end/whole*rateBins, float64(j.BytesRead))
+		}
+	}
+	if r.Curve != nil {
+		r.Curve.each(r.Started, r.Finished, func(start, end time.Time, bytes float64) {
+			spread(bins, start.Sub(from).Seconds()/whole*rateBins, end.Sub(from).Seconds()/whole*rateBins, bytes)
+		})
 	}
 	most := slices.Max(bins)
 	t.Most = bytesize.Format(int64(most / (whole / rateBins)))

@@ -45,6 +45,60 @@ func nightOf(jobs int) *batch.Report {
 	return r
 }
 
+// runningNight returns the report of a batch in the middle of a night.
+func runningNight(jobs int) *batch.Report {
+	r := nightOf(jobs)
+	r.Status, r.Exit, r.JobFile, r.Updated = report.StatusRunning, -1, "/etc/vddkcp/jobs/wave1.json", r.Finished
+	r.Totals.Rate = 310 << 20
+	r.Counts = batch.Counts{}
+	r.Curve = &batch.Curve{Seconds: 20}
+	for i := range int(r.Finished.Sub(r.Started).Seconds() / 20) {
+		r.Curve.Rates = append(r.Curve.Rates, float64(200+100*((i/9)%3)+10*(i%7))*(1<<20))
+	}
+	for i, j := range r.Jobs {
+		j.Host, j.Via, j.Connections = fmt.Sprint("esxi", i%4, ".example.com"), "nfc", 4
+		j.Waits = report.Waits{Source: 170, Target: 20}
+		switch left := 3700.0; {
+		case i >= jobs*2/3:
+			j.Status, j.Exit, j.Error, j.Attempts, j.Warnings = report.StatusPending, -1, "", 0, nil
+			r.Counts.Pending++
+		case i >= jobs*2/3-4:
+			j.Status, j.Exit, j.Error, j.BytesPlanned, j.Finished = report.StatusRunning, -1, "", 20<<30, r.Finished
+			j.Live = &batch.Live{Phase: "copy", BytesDone: int64(i%4+1) << 32, Rate: 77 << 20, ETASeconds: &left, BoundBy: "host budget"}
+			if i%4 == 0 {
+				j.Live.Phase = "verify"
+			}
+			r.Counts.Running++
+		case j.Status == report.StatusFailed:
+			r.Counts.Failed++
+		case j.Status == report.StatusSkipped:
+			j.Status, j.Error = report.StatusOK, ""
+			r.Counts.Done++
+		default:
+			r.Counts.Done++
+		}
+	}
+	return r
+}
+
+// TestPageOfARunningBatch checks that the page loads itself again, without a script, and shows what
+// runs.
+func TestPageOfARunningBatch(t *testing.T) {
+	page := pageOf(t, runningNight(30))
+	for _, want := range []string{
+		`<meta http-equiv="refresh" content="10">`, `<h1 class="running">14 of 30 disks are copied, 4 running, 2 failed, 10 waiting</h1>`,
+		"Job file /etc/vddkcp/jobs/wave1.json. Running since 2026-11-24 22:00:00 UTC, updated ", "now 310.0 MiB/s", `<progress max="100" value="`,
+		"1h1m40s left", "bound by host budget", "source 70%", "via esxi1.example.com, nfc, 4 connections", "read, at most ", `<span class="running">running `,
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	if strings.Contains(page, "<script") {
+		t.Error("the page has a script")
+	}
+}
+
 func pageOf(t *testing.T, r *batch.Report) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "r.HTML")
@@ -72,11 +126,15 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	for _, never := range []string{"<script", "onclick=\"", "<img", "http:", "https:", "url(", "@import", " src=", " href="} {
+	for _, never := range []string{"<script", "onclick=\"", "<img", "http:", "https:", "url(", "@import", " src=", " href=\"h", "http-equiv"} {
 		without := strings.ReplaceAll(page, "&lt;img src=x", "")
 		if strings.Contains(without, never) {
 			t.Errorf("the page has %q", never)
 		}
+	}
+	// A failure leads to the row of its job.
+	if !strings.Contains(page, `<a href="#job-3">&lt;script`) || !strings.Contains(page, `<tr id="job-3"`) {
+		t.Error("a failure does not lead to the row of its job")
 	}
 	if n := strings.Count(page, "<rect"); n != 27 {
 		t.Errorf("%d bars, want one for each of 27 jobs that ran", n)
@@ -146,7 +204,7 @@ func TestPageOfOneFailure(t *testing.T) {
 	r.Jobs[0].Error = "connection refused"
 	r.Counts = batch.Counts{Failed: 30}
 	page := pageOf(t, r)
-	if strings.Count(page, "no route to host") != 1 || strings.Count(page, "connection refused") != 1 || !strings.Contains(page, "<b>web28/disk ü</b>, <b>web29/disk ü</b> <span") || !strings.Contains(page, "None of 30 disks is copied, 30 failed") {
+	if strings.Count(page, "no route to host") != 1 || strings.Count(page, "connection refused") != 1 || !strings.Contains(page, `<b><a href="#job-28">web28/disk ü</a></b>, <b><a href="#job-29">web29/disk ü</a></b> <span`) || !strings.Contains(page, "None of 30 disks is copied, 30 failed") {
 		t.Errorf("%s", page)
 	}
 }
