@@ -127,6 +127,11 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		return usage.Wrap(err)
 	}
 	b.log = log
+	spec, err := parser.spec()
+	if err != nil {
+		return err
+	}
+	b.texts = newJobTexts(spec)
 	servers.serveBatch(file.Limits, log)
 	for _, w := range file.Warnings {
 		log.Warn(w)
@@ -334,15 +339,30 @@ func batchEnd(r *batch.Report) error {
 		return &batchError{"all jobs are done, but some of them need attention: the messages above name them", "vddkcp cleanup lists the snapshots that are still on the server", r.Exit}
 	}
 	e := &batchError{exit: r.Exit, hint: "run again with --resume to continue the jobs that are not done"}
-	e.message = fmt.Sprintf("%d of %d jobs failed", c.Failed, len(r.Jobs))
+	e.message = fmt.Sprintf("%d of %d jobs failed, %d are done", c.Failed, len(r.Jobs), c.Done)
+	if c.Failed == 0 {
+		e.message = fmt.Sprintf("%d of %d jobs are done", c.Done, len(r.Jobs))
+	}
 	if c.Interrupted > 0 {
 		e.message += fmt.Sprintf(", %d were interrupted", c.Interrupted)
 	}
 	if c.Skipped > 0 {
 		e.message += fmt.Sprintf(", %d were not started", c.Skipped)
 	}
-	e.message += fmt.Sprintf(", %d are done", c.Done)
 	return e
+}
+
+// closingOfBatch returns the last line of a batch whose jobs are all done. It returns "" for other
+// batches, whose error is their last line.
+func closingOfBatch(r *batch.Report) string {
+	if r.Exit != 0 {
+		return ""
+	}
+	end := progress.Closing{Copied: r.Totals.BytesRead, Shared: r.Totals.BytesCloned, Took: r.Finished.Sub(r.Started)}
+	if len(r.Jobs) == 1 {
+		return "batch: 1 job is done: " + end.String()
+	}
+	return fmt.Sprintf("batch: all %d jobs are done: %s", len(r.Jobs), end)
 }
 
 // outcomeWord returns the word by which a progress.BatchDisplay counts jobs that ended in this way.
@@ -369,6 +389,8 @@ type batchRun struct {
 	commands *spawned
 	servers  *servers
 	service  *service
+
+	texts *jobTexts
 
 	outputs *outputs // outputs of the whole batch, not of a single job
 
@@ -437,6 +459,9 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 				}
 			},
 		})
+		if whole != nil {
+			b.display.End(closingOfBatch(whole))
+		}
 		return err
 	})
 	err = errors.Join(err, store.Close())
@@ -453,8 +478,9 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	if b.Metrics != "" && !b.isRefused(b.Metrics) {
 		err = errors.Join(err, batchMetrics(whole, b.Metrics).Write(b.Metrics))
 	}
-	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(whole.Jobs),
-		whole.Counts.Done, whole.Counts.Failed, whole.Counts.Interrupted, whole.Counts.Skipped))
+	if text := closingOfBatch(whole); text != "" && (b.Progress == "none" || b.asJSON || b.logs.LogFile != "") {
+		b.log.Info(text) // the display has not shown it, or the log is in a file
+	}
 	if o := batchEnd(whole); o != nil {
 		return errors.Join(o, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -129,9 +130,9 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	spec := b.spec(t)
 	file := spec.WritesFile()
 	spec.Resume = spec.Resume || b.Resume && file
-	spec.Log = b.log.With("job", t.Name)
+	spec.Log = b.texts.log(b.log.With("job", t.Name))
 	p, err := b.plan(ctx, t, spec)
-	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, unknown: address.IsVM(t.Source), err: err}
+	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, unknown: address.IsVM(t.Source), err: b.texts.error(err)}
 	switch {
 	case file && spec.Preallocation != sinkraw.PreallocateOff:
 		r.need = r.size
@@ -154,14 +155,19 @@ func (b *batchRun) plan(ctx context.Context, j *batch.Job, spec job.Spec) (*job.
 	return job.Plan(ctx, spec)
 }
 
-// printChecked prints a line for each job. The result bad is the number of jobs that are
+// printChecked prints a line for each job, and a line with a hint below a job that is not ready. The
+// result bad is the number of jobs that are
 // not ready. The result wrong is the number of those among them whose parameters in the job
 // file are invalid.
 func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
-	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	// The hints are added after the table has been aligned, because a line without columns would end
+	// the alignment.
+	var lines bytes.Buffer
+	hints := make([]string, 0, len(all))
+	table := tabwriter.NewWriter(&lines, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")
 	for _, c := range all {
-		ready, size, data := "yes", bytesize.Format(c.size), bytesize.Format(c.data)
+		ready, hint, size, data := "yes", "", bytesize.Format(c.size), bytesize.Format(c.data)
 		if c.unknown {
 			data = "unknown"
 		}
@@ -172,9 +178,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 				wrong++
 			}
 			ready = "no: " + c.err.Error()
-			if end.Hint != "" {
-				ready += " (" + end.Hint + ")"
-			}
+			hint = end.Hint
 			// The check of a job may fail before the sizes of its disk are known. Sizes
 			// that are not known are 0.
 			if c.data == 0 {
@@ -187,8 +191,22 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 		// The names are quoted, because a tab or a newline in a name would start another
 		// cell of the table.
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable.Name(c.job.Name), size, data, printable.Name(c.job.Target), printable.Line(ready))
+		hints = append(hints, hint)
 	}
-	return bad, wrong, table.Flush()
+	_ = table.Flush() // a bytes.Buffer has no errors
+	head, err := lines.ReadString('\n')
+	text := head
+	for _, hint := range hints {
+		line, _ := lines.ReadString('\n')
+		text += line
+		if hint != "" {
+			text += "  hint: " + printable.Line(hint) + "\n"
+		}
+	}
+	if err == nil {
+		_, err = io.WriteString(out, text)
+	}
+	return bad, wrong, err
 }
 
 // printSpace prints how much space the targets need on each file system. It returns the

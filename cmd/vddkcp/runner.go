@@ -76,11 +76,15 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 }
 
 // The method copyDisk copies the disk that a job describes.
-func (b *batchRun) copyDisk(ctx context.Context, j *batch.Job, spec job.Spec) (*report.Report, error) {
+func (b *batchRun) copyDisk(ctx context.Context, j *batch.Job, spec job.Spec) (r *report.Report, err error) {
+	spec.Log = b.texts.log(spec.Log)
 	if a, ok := addressOrPath(j.Source, address.Source).(address.VM); ok {
-		return b.command(j).copyDiskOfVM(ctx, a, spec)
+		r, err = b.command(j).copyDiskOfVM(ctx, a, spec)
+	} else {
+		r, err = job.Run(ctx, spec)
 	}
-	return job.Run(ctx, spec)
+	b.texts.report(r)
+	return r, b.texts.error(err)
 }
 
 // refuseReport looks for an *outputError, which says that an output, such as a report, is a
