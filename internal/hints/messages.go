@@ -8,8 +8,6 @@ var unknown = map[string]string{
 	"name the VM of the disk with --vm moref=ID":                   "missing: --vm",
 	"the VM is not powered off: name a snapshot":                   "nfc: open file: REASON",
 	"run again with --resume to continue the jobs":                 "N of N jobs failed, N are done",
-	"name the job file or the state file of the batch":             "open FILE: no such file or directory",
-	"if the batch does not run any more":                           "the job ran when its report was written",
 	"name another file with --state":                               "the state file FILE cannot be used: REASON",
 	"without this library, --via nfc":                              "no VDDK library found",
 	"the server does not let VDDK use the session":                 "the server refused the login of VDDK",
