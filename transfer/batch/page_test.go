@@ -170,26 +170,32 @@ const frame = `<script>onmessage = e => document.documentElement.setAttribute("d
 // wide and on a narrow screen, and that the page has every job.
 func TestPageInABrowser(t *testing.T) {
 	peer.Need(t, "chromium")
-	page := strings.Replace(pageOf(t, nightOf(30)), "</html>", measure, 1)
-	dir := t.TempDir()
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+	for _, c := range []struct {
+		name   string
+		report *batch.Report
+		bars   int
+	}{{"done", nightOf(30), 27}, {"running", runningNight(30), 20}} {
+		page := strings.Replace(pageOf(t, c.report), "</html>", measure, 1)
+		dir := t.TempDir()
+		write := func(name, text string) string {
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return path
 		}
-		return path
-	}
-	write("page.html", page)
-	for _, width := range []int{1280, 400} {
-		dom := peer.Run(t, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--user-data-dir="+t.TempDir(),
-			"--window-size=1400,900", "--virtual-time-budget=5000", "--dump-dom", "file://"+write("frame.html", fmt.Sprintf(frame, width)))
-		m := regexp.MustCompile(`data-measured="([^"]*)"`).FindStringSubmatch(string(dom))
-		if m == nil {
-			t.Fatalf("nothing was measured: %.2000s", dom)
-		}
-		want := fmt.Sprintf(`{"width":%d,"scroll":%[1]d,"wide":[],"scripts":1,"rows":30,"bars":27}`, width)
-		if got := html.UnescapeString(m[1]); got != want {
-			t.Errorf("measured %s, want %s", got, want)
+		write("page.html", page)
+		for _, width := range []int{1280, 400} {
+			dom := peer.Run(t, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--user-data-dir="+t.TempDir(),
+				"--window-size=1400,900", "--virtual-time-budget=5000", "--dump-dom", "file://"+write("frame.html", fmt.Sprintf(frame, width)))
+			m := regexp.MustCompile(`data-measured="([^"]*)"`).FindStringSubmatch(dom)
+			if m == nil {
+				t.Fatalf("%s: nothing was measured: %.2000s", c.name, dom)
+			}
+			want := fmt.Sprintf(`{"width":%d,"scroll":%[1]d,"wide":[],"scripts":1,"rows":30,"bars":%d}`, width, c.bars)
+			if got := html.UnescapeString(m[1]); got != want {
+				t.Errorf("%s: measured %s, want %s", c.name, got, want)
+			}
 		}
 	}
 }
