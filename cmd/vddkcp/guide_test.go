@@ -413,6 +413,7 @@ var guideVaries = []struct {
 	{regexp.MustCompile(`(at byte |from=)[0-9]+`), "${1}N"},
 	{regexp.MustCompile(`done=[0-9.]+ [KMG]iB`), "done=SIZE"},
 	{regexp.MustCompile(`"(seconds|source|encoders|target|rate_limit|host_budget|bytes_read)": [0-9.e-]+`), `"$1": N`},
+	{regexp.MustCompile(`^(allocated: .*) \([0-9]+ bytes\)`), "$1"}, // file systems allocate more or less
 	{regexp.MustCompile(`process [0-9]+ on [^ ,]+`), "process N"},
 	{regexp.MustCompile(`(ReadAsync +)[0-9]+ +[0-9]+ `), "$1 N N "},
 	{regexp.MustCompile(`\([^()]*[0-9]+%[^()]*\)`), "(PERCENT)"},
@@ -438,6 +439,8 @@ func guideLines(lines []string) []string {
 			l = "JOB"
 		case regexp.MustCompile(`^[0-9]+ done, [0-9]+ running`).MatchString(l):
 			l = "COUNTS"
+		case strings.HasPrefix(l, "estimate: "): // which limit binds depends on the load of this machine
+			l = "ESTIMATE"
 		case strings.HasPrefix(l, "updated "):
 			l = "UPDATED"
 		case strings.Contains(l, ", continued at "):
