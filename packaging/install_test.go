@@ -57,7 +57,9 @@ func testDeb(t *testing.T, deb string, system func() (string, error)) {
 	peer.Run(t, "tar", "--extract", "--file", archive, "--directory", root)
 	inside := func(command string) string {
 		t.Helper()
-		cmd := exec.Command("chroot", root, "/bin/bash", "-ec", command)
+		// The folders disappear with the name space, when the command has ended.
+		mount := `mount --make-rprivate /; mount -t proc none "$1/proc"; mount --bind /dev "$1/dev"; exec chroot "$1" /bin/bash -ec "$2"`
+		cmd := exec.Command("unshare", "--mount", "sh", "-ec", mount, "sh", root, command)
 		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "MANWIDTH=80"}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
