@@ -68,18 +68,18 @@ func TestPackages(t *testing.T) {
 	})
 	t.Run("deb", func(t *testing.T) {
 		t.Parallel()
-		testDeb(t, filepath.Join(dist, "vddkcp_"+version+"-1_amd64.deb"), system)
+		testDeb(t, filepath.Join(dist, "vddkcp_"+version+"_amd64.deb"), system)
 	})
 	t.Run("lintian", func(t *testing.T) {
 		t.Parallel()
-		out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", filepath.Join(dist, "vddkcp_"+version+"-1_amd64.deb")).CombinedOutput()
+		out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", filepath.Join(dist, "vddkcp_"+version+"_amd64.deb")).CombinedOutput()
 		if err != nil {
 			t.Errorf("lintian: %v\n%s", err, out)
 		}
 	})
 	t.Run("rpm", func(t *testing.T) {
 		t.Parallel()
-		testRPM(t, filepath.Join(dist, "vddkcp-"+version+"-1.x86_64.rpm"))
+		testRPM(t, filepath.Join(dist, "vddkcp-"+version+".x86_64.rpm"))
 	})
 	t.Run("image", func(t *testing.T) {
 		t.Parallel()
