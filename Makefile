@@ -45,7 +45,7 @@ test:
 # tests of chaos, guests, clusters, packages and copies of VMs: they run programs that are built
 # without the race detector, so make test covers them.
 test-race:
-	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|BootFirst|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestBootFirstWithoutGuest|TestVM([A-Z][a-z]+)+(NFC[A-Za-z]*)?|TestVMsOfOneName|TestCheckOverNFC|TestHelpExamples|TestCheckWithoutEncryption|TestPackages)$$' ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|BootFirst|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestBootFirstWithoutGuest|TestVM([A-Z][a-z]+)+(NFC[A-Za-z]*)?|TestVMsOfOneName|TestCheckOverNFC|TestHelpExamples|TestGuide|TestComingFrom|TestTry|TestCheckWithoutEncryption|TestPackages)$$' ./...
 
 # guests runs libguestfs and virt-v2v against exports. It takes 15 minutes without KVM.
 guests: build

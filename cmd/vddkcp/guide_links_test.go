@@ -4,27 +4,26 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// TestGuideLinks checks that the files and headings to which the pages of the guide link exist.
+// TestGuideLinks checks that the files and headings to which the pages for users link exist, and that
+// the index of the guide names each of its pages.
 func TestGuideLinks(t *testing.T) {
-	pages, err := filepath.Glob("../../docs/guide/*.md")
-	if err != nil || len(pages) < 5 {
-		t.Fatalf("%d pages: %v", len(pages), err)
-	}
+	pages := pagesOf(t, "../../docs/guide/*.md")
 	link := regexp.MustCompile(`\]\(([^)#:]*)(#[^)]*)?\)`)
 	index, err := os.ReadFile("../../docs/guide/README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, page := range pages {
+	for _, page := range slices.Concat(pages, pagesOf(t, "../../*.md"), pagesOf(t, "../../docs/*.md"), pagesOf(t, "../../examples/*.md")) {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if name := filepath.Base(page); name != "README.md" && !strings.Contains(string(index), "("+name+")") {
+		if name := filepath.Base(page); slices.Contains(pages, page) && name != "README.md" && !strings.Contains(string(index), "("+name+")") {
 			t.Errorf("the index of the guide has no link to %s", name)
 		}
 		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
@@ -42,6 +41,15 @@ func TestGuideLinks(t *testing.T) {
 			}
 		}
 	}
+}
+
+func pagesOf(t *testing.T, pattern string) []string {
+	t.Helper()
+	pages, err := filepath.Glob(pattern)
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("%s: %d pages: %v", pattern, len(pages), err)
+	}
+	return pages
 }
 
 // hasHeading reports whether a page has a heading with the given anchor, as GitHub makes it.

@@ -16,7 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
-// The tests in this file and in guide_peers_test.go run the commands of docs/guide. In a page,
+// The tests in this file and in guide_peers_test.go run the commands of README.md and of docs/guide. In
+// a page,
 //
 //   - a block "console" has commands after "$ " and their output. The output must be as the page says,
 //     except for times, rates and names made at random. A line "..." stands for any lines.
@@ -30,6 +31,7 @@ import (
 
 // guidePages are the pages whose blocks need the simulated server. The value is its inventory.
 var guidePages = map[string]string{
+	"README.md":          guideInventory, // of the repository: that of the guide has no commands
 	"vsphere.md":         guideInventory,
 	"nfc.md":             guideInventory,
 	"night-batch.md":     guideInventory,
@@ -63,7 +65,7 @@ func TestGuide(t *testing.T) {
 	if err != nil || len(pages) == 0 {
 		t.Fatalf("no pages: %v", err)
 	}
-	for _, path := range pages {
+	for _, path := range append(pages, "../../README.md") {
 		name := filepath.Base(path)
 		text, err := os.ReadFile(path)
 		if err != nil {
