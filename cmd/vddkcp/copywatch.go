@@ -60,16 +60,7 @@ func (c *copyWatch) sum() (sum progress.Snapshot, rate float64) {
 	for _, counters := range c.counters {
 		s := counters.Snapshot()
 		sum.Phase = s.Phase
-		sum.Planned += s.Planned
-		sum.Done += s.Done
-		sum.Read += s.Read
-		sum.Written += s.Written
-		sum.Zeroed += s.Zeroed
-		sum.Cloned += s.Cloned
-		sum.Connections += s.Connections
-		for i := range s.Waits {
-			sum.Waits[i] += s.Waits[i]
-		}
+		sum.Add(s)
 	}
 	if elapsed := time.Since(c.at); elapsed >= rateWindow {
 		c.rate = float64(max(sum.Read-c.read, 0)) / elapsed.Seconds()

@@ -132,7 +132,7 @@ func (d *BatchDisplay) start(j *shownJob) (done func()) {
 		d.running = slices.Delete(d.running, i, i+1)
 		s := c.Snapshot()
 		s.Planned = s.Done // a failed job does not do the rest
-		d.bytes.add(s)
+		d.bytes.Add(s)
 	}
 }
 
@@ -182,7 +182,7 @@ func (d *BatchDisplay) draw(last bool) {
 	now := time.Now()
 	total := d.bytes
 	for _, j := range d.running {
-		total.add(j.counters.Snapshot())
+		total.Add(j.counters.Snapshot())
 	}
 	p := d.recent.add(now, total)
 	switch {
@@ -237,17 +237,6 @@ func (d *BatchDisplay) status(s Snapshot, p pace, columns int) string {
 
 // barColumns is the length of the bars of a BatchDisplay.
 const barColumns = 20
-
-// The method add adds the counts of one more copy to the sums in s. It adds only the counts whose
-// sums a BatchDisplay shows.
-func (s *Snapshot) add(copied Snapshot) {
-	s.Planned += copied.Planned
-	s.Done += copied.Done
-	s.Free += copied.Free
-	s.Skipped += copied.Skipped
-	s.Read += copied.Read
-	s.Cloned += copied.Cloned
-}
 
 // The method share returns how large a part of the planned bytes is done, as a number from 0 to 1.
 func (s Snapshot) share() float64 {

@@ -2,6 +2,7 @@ package progress_test
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,5 +81,37 @@ func TestTimeLeftOfAStalledCopy(t *testing.T) {
 	})
 	if out == "" || strings.Contains(out, "left") {
 		t.Errorf("64 TiB at 512 bytes a second: %s", out)
+	}
+}
+
+// TestSnapshotAdd sets each field to 1 and checks that Add doubles it, so that no field is forgotten.
+func TestSnapshotAdd(t *testing.T) {
+	var s progress.Snapshot
+	v := reflect.ValueOf(&s).Elem()
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.Array:
+			for j := range f.Len() {
+				f.Index(j).SetInt(1)
+			}
+		default:
+			f.SetInt(1)
+		}
+	}
+	s.Add(s)
+	if s.Phase != 1 {
+		t.Errorf("the phase is %v, want it unchanged", s.Phase)
+	}
+	for i := range v.NumField() {
+		name, f := v.Type().Field(i).Name, v.Field(i)
+		if name == "Phase" {
+			continue
+		}
+		if f.Kind() == reflect.Array {
+			f = f.Index(f.Len() - 1)
+		}
+		if f.Int() != 2 {
+			t.Errorf("the sum of two fields %s with the value 1 is %d, want 2", name, f.Int())
+		}
 	}
 }

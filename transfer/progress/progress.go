@@ -167,3 +167,25 @@ func (s Snapshot) Work() int64 { return s.Planned - s.Checks - s.Late }
 // Moved returns how many bytes the copy and its checks have really processed. Bytes whose work was
 // repeated count twice.
 func (s Snapshot) Moved() int64 { return s.Done - s.Free }
+
+// Add adds the counts of another copy. The field Phase of s stays as it is.
+func (s *Snapshot) Add(other Snapshot) {
+	s.Planned += other.Planned
+	s.Done += other.Done
+	s.Checks += other.Checks
+	s.Checked += other.Checked
+	s.Skipped += other.Skipped
+	s.Read += other.Read
+	s.Written += other.Written
+	s.Zeroed += other.Zeroed
+	s.Cloned += other.Cloned
+	s.Free += other.Free
+	s.Late += other.Late
+	s.Examined += other.Examined
+	s.Size += other.Size
+	for i := range s.Waits {
+		s.Waits[i] += other.Waits[i]
+	}
+	s.Reads += other.Reads
+	s.Connections += other.Connections
+}
