@@ -240,7 +240,10 @@ func (c *exportCommand) serve(ctx context.Context, options export.Options) error
 	}
 	options.Pin = pin
 	options.Opener.VM = func(ctx context.Context, a address.VM) (source.Disk, error) {
-		return c.openVM(ctx, a, options.Opener, true, machine.SnapshotIn(pin.Earlier()), pin.Stays)
+		// A snapshot of the earlier export stays for a later one. A new snapshot stays only if the
+		// file names it: otherwise no later export would use it.
+		earlier := machine.SnapshotIn(pin.Earlier()) != ""
+		return c.openVM(ctx, a, options.Opener, true, pin.Earlier(), func() bool { return pin.Exists() && (earlier || pin.Agrees()) })
 	}
 	return errors.Join(export.Run(ctx, options), pin.Close())
 }

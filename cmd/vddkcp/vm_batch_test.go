@@ -327,6 +327,14 @@ func TestVMExport(t *testing.T) {
 		v.says(v.exits(2, v.startCommand(nil, nil, "export", "vm:web01#2", "--pin", pin, "--run", "true")), "is gone")
 		v.left(0)
 	})
+	t.Run("pin of another disk", func(t *testing.T) {
+		// A refused export leaves no new snapshot, and does not say that a snapshot was removed.
+		v := newVM(t)
+		pin, raw := filepath.Join(t.TempDir(), "pin"), v.server.Image("web01", 1)
+		v.exits(0, v.startCommand(nil, nil, "export", raw, "--pin", pin, "--run", "true"))
+		v.says(v.exits(2, v.startCommand(nil, nil, "export", "vm:web01#2", "--pin", pin, "--run", "true")), "not one of the VM")
+		v.left(0)
+	})
 	t.Run("two disks", func(t *testing.T) {
 		v := newVM(t)
 		out := filepath.Join(v.dir, "out")

@@ -232,9 +232,9 @@ func (f *frozenDisk) presentSnapshot(ctx context.Context) (*inventory.Snapshot, 
 }
 
 // The method openVM opens a disk of a VM for a command that only reads it. It makes a snapshot,
-// which is removed when the disk is closed. The parameters snapshot and keep are the fields Continue and
+// which is removed when the disk is closed. The parameters earlier and keep are the fields Continue and
 // Keep of machine.Spec.
-func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Opener, revive bool, snapshot string, keep func() bool) (source.Disk, error) {
+func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Opener, revive bool, earlier string, keep func() bool) (source.Disk, error) {
 	log := o.VDDK.Options.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -245,7 +245,7 @@ func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Op
 	}
 	v.revive = revive
 	spec := v.spec(a.Name, log)
-	spec.Single, spec.Continue, spec.Keep = true, snapshot, keep
+	spec.Single, spec.Continue, spec.Keep = true, earlier, keep
 	if spec.Only, err = v.oneDisk(ctx, a); err != nil {
 		return nil, fmt.Errorf("%s: %w", a, err)
 	}

@@ -19,8 +19,8 @@ import (
 // must choose one disk. The snapshot is removed when the disk is closed, unless spec.Keep says that it
 // stays. If it cannot be removed, the error of Close is an *inventory.LeftError.
 //
-// With spec.Continue, Open makes no snapshot, and uses the one with this name. If Open then fails, the
-// snapshot stays.
+// If spec.Continue names a snapshot, Open makes none, and uses that one. If Open then fails, the snapshot
+// stays. A disk of another VM is refused before anything is changed.
 //
 // No state file is written: if the process is killed, vddkcp cleanup finds the snapshot.
 func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Disk, error) {
@@ -43,8 +43,11 @@ func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Dis
 	if err := r.checkVM(); err != nil {
 		return nil, err
 	}
-	acquire := r.acquire
-	if spec.Continue != "" {
+	if err := r.checkContinued(); err != nil {
+		return nil, err
+	}
+	acquire, continued := r.acquire, SnapshotIn(spec.Continue) != ""
+	if continued {
 		acquire = r.acquireAgain
 	}
 	if err := acquire(ctx); err != nil {
@@ -52,21 +55,32 @@ func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Dis
 	}
 	d, err := r.openDisk(ctx, &r.disks[0], opener)
 	if err != nil {
-		r.release(ctx, spec.Continue != "") // the next process may be able to open the disk
+		r.release(ctx, continued) // the next process may be able to open the disk
 		return nil, r.end(err)
 	}
 	return &snapshotDisk{Disk: d, run: r}, nil
 }
 
+// The method checkContinued returns an error if Spec.Continue is the identity of a disk that is not one
+// of the VM. Without this check, the snapshot of the other VM would look as if somebody had removed it.
+func (r *run) checkContinued() error {
+	if r.Continue == "" || strings.HasPrefix(r.Continue, identityOf(r.Server, r.vm)) {
+		return nil
+	}
+	return usage.New(fmt.Sprintf("an earlier process has opened the disk %s, which is not one of the VM %s", printable.Name(r.Continue), printable.Name(r.vm.Name)),
+		"name the same disk as before, or start over")
+}
+
 // The method acquireAgain uses the snapshot that an earlier process has made and left. It never makes
 // another one, which would have another content.
 func (r *run) acquireAgain(ctx context.Context) error {
+	name := SnapshotIn(r.Continue)
 	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
 		r.Phase(PhaseSnapshot, -1)
-		s, err := r.Machine.Find(ctx, r.Continue)
+		s, err := r.Machine.Find(ctx, name)
 		switch {
 		case errors.Is(err, inventory.ErrSnapshotGone):
-			return nil, usage.New(fmt.Sprintf("the snapshot %s is gone: somebody has removed it from the VM", printable.Name(r.Continue)),
+			return nil, usage.New(fmt.Sprintf("the snapshot %s is gone: somebody has removed it from the VM", printable.Name(name)),
 				"the content that it kept cannot be read any more: start over from a new snapshot")
 		case err == nil:
 			r.Left(r.vm.Name, s.Name, true)
@@ -78,9 +92,9 @@ func (r *run) acquireAgain(ctx context.Context) error {
 	}
 	r.snapshot = snapshot
 	r.state.Snapshot = snapshot.Name
-	if snapshot.Name != r.Continue {
+	if snapshot.Name != name {
 		r.release(ctx, false)
-		return fmt.Errorf("this process reads the VM from the snapshot %s, not from %s", printable.Name(snapshot.Name), printable.Name(r.Continue))
+		return fmt.Errorf("this process reads the VM from the snapshot %s, not from %s", printable.Name(snapshot.Name), printable.Name(name))
 	}
 	return nil
 }
@@ -138,11 +152,16 @@ func (r *run) openDisk(ctx context.Context, d *inventory.Disk, o *sourceopen.Ope
 // Identity returns the identity of a disk of a VM, or of a snapshot of the VM if s is not nil. The
 // parameter server is Spec.Server.
 func Identity(server string, vm *inventory.VM, d *inventory.Disk, s *inventory.Snapshot) string {
-	id := fmt.Sprintf("vsphere:%s:%s:%s:%d:%d", server, vm.InstanceUUID, d.UUID, d.Key, d.Size)
+	id := identityOf(server, vm) + fmt.Sprintf("%s:%d:%d", d.UUID, d.Key, d.Size)
 	if s != nil {
 		id += ":" + s.Name
 	}
 	return id
+}
+
+// identityOf returns the beginning of the identities of all disks of a VM.
+func identityOf(server string, vm *inventory.VM) string {
+	return fmt.Sprintf("vsphere:%s:%s:", server, vm.InstanceUUID)
 }
 
 // SnapshotIn returns the name of the snapshot of vddkcp that an identity has, or "" if it has none.

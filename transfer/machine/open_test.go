@@ -68,7 +68,13 @@ func TestOpenContinues(t *testing.T) {
 	if _, err := machine.Open(t.Context(), spec, nil); err == nil || len(f.names()) != 1 {
 		t.Errorf("another snapshot was made beside %q: error %v", f.names(), err)
 	}
-	spec.Continue = names[0]
+	for _, id := range []string{"file:1:2:3", strings.Replace(first, ":5000-1:", ":5000-9:", 1)} {
+		spec.Continue = id
+		if _, err := machine.Open(t.Context(), spec, nil); err == nil || !strings.Contains(err.Error(), "not one of the VM") || len(f.names()) != 1 {
+			t.Errorf("continuing %s: snapshots %q, error %v", id, f.names(), err)
+		}
+	}
+	spec.Continue = first
 	f.before = func(call string) error {
 		if call == "open" {
 			return errServer

@@ -37,7 +37,7 @@ type Spec struct {
 	MinFree          int64             // bytes; stop if a datastore of the VM has less free space; 0: not checked
 	NewFolder        bool              // the folder of the targets does not exist yet, so Plan cannot check them
 	Single           bool              // the user named one disk and not a VM: remove the state file at the end, and name only the disk in errors
-	Continue         string            // for Open: the name of a snapshot that an earlier process left, which is used instead of a new one
+	Continue         string            // for Open: the identity of the disk that an earlier process has opened; its snapshot is used instead of a new one
 	Keep             func() bool       // for Open: says, when the disk is closed, whether the snapshot stays; nil: it is removed
 	Snapshots        *Snapshots        // shared by all runs of this process that may copy disks of the same VM; nil: no other run
 

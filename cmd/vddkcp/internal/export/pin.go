@@ -24,6 +24,7 @@ type Pin struct {
 	path    string
 	lock    *os.File
 	earlier *pinned // what an earlier export has written; nil: there was none
+	agrees  bool    // the file says which disk this export serves
 }
 
 // The type pinned is the content of the file.
@@ -84,11 +85,11 @@ func (p *Pin) Earlier() string {
 	return p.earlier.Disk
 }
 
-// Stays reports whether the file exists. A user who removes it wants no later export.
-func (p *Pin) Stays() bool {
-	if p == nil {
-		return false
-	}
+// Agrees reports whether the file says which disk this export serves, and in which state.
+func (p *Pin) Agrees() bool { return p.agrees }
+
+// Exists reports whether the file exists. A user who removes it wants no later export.
+func (p *Pin) Exists() bool {
 	_, err := os.Lstat(p.path)
 	return !errors.Is(err, fs.ErrNotExist)
 }
@@ -123,6 +124,7 @@ func (p *Pin) check(ctx context.Context, disk source.Disk, log *slog.Logger) err
 		if is.Proof == "none" {
 			log.Warn("an earlier export has served this disk, but nothing proves that the disk is unchanged since then", "disk", is.Disk)
 		}
+		p.agrees = true
 		return nil
 	}
 	text, err := json.Marshal(is)
@@ -132,5 +134,6 @@ func (p *Pin) check(ctx context.Context, disk source.Disk, log *slog.Logger) err
 	if err != nil {
 		return fmt.Errorf("--pin %s: %w", printable.Name(p.path), err)
 	}
+	p.agrees = true
 	return nil
 }
