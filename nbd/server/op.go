@@ -50,7 +50,11 @@ func (c *conn) startRequest(r nbd.Request) error {
 		o.refuse(errno, why)
 		return nil
 	}
-	if err := c.awaitRate(r); err != nil {
+	switch err := c.awaitRate(r); {
+	case err == errGone && r.Type == nbd.CmdRead:
+		o.drop() // requests that follow, such as writes, are still carried out
+		return nil
+	case err != nil && err != errGone: // an incomplete write fails when its data are received
 		o.drop()
 		return err
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -53,10 +54,16 @@ func newRateLimit(perSecond int64) *rateLimit {
 	return &rateLimit{perSecond: perSecond, burst: burst, saved: float64(burst), at: time.Now(), waiting: map[*peer]*share{}}
 }
 
+// errGone says that nobody waits for the data of a request any more.
+var errGone = errors.New("the client has left")
+
+// lookAgain is how often wait checks whether the client has left.
+const lookAgain = time.Second
+
 // The method wait returns when a client of the given peer may get n bytes. It returns the cause of
-// ctx if ctx ends first, and ErrShutdown if the channel stopping is closed first. The function
-// beforeWaiting is called unless wait returns at once.
-func (l *rateLimit) wait(ctx context.Context, stopping <-chan struct{}, p *peer, n int64, beforeWaiting func()) error {
+// ctx if ctx ends first, ErrShutdown if the channel stopping is closed first, and errGone as soon as
+// the function gone returns true. The function gone is called unless wait returns at once.
+func (l *rateLimit) wait(ctx context.Context, stopping <-chan struct{}, p *peer, n int64, gone func() bool) error {
 	if l == nil || n == 0 {
 		return nil
 	}
@@ -65,16 +72,24 @@ func (l *rateLimit) wait(ctx context.Context, stopping <-chan struct{}, p *peer,
 	case <-w.ready:
 		return nil
 	default:
-		beforeWaiting()
 	}
 	var err error
-	select {
-	case <-w.ready:
-		return nil
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	case <-stopping:
-		err = ErrShutdown
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
+	for err == nil {
+		if gone() {
+			err = errGone
+			break
+		}
+		select {
+		case <-w.ready:
+			return nil
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-stopping:
+			err = ErrShutdown
+		case <-look.C:
+		}
 	}
 	l.remove(p, w)
 	return err

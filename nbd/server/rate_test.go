@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-func unlimited() {}
+func unlimited() bool { return false }
 
 // TestRateLimit checks how long requests wait. The clock is that of package synctest.
 func TestRateLimit(t *testing.T) {
@@ -113,7 +113,7 @@ func TestRateLimitEnds(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		stopping := make(chan struct{})
 		ended, stopped, waited := make(chan error), make(chan error), 0
-		go func() { ended <- l.wait(ctx, nil, gone, 1<<40, func() { waited++ }) }()
+		go func() { ended <- l.wait(ctx, nil, gone, 1<<40, func() bool { waited++; return false }) }()
 		go func() { stopped <- l.wait(t.Context(), stopping, new(peer), 1<<40, unlimited) }()
 		synctest.Wait()
 		why := errors.New("the connection has ended")
@@ -124,6 +124,10 @@ func TestRateLimitEnds(t *testing.T) {
 		}
 		if err := <-stopped; err != ErrShutdown {
 			t.Errorf("error %v, want ErrShutdown", err)
+		}
+		left := 0
+		if err := l.wait(t.Context(), nil, p, 1<<40, func() bool { left++; return left == 3 }); err != errGone {
+			t.Errorf("error %v after the client has left, want errGone", err)
 		}
 		begun := time.Now()
 		if err := l.wait(t.Context(), nil, p, 5000, unlimited); err != nil {

@@ -73,7 +73,8 @@ func (c *conn) endedBy(err error) string {
 	return "error"
 }
 
-// awaitRate waits until the limit of the server allows the data of a request.
+// awaitRate waits until the limit of the server allows the data of a request. It returns errGone if the
+// client has left, so that nobody would receive the data or send the rest of them.
 func (c *conn) awaitRate(r nbd.Request) error {
 	var limit *rateLimit
 	switch r.Type {
@@ -82,5 +83,8 @@ func (c *conn) awaitRate(r nbd.Request) error {
 	case nbd.CmdWrite:
 		limit = c.s.rates.writes
 	}
-	return limit.wait(c.ctx, c.s.stopping, c.holder.peer, int64(r.Len), c.out.flushReplies)
+	return limit.wait(c.ctx, c.s.stopping, c.holder.peer, int64(r.Len), func() bool {
+		c.out.flushReplies()
+		return c.hasLeft(r)
+	})
 }
