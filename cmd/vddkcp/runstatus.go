@@ -58,11 +58,15 @@ func writeStatus(out io.Writer, s *batch.State, now time.Time) error {
 	fmt.Fprintf(&b, "%s: %s\n", printable.Name(s.StateFile), runningText(s))
 	fmt.Fprintf(&b, "%s\n", countsText(s))
 	if s.Updated != nil && s.Running != durable.HeldNo {
-		fmt.Fprintf(&b, "updated %s ago", now.Sub(*s.Updated).Round(time.Second))
+		// The clock of this machine may be behind that of the other, or may have been set back.
+		fmt.Fprintf(&b, "updated %s ago", max(now.Sub(*s.Updated), 0).Round(time.Second))
 		if s.Totals != nil {
 			fmt.Fprintf(&b, "; %s read, %s/s, %s", bytesize.Format(s.Totals.BytesRead), bytesize.Format(int64(s.Totals.Rate)), plural(s.Totals.Connections, "connection", "connections"))
 		}
 		b.WriteString("\n")
+	}
+	if s.Updated == nil && s.Running != durable.HeldNo {
+		fmt.Fprintf(&b, "what runs now is not known: the batch has just begun, or cannot write %s\n", printable.Name(batch.NowPath(s.StateFile)))
 	}
 	if len(s.Jobs) > 0 {
 		if s.Running == durable.HeldNo {
@@ -70,7 +74,7 @@ func writeStatus(out io.Writer, s *batch.State, now time.Time) error {
 		} else {
 			b.WriteString("\n")
 		}
-		writeRunning(&b, s.Jobs)
+		writeRunning(&b, s.Jobs, s.Running != durable.HeldNo)
 	}
 	if len(s.Failed) > 0 {
 		b.WriteString("\nFailed, with the error of the last attempt:\n")
@@ -87,7 +91,7 @@ func writeStatus(out io.Writer, s *batch.State, now time.Time) error {
 
 // runningText says whether a process runs the batch.
 func runningText(s *batch.State) string {
-	process := ""
+	process := "a process"
 	if s.PID > 0 {
 		process = fmt.Sprintf("process %d on %s", s.PID, printable.Name(s.Host))
 	}
@@ -100,20 +104,26 @@ func runningText(s *batch.State) string {
 	case durable.HeldUnknown:
 		return "running, or was killed: " + process + ", which is not this host"
 	}
-	if s.Updated != nil {
+	switch {
+	case s.Updated != nil:
 		return fmt.Sprintf("not running: %s was killed after %s", process, s.Updated.Local().Format("2006-01-02 15:04:05"))
+	case s.PID > 0: // a run that ends removes the file that has the number of its process
+		return fmt.Sprintf("not running: %s was killed", process)
 	}
 	return "not running"
 }
 
 // countsText says how many jobs are in which state.
 func countsText(s *batch.State) string {
-	c := s.Counts
+	c, pending := s.Counts, "not started"
+	if s.Running != durable.HeldNo {
+		pending = "waiting" // some of these jobs may have failed, and will be tried again
+	}
 	var parts []string
 	for _, n := range []struct {
 		count int
 		what  string
-	}{{c.Running, "running"}, {c.Failed, "failed"}, {c.Interrupted, "interrupted"}, {c.Skipped, "skipped"}, {c.Pending, "not started"}} {
+	}{{c.Running, "running"}, {c.Failed, "failed"}, {c.Interrupted, "interrupted"}, {c.Skipped, "skipped"}, {c.Pending, pending}} {
 		if n.count > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n.count, n.what))
 		}
@@ -121,10 +131,14 @@ func countsText(s *batch.State) string {
 	return strings.Join(append([]string{fmt.Sprintf("%d done", c.Done)}, parts...), ", ")
 }
 
-// writeRunning writes a table of the jobs that run.
-func writeRunning(out io.Writer, jobs []*batch.JobReport) {
+// writeRunning writes a table of the jobs that run, or of those that ran when the batch was killed.
+func writeRunning(out io.Writer, jobs []*batch.JobReport, alive bool) {
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(table, "JOB\tDONE\tRATE\tTIME LEFT\tBOUND BY\tSOURCE")
+	head := "JOB\tDONE\tRATE\tTIME LEFT\tBOUND BY\tSOURCE"
+	if !alive {
+		head = "JOB\tDONE\tSOURCE"
+	}
+	fmt.Fprintln(table, head)
 	for _, j := range jobs {
 		done, rate, left, bound := "-", "-", "-", "-"
 		if l := j.Live; l != nil {
@@ -138,9 +152,13 @@ func writeRunning(out io.Writer, jobs []*batch.JobReport) {
 			if l.BoundBy != "" {
 				bound = l.BoundBy
 			}
-			if l.Phase != "copy" {
-				done = strings.TrimPrefix(done+" "+l.Phase, "- ")
+			if stage := l.Stage(); stage != "" {
+				done = strings.TrimPrefix(done+" "+stage, "- ")
 			}
+		}
+		if !alive {
+			fmt.Fprintf(table, "%s\t%s\t%s\n", printable.Name(j.Name), done, printable.Name(j.Source))
+			continue
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", printable.Name(j.Name), done, rate, left, bound, printable.Name(j.Source))
 	}

@@ -21,11 +21,28 @@ const hookGrace = 5 * time.Second
 // maxHookLine is the length, in bytes, at which a line of a command's output is cut.
 const maxHookLine = 4 << 10
 
-// The method hook runs a command of a job and logs each line that the command prints. kind is
-// "before" or "after", for messages. report is the report of the copy, and nil for a before
-// command. If ctx ends, or if the command takes longer than the job allows, hook first ends all
-// processes that the command has started, and then returns.
-func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
+// The kinds of commands of a job.
+const (
+	hookBefore = "before"
+	hookAfter  = "after"
+)
+
+// The method hook runs a command of the job of an attempt. While the command runs, the monitor names
+// it. kind is hookBefore or hookAfter. report is the report of the copy, and nil for a before command.
+func (r *run) hook(ctx context.Context, a *attempt, kind string, report *JobReport, log *slog.Logger) error {
+	argv := a.job.Before
+	if kind == hookAfter {
+		argv = a.job.After
+	}
+	r.monitor.setHook(a.live, kind)
+	defer r.monitor.setHook(a.live, "")
+	return r.command(ctx, kind, argv, a.job, report, log)
+}
+
+// The method command runs a command of a job and logs each line that the command prints. If ctx ends,
+// or if the command takes longer than the job allows, the method first ends all processes that the
+// command has started, and then returns.
+func (r *run) command(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s command %q: %w", kind, argv[0], err)

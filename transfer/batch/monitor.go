@@ -46,6 +46,7 @@ type live struct {
 
 	way  report.Way // guarded by Monitor.mu
 	pace pace       // guarded by Monitor.mu
+	hook string     // "before" or "after" while this command runs; guarded by Monitor.mu
 }
 
 // Totals are sums over the jobs that a run of a batch has copied. Bytes are counted from the
@@ -93,6 +94,14 @@ func (m *Monitor) setWay(l *live, w report.Way) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l.way = w
+}
+
+// The method setHook records that a command of the job runs: "before" or "after". "" says that the
+// command has ended.
+func (m *Monitor) setHook(l *live, kind string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l.hook = kind
 }
 
 // The method end records that an attempt has ended. again says that the job will be tried again.
@@ -228,7 +237,7 @@ func (m *Monitor) pending(j *Job, now time.Time) *JobReport {
 
 // Live is what a report says about a job only while the job runs.
 type Live struct {
-	Phase      string   `json:"phase"` // as in the lines of --progress json
+	Phase      string   `json:"phase"` // as in the lines of --progress json, or the hook that runs: before or after
 	BytesDone  int64    `json:"bytes_done"`
 	Rate       float64  `json:"rate"`        // bytes per second, mean of the last ten seconds
 	ETASeconds *float64 `json:"eta_seconds"` // nil: not known
@@ -249,6 +258,18 @@ func (l *Live) TimeLeft() string {
 	return (time.Duration(*l.ETASeconds) * time.Second).String()
 }
 
+// Stage returns a text for people that says what a job does if it does not copy, such as "verify" or
+// "after command".
+func (l *Live) Stage() string {
+	switch l.Phase {
+	case progress.Copy.String():
+		return ""
+	case hookBefore, hookAfter:
+		return l.Phase + " command"
+	}
+	return l.Phase
+}
+
 // The method report returns the report of a job that runs. The caller holds Monitor.mu.
 func (l *live) report(now time.Time) *JobReport {
 	s := l.counters.Snapshot()
@@ -260,6 +281,10 @@ func (l *live) report(now time.Time) *JobReport {
 	if left := s.Planned - s.Done; state.Rate > 0 && left >= 0 {
 		seconds := float64(left) / state.Rate
 		state.ETASeconds = &seconds
+	}
+	if l.hook != "" {
+		// The rate and the waits are those of the copy, which has not begun or has ended.
+		state = &Live{Phase: l.hook, BytesDone: s.Done}
 	}
 	return &JobReport{Name: l.job.Name, Host: l.job.Host, Labels: l.job.Labels(), Attempts: l.attempt, Live: state, Report: t}
 }

@@ -20,6 +20,9 @@ import (
 // the report that Monitor.Now returns. Other processes read it to show what runs.
 const nowSuffix = ".now"
 
+// NowPath returns the path of the file that says what runs now. state is the path of the state file.
+func NowPath(state string) string { return state + nowSuffix }
+
 // WriteNow replaces the file that says what runs now. After a power failure nothing runs, so the
 // file need not be durable, and writing it every few seconds costs little.
 func (s *Store) WriteNow(r *Report) error {
@@ -27,7 +30,7 @@ func (s *Store) WriteNow(r *Report) error {
 	if err != nil {
 		return err
 	}
-	path := s.path + nowSuffix
+	path := NowPath(s.path)
 	f, err := durable.Open(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, durable.Private)
 	if err != nil {
 		return err
@@ -41,7 +44,7 @@ func (s *Store) WriteNow(r *Report) error {
 
 // RemoveNow removes the file that WriteNow writes, because the batch has ended.
 func (s *Store) RemoveNow() error {
-	if err := os.Remove(s.path + nowSuffix); !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(NowPath(s.path)); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -74,7 +77,7 @@ func ReadState(path string) (*State, error) {
 		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
 	s := &State{Version: 1, StateFile: path, Running: holder.Held, PID: holder.PID, Host: holder.Host, Jobs: []*JobReport{}, Failed: []*JobReport{}, known: map[string]bool{}}
-	now, err := readNow(path + nowSuffix)
+	now, err := readNow(NowPath(path))
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +94,11 @@ func ReadState(path string) (*State, error) {
 	if now == nil {
 		return s, nil
 	}
+	// If the process has just locked the state file, the file that says what runs may be of a run before
+	// it that was killed.
+	if now.Started.Before(holder.Since) {
+		return s, nil
+	}
 	s.Started, s.Updated, s.Jobs = &now.Started, &now.Updated, now.Jobs
 	if s.Running != durable.HeldNo {
 		s.Counts, s.Totals = now.Counts, &now.Totals
@@ -100,7 +108,9 @@ func ReadState(path string) (*State, error) {
 	all := now.Counts.sum()
 	s.Counts.Pending = max(all-s.Counts.sum(), 0)
 	for _, j := range s.Jobs {
-		j.Live = nil
+		if j.Live != nil {
+			j.Live = &Live{Phase: j.Live.Phase, BytesDone: j.Live.BytesDone}
+		}
 	}
 	return s, nil
 }
@@ -157,7 +167,8 @@ func (c *Counts) sum() int {
 	return c.Done + c.Failed + c.Skipped + c.Interrupted + c.Running + c.Pending
 }
 
-// readNow reads the file that WriteNow writes. The result is nil if there is no such file.
+// readNow reads the file that WriteNow writes. The result is nil if there is no such file, or if it is
+// incomplete: after a power failure it can be, because WriteNow does not make it durable.
 func readNow(path string) (*Report, error) {
 	text, err := durable.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -165,6 +176,9 @@ func readNow(path string) (*Report, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !json.Valid(text) {
+		return nil, nil
 	}
 	r := new(Report)
 	if err := json.Unmarshal(text, r); err != nil {

@@ -99,7 +99,7 @@ type pageJob struct {
 type timeline struct {
 	From, To string
 	Most     string // the highest rate
-	Rate     string // the curve, as the path of an SVG
+	Rate     string // the curve, as the path of an SVG; "": no rates were measured
 	Names    []string
 	Statuses []report.Status // that the bars have
 	Height   int
@@ -123,11 +123,7 @@ func (r *Report) page() ([]byte, error) {
 	if r.Status == report.StatusRunning {
 		p.Refresh = refreshSeconds
 	}
-	var read, written, retries int64
 	for i, j := range r.Jobs {
-		read += j.BytesRead
-		written += j.BytesWritten
-		retries += j.Retries
 		row := j.row(i)
 		p.Jobs = append(p.Jobs, row)
 		switch j.Status {
@@ -141,6 +137,9 @@ func (r *Report) page() ([]byte, error) {
 			p.Warnings = append(p.Warnings, row)
 		}
 	}
+	// The sums are those of this run. The reports of jobs do not add up to them: a job may have been
+	// copied by an earlier run, or in several attempts.
+	read, written, retries := r.Totals.BytesRead, r.Totals.BytesWritten, r.Totals.Retries
 	took := r.Finished.Sub(r.Started).Seconds()
 	p.Summary = fmt.Sprintf("%s read and %s written in %s", bytesize.Format(read), bytesize.Format(written), duration(took))
 	switch {
@@ -274,9 +273,9 @@ func duration(seconds float64) string {
 	return d.Round(time.Second).String()
 }
 
-// The method timeline draws the jobs that ran. The curve is the one that was measured. The report of
-// a single copy, and those of early versions of vddkcp, have no curve. The sum of the mean rates of
-// the jobs stands for it.
+// The method timeline draws the jobs that ran. The curve is the one that was measured. The reports of
+// early versions of vddkcp have no curve. The report of a single copy has none either, and a bar alone
+// says nothing, so it has no timeline.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
@@ -284,7 +283,7 @@ func (r *Report) timeline() *timeline {
 			ran = append(ran, j)
 		}
 	}
-	if len(ran) == 0 {
+	if len(ran) == 0 || r.Curve == nil && len(r.Jobs) == 1 {
 		return nil
 	}
 	slices.SortStableFunc(ran, func(a, b *JobReport) int { return a.Started.Compare(b.Started) })
@@ -304,7 +303,6 @@ func (r *Report) timeline() *timeline {
 		high = row * 0.8
 	}
 	t := &timeline{From: clock(from), To: clock(to), Height: int(row*float64(len(ran))) + 1}
-	bins := make([]float64, rateBins) // bytes read in each interval
 	for i, j := range ran {
 		start, end := j.Started.Sub(from).Seconds(), j.Finished.Sub(from).Seconds()
 		width := max((end-start)/whole*timeWidth, 1.5)
@@ -319,15 +317,20 @@ func (r *Report) timeline() *timeline {
 		if len(ran) <= maxNamed {
 			t.Names = append(t.Names, j.Name)
 		}
-		if r.Curve == nil {
-			spread(bins, start/whole*rateBins, end/whole*rateBins, float64(j.BytesRead))
-		}
 	}
 	if r.Curve != nil {
-		r.Curve.each(r.Started, r.Finished, func(start, end time.Time, bytes float64) {
-			spread(bins, start.Sub(from).Seconds()/whole*rateBins, end.Sub(from).Seconds()/whole*rateBins, bytes)
-		})
+		t.drawRate(r, from, whole)
 	}
+	return t
+}
+
+// The method drawRate draws the curve of a report. The drawing begins at the time from and stands for
+// the given number of seconds.
+func (t *timeline) drawRate(r *Report, from time.Time, whole float64) {
+	bins := make([]float64, rateBins) // bytes read in each interval
+	r.Curve.each(r.Started, r.Finished, func(start, end time.Time, bytes float64) {
+		spread(bins, start.Sub(from).Seconds()/whole*rateBins, end.Sub(from).Seconds()/whole*rateBins, bytes)
+	})
 	most := slices.Max(bins)
 	t.Most = bytesize.Format(int64(most / (whole / rateBins)))
 	var path strings.Builder
@@ -341,7 +344,6 @@ func (r *Report) timeline() *timeline {
 	}
 	fmt.Fprintf(&path, "L%d %dZ", timeWidth, rateHigh)
 	t.Rate = path.String()
-	return t
 }
 
 // The function spread distributes the given amount over the bins. Each bin gets a share in

@@ -42,6 +42,8 @@ func nightOf(jobs int) *batch.Report {
 		}
 		r.Jobs = append(r.Jobs, j)
 	}
+	// An earlier run has copied some of the jobs, and some needed several attempts.
+	r.Totals = batch.Totals{BytesRead: 7 << 40, BytesWritten: 3 << 40, Retries: 12}
 	return r
 }
 
@@ -65,8 +67,12 @@ func runningNight(jobs int) *batch.Report {
 		case i >= jobs*2/3-4:
 			j.Status, j.Exit, j.Error, j.BytesPlanned, j.Finished = report.StatusRunning, -1, "", 20<<30, r.Finished
 			j.Live = &batch.Live{Phase: "copy", BytesDone: int64(i%4+1) << 32, Rate: 77 << 20, ETASeconds: &left, BoundBy: "host budget"}
-			if i%4 == 0 {
+			switch i % 4 {
+			case 0:
 				j.Live.Phase = "verify"
+			case 1:
+				j.Live = &batch.Live{Phase: "before"}
+				j.BytesPlanned = 0
 			}
 			r.Counts.Running++
 		case j.Status == report.StatusFailed:
@@ -88,7 +94,7 @@ func TestPageOfARunningBatch(t *testing.T) {
 	for _, want := range []string{
 		`<meta http-equiv="refresh" content="10">`, `<h1 class="running">14 of 30 disks are copied, 4 running, 2 failed, 10 waiting</h1>`,
 		"Job file /etc/vddkcp/jobs/wave1.json. Running since 2026-11-24 22:00:00 UTC, updated ", "now 310.0 MiB/s", `<progress max="100" value="`,
-		"1h1m40s left", "bound by host budget", "source 70%", "via esxi1.example.com, nfc, 4 connections", "read, at most ", `<span class="running">running `,
+		"1h1m40s left", "bound by host budget", "source 70%", "via esxi1.example.com, nfc, 4 connections", `<span class="number"> before command</span>`, "up to ", `<span class="running">running `,
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
@@ -120,7 +126,7 @@ func TestPage(t *testing.T) {
 		"read &lt;/p&gt;&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &#39;y&#39;",
 		"&lt;b onclick=&#34;x&#34;&gt;--resume&lt;/b&gt;",
 		"&lt;img src=x onerror=alert(1)&gt;",
-		"&lt;i&gt;=&#34;", "web29/disk ü", "failed, exit 75", "30 reads were tried again", "prefers-color-scheme: dark", "Exit status 4.",
+		"&lt;i&gt;=&#34;", "web29/disk ü", "failed, exit 75", "7.0 TiB read and 3.0 TiB written in 30m0s", "12 reads were tried again", "prefers-color-scheme: dark", "Exit status 4.",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
@@ -212,6 +218,19 @@ func TestPageOfOneFailure(t *testing.T) {
 	page := pageOf(t, r)
 	if strings.Count(page, "no route to host") != 1 || strings.Count(page, "connection refused") != 1 || !strings.Contains(page, `<b><a href="#job-28">web28/disk ü</a></b>, <b><a href="#job-29">web29/disk ü</a></b> <span`) || !strings.Contains(page, "None of 30 disks is copied, 30 failed") {
 		t.Errorf("%s", page)
+	}
+}
+
+// TestPageWithoutCurve checks that the page of a report without measured rates shows none.
+func TestPageWithoutCurve(t *testing.T) {
+	old := nightOf(3)
+	old.Curve = nil
+	if page := pageOf(t, old); strings.Contains(page, `class="rate"`) || strings.Count(page, "<rect") != 3 {
+		t.Errorf("of an early version: %s", page)
+	}
+	copied := old.Jobs[2].Report
+	if page := pageOf(t, batch.Single(copied)); strings.Contains(page, "<svg") || !strings.Contains(page, "512.0 MiB read") || !strings.Contains(page, "2 reads were tried again") {
+		t.Errorf("of a single copy: %s", page)
 	}
 }
 

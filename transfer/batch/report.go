@@ -111,7 +111,7 @@ func (r *Report) end(stopped int) {
 func Single(copied *report.Report) *Report {
 	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Updated: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
 	r.end(0)
-	r.Status, r.Exit = copied.Status, copied.Exit
+	r.Status, r.Exit, r.Totals = copied.Status, copied.Exit, totalsOf(r.Jobs)
 	return r
 }
 
@@ -241,7 +241,8 @@ func findReports(dir string) (found []*Report, notes []string, err error) {
 }
 
 // The method stop changes the report of a batch that ran when the report was made. The jobs that ran
-// become interrupted, and those that waited become skipped, as if the batch had been stopped then.
+// become interrupted. Those that waited become failed if an attempt has failed, and skipped otherwise, as
+// if the batch had been stopped then.
 func (r *Report) stop() {
 	for _, j := range r.Jobs {
 		switch j.Status {
@@ -250,6 +251,10 @@ func (r *Report) stop() {
 			j.Error = "the job ran when its report was written"
 			j.Hint = "if the batch does not run any more, run it again with --resume"
 		case report.StatusPending:
+			if j.Attempts > 0 { // an attempt has failed, and the job was to be tried again
+				j.Status, j.Exit = report.StatusFailed, exit.Resumable
+				continue
+			}
 			j.Status, j.Exit = report.StatusSkipped, 0
 			if j.Error == "" {
 				j.Error = "the job had not started when its report was written"
@@ -261,18 +266,33 @@ func (r *Report) stop() {
 // The method combine sets the totals and the curve of a merged report from the reports of batches.
 func (r *Report) combine(batches []*Report) {
 	for _, b := range batches {
-		t, s := &r.Totals, b.Totals
-		t.BytesRead += s.BytesRead
-		t.BytesWritten += s.BytesWritten
-		t.BytesZero += s.BytesZero
-		t.BytesCloned += s.BytesCloned
-		t.Retries += s.Retries
-		t.Waits.Add(s.Waits)
+		r.Totals.merge(b.Totals)
 	}
 	if took := r.Finished.Sub(r.Started).Seconds(); took > 0 {
 		r.Totals.Rate = float64(r.Totals.BytesRead) / took
 	}
 	r.Curve = joinCurves(batches, r.Started, r.Finished)
+}
+
+// The method merge adds the sums of other copies. Rates and connections are not added.
+func (t *Totals) merge(other Totals) {
+	t.BytesRead += other.BytesRead
+	t.BytesWritten += other.BytesWritten
+	t.BytesZero += other.BytesZero
+	t.BytesCloned += other.BytesCloned
+	t.Retries += other.Retries
+	t.Waits.Add(other.Waits)
+}
+
+// totalsOf returns the sums of reports of jobs.
+func totalsOf(jobs []*JobReport) (t Totals) {
+	for _, j := range jobs {
+		t.merge(Totals{
+			BytesRead: j.BytesRead, BytesWritten: j.BytesWritten, BytesZero: j.BytesZero, BytesCloned: j.BytesCloned,
+			Retries: j.Retries, Waits: j.Waits,
+		})
+	}
+	return t
 }
 
 // The function listed returns a text with the first ten names, in quotes, and with the number of
@@ -319,6 +339,7 @@ func readReport(path string) (*Report, error) {
 	var shape struct {
 		Version json.RawMessage `json:"version"`
 		Counts  json.RawMessage `json:"counts"`
+		Totals  json.RawMessage `json:"totals"`
 		Jobs    json.RawMessage `json:"jobs"`
 	}
 	if err := json.Unmarshal(text, &shape); err != nil {
@@ -346,6 +367,9 @@ func readReport(path string) (*Report, error) {
 		if j == nil || j.Report == nil || j.Name == "" {
 			return nil, fmt.Errorf("%s: jobs[%d] has no name or no status", path, i)
 		}
+	}
+	if shape.Totals == nil { // an early version of vddkcp wrote the report
+		r.Totals = totalsOf(r.Jobs)
 	}
 	return r, nil
 }

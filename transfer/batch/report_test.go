@@ -149,8 +149,9 @@ func TestMergeOfARunningBatch(t *testing.T) {
 	r := batch.Report{
 		Version: 1, Status: report.StatusRunning, Exit: -1, Started: begun, Finished: begun.Add(time.Minute), Updated: begun.Add(time.Minute),
 		Curve: &batch.Curve{Seconds: 10, Rates: []float64{1, 2, 3, 4, 5, 6}}, Totals: batch.Totals{BytesRead: 210},
-		Jobs: []*batch.JobReport{job("a", report.StatusOK), job("b", report.StatusRunning), job("c", report.StatusPending)},
+		Jobs: []*batch.JobReport{job("a", report.StatusOK), job("b", report.StatusRunning), job("c", report.StatusPending), job("d", report.StatusPending)},
 	}
+	r.Jobs[2].Attempts = 0 // an attempt at d has failed, but none at c
 	if err := r.Write(filepath.Join(dir, "r.json")); err != nil {
 		t.Fatal(err)
 	}
@@ -161,8 +162,8 @@ func TestMergeOfARunningBatch(t *testing.T) {
 	if len(notes) != 1 || !strings.Contains(notes[0], "r.json is the report of a batch that still ran, or was killed, after 2026-12-01T22:01:00Z") {
 		t.Errorf("notes %q", notes)
 	}
-	if want := (batch.Counts{Done: 1, Interrupted: 1, Skipped: 1}); merged.Counts != want || merged.Status != report.StatusInterrupted || merged.Exit != 75 {
-		t.Errorf("%s, exit %d, counts %+v; want interrupted, 75, %+v", merged.Status, merged.Exit, merged.Counts, want)
+	if want := (batch.Counts{Done: 1, Failed: 1, Interrupted: 1, Skipped: 1}); merged.Counts != want || merged.Status != report.StatusFailed || merged.Exit != 4 || merged.Jobs[3].Exit != 75 {
+		t.Errorf("%s, exit %d, counts %+v; want failed, 4, %+v", merged.Status, merged.Exit, merged.Counts, want)
 	}
 	if b := merged.Jobs[1]; b.Live != nil || b.Exit != 75 || b.Error == "" {
 		t.Errorf("the job that ran: %+v, %+v", b, b.Report)

@@ -54,7 +54,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			keep(phaseCopied)
 		}
 		// The after command runs whether the copy succeeded or not, even after a signal.
-		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, ended, log)
+		err := r.hook(context.WithoutCancel(ctx), a, hookAfter, ended, log)
 		if err != nil {
 			log.Error(err.Error())
 			copied := *ended
@@ -86,7 +86,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 // The method copy runs the before command of a job and then the copy.
 func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *report.Report {
 	if len(a.job.Before) > 0 {
-		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
+		if err := r.hook(ctx, a, hookBefore, nil, log); err != nil {
 			t := report.New(a.job.Source, a.job.Target)
 			t.End(report.StatusFailed, exit.Failed)
 			if ctx.Err() != nil {
