@@ -48,12 +48,14 @@ func (s *service) begin(ctx context.Context, log *slog.Logger, status func() str
 		interval = min(interval, half)
 	}
 	var once sync.Once
-	send := func(messages ...string) {
-		if err := s.send(messages...); err != nil {
+	send := func(messages ...string) (sent bool) {
+		err := s.send(messages...)
+		if err != nil {
 			once.Do(func() { log.Warn("the service manager cannot be told what vddkcp does", "error", err) })
 		}
+		return err == nil
 	}
-	send(notify.Ready)
+	ready := send(notify.Ready)
 	ending := make(chan struct{})
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -61,7 +63,13 @@ func (s *service) begin(ctx context.Context, log *slog.Logger, status func() str
 		defer tick.Stop()
 		stopping := ctx.Done()
 		for {
-			send(notify.Status(status()), notify.Alive)
+			text := notify.Status(status())
+			if !ready {
+				// A service manager that was busy must still learn that the command has started. It
+				// would end the process otherwise.
+				ready = send(notify.Ready)
+			}
+			send(text, notify.Alive)
 			select {
 			case <-tick.C:
 			case <-stopping:

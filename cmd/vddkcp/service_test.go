@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -73,6 +74,31 @@ func TestService(t *testing.T) {
 		if count(notify.Ready) != 1 || got[len(got)-1] != notify.Stopping {
 			t.Errorf("at the end %q", got[len(got)-1])
 		}
+	})
+}
+
+// TestServiceManagerIsBusy checks that a service manager that does not read its socket at first learns
+// later that the command has started.
+func TestServiceManagerIsBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		busy := true
+		s := &service{send: func(messages ...string) error {
+			if busy {
+				return errors.New("timeout")
+			}
+			got = append(got, messages...)
+			return nil
+		}}
+		done := s.begin(t.Context(), slog.New(slog.DiscardHandler), func() string { return "works" })
+		synctest.Wait()
+		busy = false
+		time.Sleep(21 * time.Second)
+		synctest.Wait()
+		if want := []string{notify.Ready, "STATUS=works", notify.Alive, "STATUS=works", notify.Alive}; !slices.Equal(got, want) {
+			t.Errorf("sent %q, want %q", got, want)
+		}
+		done()
 	})
 }
 

@@ -129,7 +129,11 @@ func (r *Report) page() ([]byte, error) {
 		switch j.Status {
 		case report.StatusRunning:
 			p.Running = append(p.Running, row)
-		case report.StatusOK, report.StatusSkipped, report.StatusPending:
+		case report.StatusOK, report.StatusSkipped:
+		case report.StatusPending:
+			if j.Error != "" { // an attempt has failed
+				p.failed(j, i)
+			}
 		default:
 			p.failed(j, i)
 		}
@@ -193,6 +197,9 @@ func (j *JobReport) row(index int) pageJob {
 	row.BoundBy = j.boundBy()
 	if l := j.Live; l != nil {
 		row.Rate, row.BoundBy, row.Left = bytesize.Format(int64(l.Rate))+"/s", l.BoundBy, l.TimeLeft()
+		if l.Phase == hookBefore || l.Phase == hookAfter {
+			row.Rate = ""
+		}
 		if j.BytesPlanned > 0 {
 			row.Percent = int(min(l.BytesDone*100/j.BytesPlanned, 100))
 		}

@@ -90,11 +90,15 @@ func runningNight(jobs int) *batch.Report {
 // TestPageOfARunningBatch checks that the page loads itself again, without a script, and shows what
 // runs.
 func TestPageOfARunningBatch(t *testing.T) {
-	page := pageOf(t, runningNight(30))
+	r := runningNight(30)
+	again := r.Jobs[25]
+	again.Attempts, again.Error, again.Hint = 1, "will be tried again; attempt 1 failed: no route to host", "check the network"
+	page := pageOf(t, r)
 	for _, want := range []string{
 		`<meta http-equiv="refresh" content="10">`, `<h1 class="running">14 of 30 disks are copied, 4 running, 2 failed, 10 waiting</h1>`,
 		"Job file /etc/vddkcp/jobs/wave1.json. Running since 2026-11-24 22:00:00 UTC, updated ", "now 310.0 MiB/s", `<progress max="100" value="`,
-		"1h1m40s left", "bound by host budget", "source 70%", "via esxi1.example.com, nfc, 4 connections", `<span class="number"> before command</span>`, "up to ", `<span class="running">running `,
+		"1h1m40s left", "bound by host budget", "source 70%", "via esxi1.example.com, nfc, 4 connections", `<span class="number"> before command</span><span class="number"></span>`,
+		`<li class="pending"><b><a href="#job-25">web25/disk ü</a></b> <span class="pending">pending</span><p>will be tried again; attempt 1 failed: no route to host</p><p class="hint">check the network</p>`, "up to ", `<span class="running">running `,
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
