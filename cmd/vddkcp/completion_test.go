@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ func completionFolder(t *testing.T) (dir string) {
 	dir = t.TempDir()
 	for name, text := range map[string]string{
 		"my disk.vmdk":                    "",
-		"jobs.json":                       `{"version": 1, "defaults": {"labels": {"site": "hq"}}, "jobs": [{"name": "web01", "labels": {"wave": "1"}}, {"name": "db 1"}, {}]}`,
+		"jobs.json":                       `{"version": 1, "defaults": {"labels": {"site": "hq"}}, "jobs": [{"name": "web01", "labels": {"wave": "1"}}, {"name": "db 1"}, {}, {"name": ` + strconv.Quote(oddName) + `}]}`,
 		"home/.config/vddkcp/config.json": `{"servers": {"vc1": {"server": "vc.example.com"}, "lab": {"server": "esxi.lab"}}}`,
 		"reports/night.html":              "",
 	} {
@@ -95,7 +96,7 @@ func TestCompleteWords(t *testing.T) {
 		"export --listen unix:/":    "files unix:",
 		"copy -D ":                  "none  vddk.diskinfo=1 vddk.extents=1 vddk.datapath=1 vddk.stats=1",
 		"copy -vD vddk.s":           "none  vddk.stats=1",
-		"run jobs.json --only ":     "none  2|db 1|web01",
+		"run jobs.json --only ":     "none  2|db 1|" + oddName + "|web01",
 		"run jobs.json --only d":    "none  db 1",
 		"run jobs.json --only=a,w":  "none  --only=a,web01",
 		"run jobs.json --label ":    "none  site=hq wave=1",
@@ -139,6 +140,9 @@ func TestUnquote(t *testing.T) {
 	}
 }
 
+// oddName is the name of a job with all characters that shells replace.
+const oddName = "odd $(touch made) `touch made`'\\\"x"
+
 // typed are lines as a user types them before the key TAB, with the words that the shell then has.
 var typed = []struct {
 	line string
@@ -159,6 +163,9 @@ var typed = []struct {
 	{`run jobs.json --log-dir=rep`, []string{"run", "jobs.json", "--log-dir=reports"}},
 	{`run jobs.json --only d`, []string{"run", "jobs.json", "--only", "db 1"}},
 	{`run jobs.json --only "d`, []string{"run", "jobs.json", "--only", "db 1"}},
+	{`run jobs.json --only o`, []string{"run", "jobs.json", "--only", oddName}}, // no shell runs a part of a name
+	{`run jobs.json --only "o`, []string{"run", "jobs.json", "--only", oddName}},
+	{`run jobs.json --only 'o`, []string{"run", "jobs.json", "--only", oddName}},
 	{`run jobs.json --only=web01,d`, []string{"run", "jobs.json", "--only=web01,db 1"}},
 	{`run jobs.json --label wa`, []string{"run", "jobs.json", "--label", "wave=1"}},
 	{`ls --profile v`, []string{"ls", "--profile", "vc1"}},

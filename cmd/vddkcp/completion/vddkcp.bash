@@ -34,9 +34,15 @@ _vddkcp() {
     for reply in "${replies[@]:1}"; do
         reply=${reply%%$'\t'*}
         reply=${reply:skip}
-        if [[ $kind == none && $current != [\"\']* ]]; then
-            printf -v reply %q "$reply"
-        fi
+        # bash inserts a reply as it is, also behind an opening quote.
+        case $kind$current in
+        none\"*)
+            [[ $reply != *!* ]] || continue # nothing protects it in these quotes
+            reply=${reply//\\/'\\'} reply=${reply//\"/'\"'} reply=${reply//\$/'\$'} reply=${reply//\`/'\`'}
+            ;;
+        none\'*) reply=${reply//\'/"'\\''"} ;;
+        none*) printf -v reply %q "$reply" ;;
+        esac
         [[ -z $reply ]] || COMPREPLY+=("$reply")
     done
 
