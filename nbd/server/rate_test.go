@@ -36,6 +36,8 @@ func TestRateLimit(t *testing.T) {
 				if took := time.Since(begun).Seconds(); took < c.seconds-0.11 || took > c.seconds+0.11 {
 					t.Errorf("the requests took %g s, want %g s", took, c.seconds)
 				}
+				l.mu.Lock() // the timer is no goroutine of this test
+				defer l.mu.Unlock()
 				if len(l.queue) != 0 || len(l.waiting) != 0 {
 					t.Errorf("%d peers still wait", len(l.queue))
 				}
@@ -136,6 +138,8 @@ func TestRateLimitEnds(t *testing.T) {
 		if took := time.Since(begun).Seconds(); took > 5.01 {
 			t.Errorf("5000 bytes took %g s, although no other request waits", took)
 		}
+		l.mu.Lock() // the timer is no goroutine of this test
+		defer l.mu.Unlock()
 		if len(l.queue) != 0 || len(l.waiting) != 0 {
 			t.Errorf("%d peers still wait", len(l.queue))
 		}
