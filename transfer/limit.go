@@ -14,7 +14,8 @@ import (
 // concurrent use.
 type Limiter struct {
 	bucket *rate.Limiter
-	within *Limiter // another limit that applies too; nil: none
+	within *Limiter        // another limit that applies too; nil: none
+	until  context.Context // see Until; nil: none
 }
 
 // NewLimiter returns a Limiter that allows the given number of bytes per second, which must be
@@ -33,7 +34,17 @@ func (l *Limiter) Within(outer *Limiter) *Limiter {
 	if l == nil {
 		return outer
 	}
-	return &Limiter{bucket: l.bucket, within: outer}
+	return &Limiter{bucket: l.bucket, within: outer, until: l.until}
+}
+
+// Until returns a Limiter that shares the rate of l, and whose method Wait also returns when ctx ends,
+// with the cause of ctx. A copy may continue after its source may not be read any more, to keep what was
+// read. It then must not wait for reads that will not begin. The receiver l may be nil.
+func (l *Limiter) Until(ctx context.Context) *Limiter {
+	if l == nil {
+		return nil
+	}
+	return &Limiter{bucket: l.bucket, within: l.within.Until(ctx), until: ctx}
 }
 
 // Wait blocks until n bytes may be read. If ctx ends first, Wait returns the cause of ctx.
@@ -66,6 +77,12 @@ func (l *Limiter) waitPiece(ctx context.Context, n int, counters *progress.Count
 	}
 	counters.Begin(progress.WaitRateLimit)
 	defer counters.End(progress.WaitRateLimit)
+	if l.until != nil {
+		both, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(l.until, func() { cancel(context.Cause(l.until)) })()
+		ctx = both
+	}
 	err := l.bucket.WaitN(ctx, n)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause

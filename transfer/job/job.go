@@ -241,6 +241,7 @@ func (j *job) planned(ctx context.Context, next func(writing context.Context) er
 	}
 	defer contexts.end()
 	defer j.Counters.Background(progress.WaitSource)()
+	j.Limit = j.Limit.Until(contexts.reading)
 	if err := j.open(contexts.reading); err != nil {
 		return err
 	}
