@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -366,8 +368,8 @@ func notText(path string) string {
 	return ""
 }
 
-// checkFolder returns a usage error if the folder of an output does not exist. The path may be "". The
-// check finds a mistake before work is begun that would be lost, and does not create the output.
+// checkFolder returns a usage error if the folder of an output does not exist, if the output itself is a
+// folder, or if no new file can be created in the folder. The path may be "". The check finds a mistake before work is begun that would be lost, and does not create the output.
 func checkFolder(flag, path string) error {
 	if path == "" {
 		return nil
@@ -380,6 +382,14 @@ func checkFolder(flag, path string) error {
 		return usage.WithHint(fmt.Errorf("%s: cannot create %s: %w", flag, printable.Name(path), err), hint)
 	case !info.IsDir():
 		return usage.New(fmt.Sprintf("%s: cannot create %s, because %s is not a folder", flag, printable.Name(path), printable.Name(folder)), hint)
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return usage.New(fmt.Sprintf("%s: %s is a folder, want a file", flag, printable.Name(path)), "name a file in the folder")
+	}
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := unix.Faccessat(unix.AT_FDCWD, folder, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+			return usage.New(fmt.Sprintf("%s: cannot create %s: the folder %s: %v", flag, printable.Name(path), printable.Name(folder), err), "change the permissions of the folder, or name a file in another one")
+		}
 	}
 	return nil
 }

@@ -218,7 +218,7 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File, parser *jobPars
 			o.addOwn("--state", state+end)
 		}
 	}
-	all := &outputs{list: slices.Clone(o.list)}
+	all := &outputs{list: slices.Clone(o.list), folder: c.LogDir}
 	if c.Jobs == "-" {
 		all.protect("the job file, standard input", standardInput)
 	} else {
