@@ -64,17 +64,23 @@ type TicketsFunc func(ctx context.Context) (Ticket, error)
 // Ticket implements Tickets.
 func (f TicketsFunc) Ticket(ctx context.Context) (Ticket, error) { return f(ctx) }
 
+// Secret is the text that proves a ticket. If it is printed, only stars appear; see [secret.Secret].
+type Secret = secret.Secret
+
+// NewSecret returns text as a Secret.
+func NewSecret(text string) Secret { return secret.New(text) }
+
 // Ticket permits one connection to the NFC service of a host. It is what the vSphere API calls a
 // HostServiceTicket, together with the name of the file to open.
 type Ticket struct {
-	File        string        // the disk's file as it is called now, such as "[datastore1] web01/web01.vmdk"
-	Host        string        // name or address of the host, as the giver knows it
-	Port        int           // 0 means DefaultPort
-	Service     string        // "nfc" for a ticket from a host, "vpxa-nfc" for one from vCenter
-	Session     secret.Secret // proves to the host that the ticket is genuine
-	SHA1        string        // SHA-1 thumbprint of the host's certificate; "" if Certificate is set
-	Certificate []byte        // the host's certificate in PEM; nil if SHA1 is set
-	Giver       string        // the server that gave the ticket, for messages
+	File        string // the disk's file as it is called now, such as "[datastore1] web01/web01.vmdk"
+	Host        string // name or address of the host, as the giver knows it
+	Port        int    // 0 means DefaultPort
+	Service     string // "nfc" for a ticket from a host, "vpxa-nfc" for one from vCenter
+	Session     Secret // proves to the host that the ticket is genuine
+	SHA1        string // SHA-1 thumbprint of the host's certificate; "" if Certificate is set
+	Certificate []byte // the host's certificate in PEM; nil if SHA1 is set
+	Giver       string // the server that gave the ticket, for messages
 }
 
 // Params name a disk.

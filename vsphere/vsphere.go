@@ -2,7 +2,7 @@
 // describes them, makes and removes snapshots, and gets tickets for reading disks over NFC. It is the
 // only package that imports govmomi.
 //
-//	s, err := vsphere.Connect(ctx, vsphere.Options{Server: "vcenter.example.com", User: "backup", Password: secret.New(password)})
+//	s, err := vsphere.Connect(ctx, vsphere.Options{Server: "vcenter.example.com", User: "backup", Password: vsphere.NewSecret(password)})
 //	defer s.Close()
 //	vm, err := s.Find(ctx, "web01")
 //	d, err := vm.Describe(ctx)
@@ -27,15 +27,21 @@ import (
 	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
+// Secret is a password or a cookie. If it is printed, only stars appear; see [secret.Secret].
+type Secret = secret.Secret
+
+// NewSecret returns text as a Secret.
+func NewSecret(text string) Secret { return secret.New(text) }
+
 // Options say how to reach a server and how to log in.
 type Options struct {
-	Server   string        // host name or address
-	Port     uint32        // 0: 443
-	User     string        // not needed with a Cookie
-	Password secret.Secret // not needed with a Cookie
+	Server   string // host name or address
+	Port     uint32 // 0: 443
+	User     string // not needed with a Cookie
+	Password Secret // not needed with a Cookie
 	// Cookie is the value of vmware_soap_session of a session that is open. Session uses it instead
 	// of logging in. If that session ends, Session logs in with User and Password if they are set.
-	Cookie     secret.Secret
+	Cookie     Secret
 	Thumbprint string // SHA-1 or SHA-256 of the server's certificate; "": the system's authorities must verify it
 
 	Timeout     time.Duration // of one call; 0: 2 minutes
