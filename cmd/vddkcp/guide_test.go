@@ -81,6 +81,9 @@ func TestGuide(t *testing.T) {
 			if name == "without-vsphere.md" {
 				g.server = []string{buildServe(t), "-nfc", "-run"}
 			}
+			if name == "go-program.md" {
+				g.toReal = strings.NewReplacer("=./vddkcp", "="+must(filepath.Abs("../..")))
+			}
 			updated := g.check(t, name, blocks, string(text))
 			if os.Getenv("UPDATE_GUIDE") != "" && updated != string(text) {
 				if err := os.WriteFile(path, []byte(updated), 0o644); err != nil {
@@ -287,7 +290,7 @@ func guideCommands(blocks []guideBlock) []guideCommand {
 	for n, b := range blocks {
 		if b.file != "" {
 			all = append(all, guideCommand{block: n, line: b.first, after: b.first,
-				text: fmt.Sprintf("cat >'%s' <<'END OF THE FILE'\n%s\nEND OF THE FILE", b.file, strings.Join(b.lines, "\n"))})
+				text: fmt.Sprintf("mkdir -p '%s' && cat >'%s' <<'END OF THE FILE'\n%s\nEND OF THE FILE", filepath.Dir(b.file), b.file, strings.Join(b.lines, "\n"))})
 		}
 		if !b.runs() {
 			continue
