@@ -57,7 +57,8 @@ func (d *BatchDisplay) End(text string) {
 	d.closed, d.closing = true, text
 }
 
-// Reads returns how many reads of sources are in progress, and of how many copies.
+// Reads returns how many reads of sources are in progress or wait for the rate limit, and of how many
+// copies.
 func (d *BatchDisplay) Reads() (reads, copies int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

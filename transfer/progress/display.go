@@ -71,7 +71,8 @@ func (d *Display) End(text string) {
 	d.ended, d.closing = true, text
 }
 
-// Reads returns how many reads of the source are in progress, and of how many copies.
+// Reads returns how many reads of the source are in progress or wait for the rate limit, and of how many
+// copies.
 func (d *Display) Reads() (reads, copies int) { return d.counters.Snapshot().Reads, 1 }
 
 // keepDrawing calls the function draw at intervals that depend on the style until the channel done

@@ -139,7 +139,7 @@ type Snapshot struct {
 	Examined, Size int64 // see Counters.Examined
 
 	Waits       Waits
-	Reads       int // reads of the source that are in progress
+	Reads       int // reads of the source that are in progress or wait for the rate limit
 	Connections int // see Counters.SetConnections
 }
 

@@ -195,11 +195,12 @@ func (c *Counters) AddWait(w Wait, d time.Duration) {
 // source without connections, such as a file.
 func (c *Counters) SetConnections(n int) { c.connections.Store(int64(n)) }
 
-// snapshot returns the times up to now, and the number of reads in progress.
+// snapshot returns the times up to now, and the number of reads that are in progress or wait for the
+// rate limit.
 func (w *waiting) snapshot() (times Waits, reads int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.changeLocked()
 	w.decideLocked()
-	return w.times, w.parts[WaitSource]
+	return w.times, w.parts[WaitSource] + w.parts[WaitRateLimit]
 }

@@ -24,6 +24,23 @@ func TestWaits(t *testing.T) {
 	}
 }
 
+// TestReads counts the reads for which a copy waits when it is stopped.
+func TestReads(t *testing.T) {
+	var c Counters
+	c.Begin(WaitSource)
+	c.Begin(WaitSource)
+	c.Begin(WaitRateLimit)
+	c.Begin(WaitTarget)
+	if n := c.Snapshot().Reads; n != 3 {
+		t.Errorf("%d reads, want 3", n)
+	}
+	c.End(WaitSource)
+	c.End(WaitRateLimit)
+	if n := c.Snapshot().Reads; n != 1 {
+		t.Errorf("%d reads after two have ended, want 1", n)
+	}
+}
+
 func TestWaitNames(t *testing.T) {
 	for w := range numWaits {
 		if w.String() == "" {
