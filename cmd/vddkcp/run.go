@@ -340,6 +340,9 @@ func batchEnd(r *batch.Report) error {
 	}
 	e := &batchError{exit: r.Exit, hint: "run again with --resume to continue the jobs that are not done"}
 	e.message = fmt.Sprintf("%d of %d jobs failed, %d are done", c.Failed, len(r.Jobs), c.Done)
+	if c.Done == 1 {
+		e.message = fmt.Sprintf("%d of %d jobs failed, 1 is done", c.Failed, len(r.Jobs))
+	}
 	if c.Failed == 0 {
 		e.message = fmt.Sprintf("%d of %d jobs are done", c.Done, len(r.Jobs))
 	}
