@@ -67,6 +67,7 @@ func testDeb(t *testing.T, deb string, system func() (string, error)) {
 		}
 		return string(out)
 	}
+	testLinks(t, tarFiles(t, strings.NewReader(peer.Run(t, "dpkg-deb", "--fsys-tarfile", deb))), "usr/share/doc/vddkcp/")
 	peer.Run(t, "cp", deb, filepath.Join(root, "root/vddkcp.deb"))
 	inside("dpkg --install /root/vddkcp.deb")
 	if got := inside("vddkcp --version"); !strings.HasPrefix(got, "vddkcp "+described+" (go") {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -168,6 +169,7 @@ func testArchive(t *testing.T, dist string) {
 				t.Errorf("%s has no file %s", name, file)
 			}
 		}
+		testLinks(t, files, name+"/share/doc/vddkcp/")
 		if unit := string(files[name+"/lib/systemd/system/vddkcp-run@.service"]); !strings.Contains(unit, "ExecStart=/usr/local/bin/vddkcp run ") {
 			t.Errorf("the unit in %s does not start /usr/local/bin/vddkcp", name)
 		}
@@ -209,6 +211,38 @@ func testArchive(t *testing.T, dist string) {
 	}
 }
 
+// testLinks checks that the links between the pages in a folder lead to files. The argument files has
+// the files of a package by name.
+func testLinks(t *testing.T, files map[string][]byte, folder string) {
+	t.Helper()
+	link := regexp.MustCompile(`\]\(([^)#: ]+)(#[^)]*)?\)`)
+	found := 0
+	for name, text := range files {
+		if !strings.HasPrefix(name, folder) || filepath.Ext(name) != ".md" {
+			continue
+		}
+		for _, m := range link.FindAllSubmatch(text, -1) {
+			to := filepath.Join(filepath.Dir(name), string(m[1]))
+			if found++; !hasFile(files, to) {
+				t.Errorf("%s has a link to %s, which is not in the package", name, m[1])
+			}
+		}
+	}
+	if found < 50 {
+		t.Errorf("only %d links in %s were looked at", found, folder)
+	}
+}
+
+// hasFile reports whether a package has the file or the folder.
+func hasFile(files map[string][]byte, name string) bool {
+	for file := range files {
+		if file == name || strings.HasPrefix(file, name+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 // untar returns the files in a compressed tar file by name.
 func untar(t *testing.T, path string) map[string][]byte {
 	t.Helper()
@@ -216,15 +250,21 @@ func untar(t *testing.T, path string) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return tarFiles(t, z)
+}
+
+// tarFiles returns the files in a tar stream by name.
+func tarFiles(t *testing.T, from io.Reader) map[string][]byte {
+	t.Helper()
 	files := map[string][]byte{}
-	for r := tar.NewReader(z); ; {
+	for r := tar.NewReader(from); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			return files
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		if files[h.Name], err = io.ReadAll(r); err != nil {
+		if files[filepath.Clean(h.Name)], err = io.ReadAll(r); err != nil {
 			t.Fatal(err)
 		}
 	}
