@@ -129,7 +129,7 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 	if len(j.entries) == 0 && j.place.Kind == "file" {
 		j.stale = true
 		if none {
-			j.warn(fmt.Sprintf("%s has no journal that says how much of it is copied: the copy starts over", j.place.Partial))
+			j.warn(fmt.Sprintf("no checkpoint of %s was found: the copy starts over", j.place.Partial))
 		}
 	}
 	return nil
