@@ -105,7 +105,7 @@ func run(args []string) int {
 		return status
 	}
 	if err != nil {
-		return fail(errorOutput, asJSON, usage.WithHint(aboutVariable(err), "run vddkcp --help for the list of commands and flags"))
+		return fail(errorOutput, asJSON, usage.WithHint(aboutVariable(err), "run vddkcp --help for the list of commands, or vddkcp COMMAND --help for the flags of a command"))
 	}
 	commands, notice := new(spawned), new(stopping)
 	notice.over(errorOutput, asJSON, nil)
