@@ -46,6 +46,9 @@ func TestVersion(t *testing.T) {
 			t.Errorf("version of %s: %q, %v, want %q", described, got, err, want)
 		}
 	}
+	if out, err := exec.Command("./version", "", "1764600000").CombinedOutput(); err == nil {
+		t.Errorf("an empty version: %s", out)
+	}
 }
 
 // TestPackages builds all packages and installs them in new systems. While "make dist" compiles
