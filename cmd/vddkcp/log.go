@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
@@ -120,15 +118,6 @@ func stamp() string {
 		return ""
 	}
 	return time.Now().Format(time.RFC3339) + " "
-}
-
-// errorJournal reports whether standard error is a connection to the journal of systemd.
-func errorJournal() bool {
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(os.Stderr.Fd()), &stat); err != nil {
-		return false
-	}
-	return os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }
 
 // plainHandler writes messages for people: "vddkcp: warning: text key=value". If standard error is no

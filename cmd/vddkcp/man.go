@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"golang.org/x/term"
 
 	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/manual"
 	"github.com/vddkcp/vddkcp/internal/usage"
@@ -70,7 +69,7 @@ func helpWidth() int {
 	if columns, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && columns > 0 {
 		return min(columns, 80)
 	}
-	if columns, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && columns > 0 {
+	if columns, ok := textColumns(); ok {
 		return min(columns, 80)
 	}
 	return 80

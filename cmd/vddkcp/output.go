@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 
@@ -113,4 +114,20 @@ func (w *pipeWriter) wait() error {
 			return os.NewSyscallError("poll", err)
 		}
 	}
+}
+
+// errorJournal reports whether standard error is a connection to the journal of systemd.
+func errorJournal() bool {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(os.Stderr.Fd()), &stat); err != nil {
+		return false
+	}
+	return os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
+}
+
+// textColumns returns the number of columns of the terminal that is standard output. The result ok is
+// false if standard output is no terminal.
+func textColumns() (columns int, ok bool) {
+	columns, _, err := term.GetSize(int(os.Stdout.Fd()))
+	return columns, err == nil && columns > 0
 }

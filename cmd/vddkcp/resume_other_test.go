@@ -54,7 +54,7 @@ func TestJournalOfAnotherVersion(t *testing.T) {
 	content(t, src, 1, 4<<20)
 	killedAt(t, firstCheckpoint, "1us", src, dst)
 	otherVersion(t, dst+".partial.journal")
-	refusedToGoOn(t, "another version of vddkcp: its format has version 1, want 2(?s:.*)--force and without --resume, which drops", dst, src, dst)
+	refusedToGoOn(t, "version 1(?s:.*)--force and without --resume, which drops", dst, src, dst)
 	killedAt(t, "slot written:1", "1us", "--force", src, dst)
 	goesOn(t, src, dst) // by the new journal, of which nothing is of the other version
 	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
