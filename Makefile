@@ -7,6 +7,9 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME   ?= 20s
+# TESTS is how many tests of a package run at a time. Most tests wait for other programs, so it is more
+# than the number of processors of a small machine.
+TESTS      ?= 4
 FUZZLONG   ?= 1h
 
 # Without cgo, bin/vddkcp is one static binary that runs on any Linux.
@@ -39,13 +42,13 @@ quick:
 
 test:
 	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client nbd-server vmdkinfo openssl debootstrap lintian rpm skopeo umoci
-	$(GO) test -timeout 40m ./...
+	$(GO) test -timeout 40m -parallel $(TESTS) ./...
 
 # test-race runs the tests with the race detector, which needs cgo. It leaves out the
 # tests of chaos, guests, clusters, packages and copies of VMs: they run programs that are built
 # without the race detector, so make test covers them.
 test-race:
-	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|BootFirst|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestBootFirstWithoutGuest|TestVM([A-Z][a-z]+)+(NFC[A-Za-z]*)?|TestVMsOfOneName|TestCheckOverNFC|TestHelpExamples|TestGuide|TestComingFrom|TestTry|TestCheckWithoutEncryption|TestPackages)$$' ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -parallel $(TESTS) -skip '^(TestExample(BootCheck|BootFirst|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile|TestBootFirstWithoutGuest|TestVM([A-Z][a-z]+)+(NFC[A-Za-z]*)?|TestVMsOfOneName|TestCheckOverNFC|TestHelpExamples|TestGuide|TestComingFrom|TestTry|TestCheckWithoutEncryption|TestPackages)$$' ./...
 
 # guests runs libguestfs and virt-v2v against exports. It takes 15 minutes without KVM.
 guests: build
