@@ -69,6 +69,8 @@ func (c *batchCommand) Validate() error {
 		return errors.New("no job file is given: want the path of a job file, or \"-\" for standard input")
 	case c.JSON && !c.Status:
 		return errors.New("--json needs --status; for the progress of a run as JSON, use --progress json")
+	case c.Status && (c.Check || c.MergeReports != ""):
+		return errors.New("--status cannot be combined with --check or --merge-reports")
 	case c.Probe != nil && !c.Check:
 		return errors.New("--probe needs --check")
 	case c.Probe != nil && *c.Probe == 0:

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -19,22 +21,38 @@ import (
 // nameBatch is the hint for a user who has named no batch that ever ran.
 const nameBatch = "name the job file or the state file of the batch, with the flags --state and --shard of its run if it had them"
 
+// The function unreadable adds a hint to an error about the file that the user has named, or about the
+// state file.
+func unreadable(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return usage.WithHint(err, "the state of a batch can be read only by the user who runs the batch, and by root")
+	}
+	return usage.WithHint(err, nameBatch)
+}
+
 // The method printStatus prints what a batch does that another process runs. JOBS is the job file or
 // the state file of the batch.
 func (c *batchCommand) printStatus(ctx context.Context, parser *jobParser) error {
-	path, ofState := c.Jobs, batch.IsState(c.Jobs)
+	path, ofState, err := c.Jobs, false, error(nil)
+	if c.Jobs != "-" && c.State == "" {
+		if ofState, err = batch.IsState(c.Jobs); err != nil {
+			return unreadable(err)
+		}
+	}
 	if !ofState {
-		var err error
 		if path, err = c.statePath(); err != nil {
 			return err
 		}
 		if _, err := os.Stat(c.Jobs); err != nil && c.State == "" {
-			return usage.WithHint(err, nameBatch)
+			return unreadable(err)
 		}
 	}
 	s, err := batch.ReadState(path)
+	if errors.Is(err, fs.ErrNotExist) && !ofState && c.State == "" {
+		err = fmt.Errorf("%s is no state file, and if it is a job file, no batch has run with it: %w", printable.Name(c.Jobs), err)
+	}
 	if err != nil {
-		return usage.WithHint(err, nameBatch)
+		return unreadable(err)
 	}
 	if !ofState && c.Jobs != "-" {
 		// The job file may have been changed since the batch began, and is needed only for the

@@ -1,7 +1,6 @@
 package batch
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -193,20 +192,32 @@ func readNow(path string) (*Report, error) {
 }
 
 // IsState reports whether the file at path is the state file of a batch and not a job file. A state
-// file that does not exist yet is recognised by the lock file of the run that will write it.
-func IsState(path string) bool {
-	text, err := durable.ReadFile(path)
-	if err != nil {
+// file that does not exist yet is recognised by the lock file of the run that will write it. The
+// error says that the file cannot be read. IsState does not read a large file that is no JSON.
+func IsState(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
 		_, locked := os.Stat(path + lockSuffix)
-		return errors.Is(err, fs.ErrNotExist) && locked == nil
+		return locked == nil, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if !info.Mode().IsRegular() {
+		return false, &fs.PathError{Op: "read", Path: path, Err: errors.New("want a regular file")}
 	}
 	var file struct {
 		Jobs []struct {
 			Phase phase `json:"phase"`
 		} `json:"jobs"`
 	}
-	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&file); err != nil {
-		return false
+	if err := json.NewDecoder(f).Decode(&file); err != nil {
+		return false, nil
 	}
-	return len(file.Jobs) == 0 || file.Jobs[0].Phase != ""
+	return len(file.Jobs) == 0 || file.Jobs[0].Phase != "", nil
 }

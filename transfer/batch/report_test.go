@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -153,6 +154,10 @@ func TestMergeOfARunningBatch(t *testing.T) {
 	}
 	r.Jobs[2].Attempts = 0 // an attempt at d has failed, but none at c
 	if err := r.Write(filepath.Join(dir, "r.json")); err != nil {
+		t.Fatal(err)
+	}
+	// A FIFO is no report, and Merge does not wait for its content.
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo.json"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	merged, notes, err := batch.Merge(dir, nil)
