@@ -150,6 +150,9 @@ func (d *Disk) Size() int64 { return d.size }
 // is set, because a snapshot never changes. Otherwise it is "none".
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	id = fmt.Sprintf("vddk:%s:%s:%s:%s:%d", d.params.Server, d.params.VM, d.params.File, d.opened.UUID, d.size)
+	if d.params.SingleLink {
+		id += "+single-link" // another content than that of the whole chain
+	}
 	if d.params.Snapshot == "" {
 		return id, "none", nil
 	}

@@ -142,9 +142,12 @@ func (r *run) openDisk(ctx context.Context, d *inventory.Disk, o *sourceopen.Ope
 	if size := opened.Size(); size != frozen.Size {
 		return nil, errors.Join(fmt.Errorf("%s was opened as a disk of %d bytes, but the server says that it has %d bytes", frozen.File, size, frozen.Size), opened.Close())
 	}
-	id := &identifiedDisk{Disk: opened, id: Identity(r.Server, r.vm, frozen, s), proof: "none"}
+	id := &identifiedDisk{Disk: opened, id: Identity(r.Server, r.vm, frozen, nil), proof: "none"}
+	if o != nil && o.SingleLink {
+		id.id += "+single-link" // another content than that of the whole chain
+	}
 	if s != nil {
-		id.proof = "snapshot"
+		id.id, id.proof = inSnapshot(id.id, s), "snapshot"
 	}
 	return id, nil
 }
@@ -154,10 +157,14 @@ func (r *run) openDisk(ctx context.Context, d *inventory.Disk, o *sourceopen.Ope
 func Identity(server string, vm *inventory.VM, d *inventory.Disk, s *inventory.Snapshot) string {
 	id := identityOf(server, vm) + fmt.Sprintf("%s:%d:%d", d.UUID, d.Key, d.Size)
 	if s != nil {
-		id += ":" + s.Name
+		id = inSnapshot(id, s)
 	}
 	return id
 }
+
+// inSnapshot returns the identity of a disk of a snapshot. The parameter id is that of the disk without
+// the snapshot.
+func inSnapshot(id string, s *inventory.Snapshot) string { return id + ":" + s.Name }
 
 // identityOf returns the beginning of the identities of all disks of a VM.
 func identityOf(server string, vm *inventory.VM) string {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer/machine"
 )
 
@@ -65,6 +66,20 @@ func TestOpenContinues(t *testing.T) {
 	if len(names) != 1 || machine.SnapshotIn(first) != names[0] {
 		t.Fatalf("snapshots %q, identity %s", names, first)
 	}
+	// A single link of the disk has another content, in the same snapshot.
+	spec.Continue = first
+	single, err := machine.Open(t.Context(), spec, &sourceopen.Opener{SingleLink: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	identified, _ := source.Ability[source.Identified](single)
+	if id, _, err := identified.Identity(t.Context()); err != nil || id == first || machine.SnapshotIn(id) != names[0] {
+		t.Errorf("a single link has the identity %s, and the disk has %s; error %v", id, first, err)
+	}
+	if err := single.Close(); err != nil {
+		t.Error(err)
+	}
+	spec.Continue = ""
 	if _, err := machine.Open(t.Context(), spec, nil); err == nil || len(f.names()) != 1 {
 		t.Errorf("another snapshot was made beside %q: error %v", f.names(), err)
 	}
