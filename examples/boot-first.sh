@@ -36,12 +36,12 @@ SOCKET=$IMAGE.sock
 # backing succeeds if the header of IMAGE names a backing file. Then IMAGE is not complete.
 backing() { qemu-img info -U --output=json "$IMAGE" | grep -q '"backing-filename":'; }
 
-if [ ! -e "$IMAGE" ]; then
-	rm -f "$IMAGE.pin" # an earlier run stopped before it created IMAGE
-elif ! backing; then
+# If an earlier run stopped before it created IMAGE, its IMAGE.pin still counts: it names the
+# snapshot that the earlier run made of a VM.
+if [ -e "$IMAGE" ] && ! backing; then
 	echo "$0: $IMAGE is complete, or is not from this script" >&2
 	exit 2
-elif [ ! -e "$IMAGE.pin" ]; then
+elif [ -e "$IMAGE" ] && [ ! -e "$IMAGE.pin" ]; then
 	echo "$0: $IMAGE.pin is missing, so nothing says from which disk $IMAGE can be completed" >&2
 	exit 2
 fi

@@ -60,6 +60,9 @@ func (e *Error) Error() string {
 
 // Hint tells the user what to do about the error.
 func (e *Error) Hint() string {
+	if e.Found < 1 {
+		return "no vddkcp writes this version, so the file is damaged or of another program: " + e.Format.Otherwise
+	}
 	writer := "the newer vddkcp"
 	if e.Found < int64(e.Format.Newest) {
 		writer = "the older vddkcp"

@@ -14,7 +14,7 @@ func TestCheck(t *testing.T) {
 		{two, 2, "", ""},
 		{two, 3, "", ""},
 		{one, 2, "the state file has the format version 2, but this vddkcp reads only version 1", "use the newer vddkcp that wrote the file, or remove it"},
-		{one, 0, "the state file has the format version 0, but this vddkcp reads only version 1", "use the older vddkcp that wrote the file, or remove it"},
+		{one, 0, "the state file has the format version 0, but this vddkcp reads only version 1", "no vddkcp writes this version, so the file is damaged or of another program: remove it"},
 		{two, 1, "the journal has the format version 1, but this vddkcp reads only the versions 2 to 3", "use the older vddkcp that wrote the file, or use --force"},
 		{two, 1 << 40, "the journal has the format version 1099511627776, but this vddkcp reads only the versions 2 to 3", "use the newer vddkcp that wrote the file, or use --force"},
 	} {

@@ -9,6 +9,7 @@ var unknown = map[string]string{
 	"the VM is not powered off: name a snapshot":                   "nfc: open file: REASON",
 	"run again with --resume to continue the jobs":                 "N of N jobs failed, N are done",
 	"name another file with --state":                               "the state file FILE cannot be used: REASON",
+	"the state of a batch can be read only by the user":            "open FILE: permission denied",
 	"without this library, --via nfc":                              "no VDDK library found",
 	"the server does not let VDDK use the session":                 "the server refused the login of VDDK",
 	"give the user who runs vddkcp permission":                     "open FILE: permission denied",
