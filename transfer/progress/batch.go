@@ -185,7 +185,9 @@ func (d *BatchDisplay) draw(last bool) {
 	for _, j := range d.running {
 		total.Add(j.counters.Snapshot())
 	}
-	p := d.recent.add(now, total)
+	// The rate is that of the bytes that the lines name, and so without checks that read targets
+	// back.
+	p := d.recent.add(now, Snapshot{Done: total.Read + total.Cloned})
 	switch {
 	case d.out.Style == JSON:
 		for _, j := range d.running {

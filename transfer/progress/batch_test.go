@@ -140,12 +140,12 @@ func TestBatchOnATerminal(t *testing.T) {
 		want          []string
 	}{
 		{80, 24, []string{
-			"vddkcp: a message that is longer than some terminals are wide", " 45% [#########...........] 1 of 4 done, 3 running; 72.0 MiB, 40.0 MiB/s",
+			"vddkcp: a message that is longer than some terminals are wide", " 45% [#########...........] 1 of 4 done, 3 running; 72.0 MiB, 36.0 MiB/s",
 			" 50% [##########..........] copy   0 B/s  a", " 10% [##..................] copy   0 B/s  " + strings.Repeat("語", 38),
 			" 20% [####................] copy   0 B/s  \"x\\x1b[2J\"",
 		}},
 		{40, 4, []string{
-			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 40.0 MiB/s; 1 of 4 done, 3 running", " 50% 0 B/s  a", "  and 2 more",
+			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 36.0 MiB/s; 1 of 4 done, 3 running", " 50% 0 B/s  a", "  and 2 more",
 		}},
 	} {
 		t.Run(fmt.Sprint(c.columns), func(t *testing.T) {
