@@ -7,8 +7,8 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME   ?= 20s
-# TESTS is how many tests of a package run at a time. Most tests wait for other programs, so it is more
-# than the number of processors of a small machine.
+# TESTS is how many tests of a package run at a time. Most tests wait for other programs, so it is
+# more than the number of processors of a small machine.
 TESTS      ?= 4
 FUZZLONG   ?= 1h
 
@@ -88,8 +88,9 @@ demo: build
 	./scripts/need qemu-img mke2fs
 	./scripts/demo
 
-# try opens a shell in which vddkcp works with a simulated vCenter server (docs/guide/without-vsphere.md).
-# With VIA=vddk, the disks are read through a stand-in for VMware's library, which needs a C compiler.
+# try opens a shell in which vddkcp works with a simulated vCenter server
+# (docs/guide/without-vsphere.md). With VIA=vddk, the disks are read through a stand-in for VMware's
+# library, which needs a C compiler.
 VIA ?= nfc
 try: build
 	@PATH="$(CURDIR)/bin:$$PATH" $(GO) run ./vsphere/vspheretest/serve $(if $(filter nfc,$(VIA)),-nfc) -run ./scripts/try

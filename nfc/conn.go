@@ -38,8 +38,8 @@ type request struct {
 	p    []byte    // where the data belong; as long as the read
 	have spans.Set // parts of p that have been received
 	left int       // bytes of p that have not been received
-	// If blank is true, the whole answer is one fragment of zeros, and the caller that waits for the
-	// answer must clear p. It runs on another processor than the reader, and uses p next.
+	// If blank is true, the whole answer is one fragment of zeros, and the caller that waits for
+	// the answer must clear p. It runs on another processor than the reader, and uses p next.
 	blank bool
 
 	// These fields are for other requests.
@@ -103,8 +103,8 @@ func newConn(d *dialogue, l *limits, timeout time.Duration) *conn {
 	return c
 }
 
-// The method run reads answers until the connection ends. Then it fails the requests in flight: from
-// then on, nothing writes to their memory.
+// The method run reads answers until the connection ends. Then it fails the requests in flight:
+// from then on, nothing writes to their memory.
 func (c *conn) run() {
 	defer close(c.ended)
 	c.fail(c.readFrames())
@@ -116,8 +116,8 @@ func (c *conn) run() {
 	c.pending = nil
 }
 
-// The method fail closes the connection and records err as the reason. If fail was called before, it
-// does nothing.
+// The method fail closes the connection and records err as the reason. If fail was called before,
+// it does nothing.
 func (c *conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -167,8 +167,8 @@ func (c *conn) start(r *request) error {
 	return nil
 }
 
-// The method acquire waits for a slot. The requests that hold the slots may belong to callers that wait
-// for slots themselves, so acquire also notices when the host sends nothing more.
+// The method acquire waits for a slot. The requests that hold the slots may belong to callers that
+// wait for slots themselves, so acquire also notices when the host sends nothing more.
 func (c *conn) acquire() error {
 	select {
 	case <-c.slots:
@@ -213,8 +213,8 @@ func (c *conn) traceRequest(r *request) {
 }
 
 // The method wait waits for the end of a request that was started. If no part of the answer arrives
-// for longer than the timeout, the connection ends. The method does not return before the connection
-// has stopped using the memory of the request.
+// for longer than the timeout, the connection ends. The method does not return before the
+// connection has stopped using the memory of the request.
 func (c *conn) wait(r *request) error {
 	late := time.NewTimer(c.timeout)
 	defer late.Stop()
@@ -233,8 +233,8 @@ func (c *conn) wait(r *request) error {
 	}
 }
 
-// The method call sends a request that is not a read, and waits for its answer. The answer's payload
-// has the given size.
+// The method call sends a request that is not a read, and waits for its answer. The answer's
+// payload has the given size.
 func (c *conn) call(frame wire.Request, size int) (payload, text []byte, err error) {
 	r := &request{kind: frame.Type, frame: frame, size: size}
 	_, _, r.changes = c.limits.get()
@@ -282,9 +282,9 @@ func (c *conn) complete(op uint32, r *request) {
 	c.finish(r, nil)
 }
 
-// The method refuse ends the request with the given number, which the host has refused. Its answer may
-// still follow, and must not be taken for data. If too many requests were refused, refuse returns an
-// error.
+// The method refuse ends the request with the given number, which the host has refused. Its answer
+// may still follow, and must not be taken for data. If too many requests were refused, refuse
+// returns an error.
 func (c *conn) refuse(op uint32, r *request, reason error) error {
 	if isMemory(reason) {
 		c.limits.halve(r.changes)
@@ -472,8 +472,8 @@ func (f *frameReader) readFragment(h wire.Header, r *request) error {
 	return nil
 }
 
-// packedBuffer returns a buffer of n bytes. The caller has checked that n is not larger than a buffer
-// of the session plus wire.PackedSlack.
+// packedBuffer returns a buffer of n bytes. The caller has checked that n is not larger than a
+// buffer of the session plus wire.PackedSlack.
 func (f *frameReader) packedBuffer(n int) []byte {
 	if cap(f.packed) < n {
 		f.packed = make([]byte, max(n, min(f.buffer+wire.PackedSlack, 2*n)))
@@ -518,8 +518,8 @@ func (f *frameReader) readError(h wire.Header, r *request) error {
 	return f.refuse(h.OpID, r, &hostError{code: failure.Code, text: printableText(f.hide(string(text)))})
 }
 
-// dropAnswer reads the answer to a request that was refused. It must have no data, and it is the last
-// one.
+// dropAnswer reads the answer to a request that was refused. It must have no data, and it is the
+// last one.
 func (f *frameReader) dropAnswer(h wire.Header) error {
 	if h.Size > wire.OpenFileSize {
 		return &wire.ProtocolError{Want: "an empty answer to a refused request", Got: h.String()}
@@ -568,7 +568,8 @@ func stepOf(t wire.FrameType) Step {
 	return StepRead
 }
 
-// The method watch makes the connection fail when ctx ends. The caller calls the result to stop that.
+// The method watch makes the connection fail when ctx ends. The caller calls the result to stop
+// that.
 func (c *conn) watch(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
 }

@@ -10,8 +10,8 @@ import (
 // minRequest is the smallest size that limits gives to requests, in bytes.
 const minRequest = 64 << 10
 
-// limits are the size and the number of the requests of a disk. They become smaller when the host has
-// no memory for the requests. Their methods are safe for concurrent use.
+// limits are the size and the number of the requests of a disk. They become smaller when the host
+// has no memory for the requests. Their methods are safe for concurrent use.
 type limits struct {
 	mu      sync.Mutex
 	size    int // bytes of a request
@@ -33,8 +33,8 @@ func (l *limits) get() (size, depth, changes int) {
 }
 
 // The method halve halves the limits after the host has refused a request. The parameter changes is
-// what get returned together with the size of the request: the refusals of several requests of one size
-// count as one.
+// what get returned together with the size of the request: the refusals of several requests of one
+// size count as one.
 func (l *limits) halve(changes int) {
 	l.mu.Lock()
 	if changes != l.changes {

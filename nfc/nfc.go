@@ -1,12 +1,12 @@
-// Package nfc reads the disks of ESXi hosts over NFC, the protocol that VMware's VDDK speaks to port
-// 902 of a host. It needs no library of VMware. [Open] returns a source.Disk:
+// Package nfc reads the disks of ESXi hosts over NFC, the protocol that VMware's VDDK speaks to
+// port 902 of a host. It needs no library of VMware. [Open] returns a source.Disk:
 //
 //	disk, err := nfc.Open(ctx, nfc.Params{Name: "web01 disk 1"}, tickets, nfc.Options{})
 //	defer disk.Close()
 //
-// Every connection to a host needs a ticket of the server. The caller's [Tickets] asks for one; type
-// vsphere.VM has a method for that. A disk has one connection. If it is lost, the disk is opened
-// again with a new ticket, as Options.Retry says.
+// Every connection to a host needs a ticket of the server. The caller's [Tickets] asks for one;
+// type vsphere.VM has a method for that. A disk has one connection. If it is lost, the disk is
+// opened again with a new ticket, as Options.Retry says.
 //
 // VMware has not published the protocol. docs/formats.md describes what this package relies on, and
 // docs/guide/nfc.md the versions of hosts that are known to work. The protocol's messages are in
@@ -64,7 +64,8 @@ type TicketsFunc func(ctx context.Context) (Ticket, error)
 // Ticket implements Tickets.
 func (f TicketsFunc) Ticket(ctx context.Context) (Ticket, error) { return f(ctx) }
 
-// Secret is the text that proves a ticket. If it is printed, only stars appear; see [secret.Secret].
+// Secret is the text that proves a ticket. If it is printed, only stars appear; see
+// [secret.Secret].
 type Secret = secret.Secret
 
 // NewSecret returns text as a Secret.

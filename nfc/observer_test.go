@@ -12,7 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 )
 
-// TestObserver reads a disk whose host has no memory for one request, and then loses the connection.
+// TestObserver reads a disk whose host has no memory for one request, and then loses the
+// connection.
 func TestObserver(t *testing.T) {
 	content := pattern(8<<20, 80)
 	h, ts := newHost(t, content, nfctest.Options{})

@@ -35,8 +35,8 @@ var smallBuffers = nfcbudget.Buffers{Size: nfcbudget.Unit, Count: 4}
 // implements source.Identified, source.Described and source.Counted. Its range is one extent with
 // data, because hosts do not reliably say which parts of a disk are allocated.
 //
-// If the disk cannot be opened at first, Open returns the error, which is an *Error if it comes from a
-// step of the connection. When ctx ends, all methods of the disk return the cause of ctx.
+// If the disk cannot be opened at first, Open returns the error, which is an *Error if it comes
+// from a step of the connection. When ctx ends, all methods of the disk return the cause of ctx.
 func Open(ctx context.Context, p Params, t Tickets, o Options) (source.Disk, error) {
 	o, err := o.normalised()
 	if err != nil {
@@ -70,10 +70,10 @@ func (d *budgeted) Close() error {
 	return err
 }
 
-// OpenAgain implements source.Rereadable. The result reads over a new connection, one request of 64 KiB
-// after the other, and without compression, so that it shares as little as possible with the connection
-// of the disk. That connection is ended first, because both use the disk's share of the host's memory.
-// A later read of the disk opens a new one.
+// OpenAgain implements source.Rereadable. The result reads over a new connection, one request of 64
+// KiB after the other, and without compression, so that it shares as little as possible with the
+// connection of the disk. That connection is ended first, because both use the disk's share of the
+// host's memory. A later read of the disk opens a new one.
 func (d *budgeted) OpenAgain(ctx context.Context) (source.Disk, error) {
 	op := d.opener
 	if s := op.current.Swap(nil); s != nil {
@@ -106,8 +106,8 @@ func (d *budgeted) OpenAgain(ctx context.Context) (source.Disk, error) {
 	}
 }
 
-// An opener opens a disk, and opens it again after its connection was lost. source.Retry makes only one
-// call of its method open at a time.
+// An opener opens a disk, and opens it again after its connection was lost. source.Retry makes only
+// one call of its method open at a time.
 type opener struct {
 	params  Params
 	tickets Tickets
@@ -203,7 +203,8 @@ func (op *opener) release() {
 	op.budget, op.giveBack = nil, nil
 }
 
-// The method smaller chooses smaller buffers for the next session. It returns false if there are none.
+// The method smaller chooses smaller buffers for the next session. It returns false if there are
+// none.
 func (op *opener) smaller() bool {
 	switch {
 	case op.buffers == (nfcbudget.Buffers{}):
@@ -347,8 +348,8 @@ func (op *opener) remember(d *dialogue, variant string) {
 	}
 }
 
-// The method compare checks that the disk is the one that the inventory describes, and the one that was
-// opened before.
+// The method compare checks that the disk is the one that the inventory describes, and the one that
+// was opened before.
 func (op *opener) compare(s *session, found *facts) error {
 	first := op.opened
 	if first == nil && !sameUUID(op.params.UUID, found.uuid) {
@@ -384,8 +385,8 @@ func (op *opener) compare(s *session, found *facts) error {
 // not know is "", and differs from no other value.
 func differ(a, b string) bool { return a != "" && b != "" && a != b }
 
-// sameUUID reports whether two UUIDs are the same, whatever is between their digits. A UUID that is not
-// known is the same as every other one.
+// sameUUID reports whether two UUIDs are the same, whatever is between their digits. A UUID that is
+// not known is the same as every other one.
 func sameUUID(a, b string) bool {
 	digits := func(r rune) rune {
 		if strings.ContainsRune("0123456789abcdef", r) {

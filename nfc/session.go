@@ -21,7 +21,8 @@ type session struct {
 	uncount  func()         // tells the observer that the connection ends; nil if it knows none
 }
 
-// The method explain returns the *Error for an error of the present step. It is permanent if err is.
+// The method explain returns the *Error for an error of the present step. It is permanent if err
+// is.
 func (s *session) explain(err error) error { return s.dialogue.fail(err, "") }
 
 // The method call performs a step that is one request.
@@ -122,10 +123,10 @@ func (s *session) end(ctx context.Context) {
 	}
 }
 
-// The method readAt reads len(p) bytes at any offset. They must be in the disk. The host reads
-// only whole sectors. Whole sectors go from the connection directly into p, and the sectors of which p
-// has only a part through a buffer. The result empty says that p consists of zeros. If it is false, p
-// may still do so.
+// The method readAt reads len(p) bytes at any offset. They must be in the disk. The host reads only
+// whole sectors. Whole sectors go from the connection directly into p, and the sectors of which p
+// has only a part through a buffer. The result empty says that p consists of zeros. If it is false,
+// p may still do so.
 func (s *session) readAt(p []byte, off int64, compression wire.Compression) (empty bool, err error) {
 	handle := s.file.Handle
 	if off%sectorSize == 0 && len(p)%sectorSize == 0 {

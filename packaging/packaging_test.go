@@ -214,8 +214,8 @@ func testArchive(t *testing.T, dist string) {
 	}
 }
 
-// testLinks checks that the links between the pages in a folder lead to files. The argument files has
-// the files of a package by name.
+// testLinks checks that the links between the pages in a folder lead to files. The argument files
+// has the files of a package by name.
 func testLinks(t *testing.T, files map[string][]byte, folder string) {
 	t.Helper()
 	link := regexp.MustCompile(`\]\(([^)#: ]+)(#[^)]*)?\)`)

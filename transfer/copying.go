@@ -103,8 +103,8 @@ func (c *copying) runOnce(ctx context.Context) error {
 }
 
 // The method begin prepares the copy to dst. The copy begins at the given checkpoint, or at the
-// start of the disk if checkpoint is nil. The parameter stored is true if Options.Keep has stored the checkpoint, so that a later run
-// of the program can continue there.
+// start of the disk if checkpoint is nil. The parameter stored is true if Options.Keep has stored
+// the checkpoint, so that a later run of the program can continue there.
 func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
@@ -144,18 +144,18 @@ func (c *copying) unchanged(ctx context.Context) error {
 	return c.backing.unchanged(ctx)
 }
 
-// The method finish makes the target durable, and verifies it if Options.Verify is set. It reads places
-// of the source again if the source is a source.Rereadable, or Options.Reread is set. Then it publishes
-// the target, which gives it its final name, or suspends it if Options.Hold is set. It also fills in
-// the result.
+// The method finish makes the target durable, and verifies it if Options.Verify is set. It reads
+// places of the source again if the source is a source.Rereadable, or Options.Reread is set. Then
+// it publishes the target, which gives it its final name, or suspends it if Options.Hold is set. It
+// also fills in the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	defer c.o.Counters.Background(progress.WaitTarget)()
 	again := c.isRereadable()
 	if c.keeper != nil && c.o.Keep != nil && (c.o.Verify || c.o.Hold || again) {
 		// A checkpoint is taken before the target is read back, because reading it back takes long.
-		// If a signal interrupts the reading, a later run continues at this checkpoint. With Hold, a
-		// later run continues there if this process is killed before Whole has returned.
+		// If a signal interrupts the reading, a later run continues at this checkpoint. With Hold,
+		// a later run continues there if this process is killed before Whole has returned.
 		if err := c.keeper.takeFinal(ctx); err != nil {
 			return err
 		}

@@ -37,9 +37,9 @@ func (l *Limiter) Within(outer *Limiter) *Limiter {
 	return &Limiter{bucket: l.bucket, within: outer, until: l.until}
 }
 
-// Until returns a Limiter that shares the rate of l, and whose method Wait also returns when ctx ends,
-// with the cause of ctx. A copy may continue after its source may not be read any more, to keep what was
-// read. It then must not wait for reads that will not begin. The receiver l may be nil.
+// Until returns a Limiter that shares the rate of l, and whose method Wait also returns when ctx
+// ends, with the cause of ctx. A copy that is stopped reads no more, but still writes the data that
+// it has read. It must not wait for reads that will not begin. The receiver l may be nil.
 func (l *Limiter) Until(ctx context.Context) *Limiter {
 	if l == nil {
 		return nil

@@ -190,7 +190,8 @@ func (p *pipeline) process(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// The method encode inspects a piece. If the sink takes encoded units, encode also encodes the piece.
+// The method encode inspects a piece. If the sink takes encoded units, encode also encodes the
+// piece.
 func (p *pipeline) encode(c *piece) error {
 	p.o.Counters.Begin(progress.WaitEncoders)
 	defer p.o.Counters.End(progress.WaitEncoders)

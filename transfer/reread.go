@@ -20,8 +20,8 @@ const (
 	rereadSize = 64 << 10
 )
 
-// RereadError says that the target differs from what the source returned when places of it were read
-// again (see source.Rereadable).
+// RereadError says that the target differs from what the source returned when places of it were
+// read again (see source.Rereadable).
 type RereadError struct {
 	Places, Differing int // numbers of places that were read again, and of those that differ
 	Difference        Difference
@@ -73,9 +73,9 @@ func (c *copying) reread(ctx context.Context) (places int, err error) {
 	return places, failed
 }
 
-// openAgain opens the source for reading places of it again. A source that is not a source.Rereadable
-// is read through the disk that is open already: an earlier run has read the doubtful source, and this
-// run continues its copy from another one (see Options.Reread).
+// openAgain opens the source for reading places of it again. A source that is not a
+// source.Rereadable is read through the disk that is open already: an earlier run has read the
+// doubtful source, and this run continues its copy from another one (see Options.Reread).
 func (c *copying) openAgain(ctx context.Context) (src source.Disk, done func(), err error) {
 	again, ok := source.Ability[source.Rereadable](c.src)
 	if !ok {
@@ -87,8 +87,8 @@ func (c *copying) openAgain(ctx context.Context) (src source.Disk, done func(), 
 	return src, func() { src.Close() }, nil
 }
 
-// comparePlaces reads places of the source again and compares them with the target. The result differs
-// is nil if they are equal.
+// comparePlaces reads places of the source again and compares them with the target. The result
+// differs is nil if they are equal.
 func (c *copying) comparePlaces(ctx context.Context) (places int, differs *RereadError, err error) {
 	back, _ := sink.Ability[sink.Verifiable](c.dst)
 	target, err := back.Reopen(ctx)
@@ -138,10 +138,11 @@ func (c *copying) comparePlaces(ctx context.Context) (places int, differs *Rerea
 	}}, nil
 }
 
-// choosePlaces returns the offsets of the places to read again, in ascending order: one at random in
-// each of equal parts of the disk. In every second part that has data in the target, it is a place
-// with data, because data that belongs elsewhere is noticed only there. The other places can also find
-// data that the copy has taken for a hole. A disk that is not larger than all places is read whole.
+// choosePlaces returns the offsets of the places to read again, in ascending order: one at random
+// in each of equal parts of the disk. In every second part that has data in the target, it is a
+// place with data, because data that belongs elsewhere is noticed only there. The other places can
+// also find data that the copy has taken for a hole. A disk that is not larger than all places is
+// read whole.
 func choosePlaces(ctx context.Context, target source.Disk, size int64) ([]int64, error) {
 	units := (size + rereadSize - 1) / rereadSize
 	if units <= rereadPlaces {
@@ -190,8 +191,8 @@ func partBorders(part, units int64) (from, to int64) {
 	return from, to
 }
 
-// isKept reports whether the target of a copy that failed with err was suspended already, so that it
-// can be inspected.
+// isKept reports whether the target of a copy that failed with err was suspended already, so that
+// it can be inspected.
 func isKept(err error) bool {
 	return errors.As(err, new(*MismatchError)) || errors.As(err, new(*RereadError))
 }

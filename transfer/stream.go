@@ -14,8 +14,8 @@ import (
 // CopyStream fills dst with the bytes of the stream r. It makes dst durable and publishes it, which
 // gives it its final name. With Options.Hold, it suspends dst instead. The parameter size is the
 // number of bytes that the stream must have, or sink.UnknownSize. With sink.UnknownSize, dst must
-// have been created with sink.UnknownSize too, and becomes as long as the stream. After an error dst
-// is aborted, unless the error is a *MismatchError.
+// have been created with sink.UnknownSize too, and becomes as long as the stream. After an error
+// dst is aborted, unless the error is a *MismatchError.
 //
 // Result.Size is the number of bytes read. CopyStream ignores Options.Resume, Keep, Reopen and
 // Reflink, because a stream cannot be read again.

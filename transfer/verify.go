@@ -146,8 +146,9 @@ func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) 
 	})
 }
 
-// The function untilStopped calls the given function with a context that also ends when stop ends. If
-// stop has ended, untilStopped returns errStopped, and otherwise the error of the given function.
+// The function untilStopped calls the given function with a context that also ends when stop ends.
+// If stop has ended, untilStopped returns errStopped, and otherwise the error of the given
+// function.
 func untilStopped(ctx, stop context.Context, read func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -204,8 +204,8 @@ func TestWaitsOfReads(t *testing.T) {
 	}
 }
 
-// TestReadsInProgress checks that the counter of reads is right while reads block, and 0 after a copy
-// that failed.
+// TestReadsInProgress checks that the counter of reads is right while reads block, and 0 after a
+// copy that failed.
 func TestReadsInProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		counters := new(progress.Counters)

@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// A watcher checks the counters of a copy while it runs: what is planned stays the same, and what is
-// done never decreases and never exceeds it.
+// A watcher checks the counters of a copy while it runs: what is planned stays the same, and what
+// is done never decreases and never exceeds it.
 type watcher struct {
 	t        *testing.T
 	name     string
@@ -59,8 +59,8 @@ func (w *watcher) watch(src *sourcetest.Memory, dst *sinktest.Memory) {
 	}
 }
 
-// copyTwice copies src. With interrupt it stops after some reads and copies the rest in a second run,
-// whose counters are those of o.
+// copyTwice copies src. With interrupt it stops after some reads and copies the rest in a second
+// run, whose counters are those of o.
 func copyTwice(t *testing.T, src *sourcetest.Memory, dst *sinktest.Memory, p *transfer.Plan, o transfer.Options, interrupt bool) (transfer.Result, error) {
 	if !interrupt {
 		return transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), p, o)
@@ -89,8 +89,9 @@ func copyTwice(t *testing.T, src *sourcetest.Memory, dst *sinktest.Memory, p *tr
 	return transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{State: o.Resume.State, Resume: o.Resume.Offset}), p, o)
 }
 
-// TestPlannedFromTheStart copies disks with holes, zeros in data, checks after the copy, and resumed
-// copies. The planned bytes must not change after the copy has begun, and must all be done at the end.
+// TestPlannedFromTheStart copies disks with holes, zeros in data, checks after the copy, and
+// resumed copies. The planned bytes must not change after the copy has begun, and must all be done
+// at the end.
 func TestPlannedFromTheStart(t *testing.T) {
 	const size = 6<<20 + 12345
 	r := rand.New(rand.NewPCG(3, 4))

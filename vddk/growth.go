@@ -31,10 +31,10 @@ type growth struct {
 //   - Options.Connections is more than 1, with any other transport mode. start opens the other
 //     connections in the background. count is the number of these other connections.
 //
-// The parameter budget limits the memory that all connections use on the host. The function giveBack
-// gives the memory of one connection back to it. In the third of the cases above, giveBack is called
-// once for each of the other connections: when that connection is closed, or when a failure prevents
-// its opening.
+// The parameter budget limits the memory that all connections use on the host. The function
+// giveBack gives the memory of one connection back to it. In the third of the cases above, giveBack
+// is called once for each of the other connections: when that connection is closed, or when a
+// failure prevents its opening.
 func (g *growth) start(transport string, count int, giveBack func(), budget *Budget) {
 	p := g.pool
 	switch {
@@ -148,8 +148,9 @@ func (g *growth) opened() {
 
 // The method add opens one more connection. If the opening fails, the pool continues without this
 // connection, and the user is warned once. However, if Options.Refresh returns a permanent error,
-// all later requests of the pool fail. The function free gives the memory of the connection back to the
-// given Budget of the host. free is called when the connection is closed or could not be opened.
+// all later requests of the pool fail. The function free gives the memory of the connection back to
+// the given Budget of the host. free is called when the connection is closed or could not be
+// opened.
 func (g *growth) add(free func(), budget *Budget) (added bool) {
 	p := g.pool
 	s, err := p.opener.open(p.life.ending, false, false)

@@ -43,8 +43,8 @@ func newHandle(p *pool, free func(), budget *Budget) *handle {
 // usableLocked reports whether new requests may use the handle.
 func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
 
-// waitLocked waits until a request on the handle has ended. The parameter limited says that the host has
-// no memory for more requests on the handle.
+// waitLocked waits until a request on the handle has ended. The parameter limited says that the
+// host has no memory for more requests on the handle.
 func (h *handle) waitLocked(limited bool) {
 	h.waiting++
 	defer func() { h.waiting-- }()
@@ -218,8 +218,8 @@ func (h *handle) waitToReopen(err error) bool {
 
 // planReopening decides whether the disk is opened again after the error err, and how long to wait
 // before that. If the disk is not opened again, planReopening removes the handle from the pool. The
-// pool then continues with the sessions of its other handles. All later requests of the pool fail if
-// there is no other session, if the content of the disk has changed, or if Options.Refresh has
+// pool then continues with the sessions of its other handles. All later requests of the pool fail
+// if there is no other session, if the content of the disk has changed, or if Options.Refresh has
 // returned a permanent error.
 func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
 	p := h.pool

@@ -36,7 +36,8 @@ var (
 	oldestVersion = 5
 )
 
-// LibraryVersions returns the major versions of the libraries that can be used, in increasing order.
+// LibraryVersions returns the major versions of the libraries that can be used, in increasing
+// order.
 func LibraryVersions() []int {
 	return slices.Sorted(slices.Values(append([]int{oldestVersion}, versions...)))
 }

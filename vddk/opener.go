@@ -372,8 +372,8 @@ func (op *opener) reserve(ctx context.Context, at *destination, n int) (free fun
 	return at.budget.Acquire(ctx, at.budget.Of(n, op.buffers.Bytes()))
 }
 
-// tryReserve reserves memory for one connection at the destination at, if the Budget of the host has
-// enough memory at this moment. It does not wait for memory.
+// tryReserve reserves memory for one connection at the destination at, if the Budget of the host
+// has enough memory at this moment. It does not wait for memory.
 func (op *opener) tryReserve(at *destination) (free func(), ok bool) {
 	if at.budget == nil || !at.params.Remote() {
 		return func() {}, true

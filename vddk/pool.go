@@ -331,8 +331,8 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	return alive
 }
 
-// releaseLocked implements release. The result change says why the number of connections changes. It
-// is "" if the number does not change.
+// releaseLocked implements release. The result change says why the number of connections changes.
+// It is "" if the number does not change.
 func (p *pool) releaseLocked(t permit, n int64, succeeded bool) (alive bool, change string) {
 	h := t.h
 	if succeeded {

@@ -249,8 +249,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// checkTunerLog checks that the log says why the number of connections was raised to n, and, if a budget
-// limits the number, why it was not raised further.
+// checkTunerLog checks that the log says why the number of connections was raised to n, and, if a
+// budget limits the number, why it was not raised further.
 func checkTunerLog(t *testing.T, log string, n int, limited bool) {
 	t.Helper()
 	if n > 1 && !strings.Contains(log, "2 connections instead of 1: the rate with 1 connection is ") ||

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// callStats adds up the calls of the library's functions, for the table that -D vddk.stats=1 prints.
-// It is safe for concurrent use.
+// callStats adds up the calls of the library's functions, for the table that -D vddk.stats=1
+// prints. It is safe for concurrent use.
 type callStats struct {
 	mu   sync.Mutex
 	rows map[string]*callRow // by the name of the function without "VixDiskLib_"
@@ -45,8 +45,8 @@ func (s *callStats) begin(name string) (end func(bytes int64)) {
 	}
 }
 
-// The method table returns the lines of the table. It has the columns of the table that nbdkit's vddk
-// plugin prints, and the function that has taken the most time comes first.
+// The method table returns the lines of the table. It has the columns of the table that nbdkit's
+// vddk plugin prints, and the function that has taken the most time comes first.
 func (s *callStats) table() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,8 +72,8 @@ type measured struct {
 	stats *callStats
 }
 
-// The method transfer measures the function call, which moves sectors with the given function of the
-// library, or with the asynchronous variant that the worker prefers.
+// The method transfer measures the function call, which moves sectors with the given function of
+// the library, or with the asynchronous variant that the worker prefers.
 func (m *measured) transfer(function string, sectors int, call func() error) error {
 	if m.Has("VixDiskLib_Wait") && m.Has("VixDiskLib_"+function+"Async") {
 		function += "Async"

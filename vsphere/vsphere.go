@@ -1,6 +1,6 @@
 // Package vsphere talks to a vCenter server or an ESXi host: it logs in, finds virtual machines,
-// describes them, makes and removes snapshots, and gets tickets for reading disks over NFC. It is the
-// only package that imports govmomi.
+// describes them, makes and removes snapshots, and gets tickets for reading disks over NFC. It is
+// the only package that imports govmomi.
 //
 //	s, err := vsphere.Connect(ctx, vsphere.Options{Server: "vcenter.example.com", User: "backup", Password: vsphere.NewSecret(password)})
 //	defer s.Close()

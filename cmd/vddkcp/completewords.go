@@ -17,8 +17,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// completeWord is the first word of the command line with which a completion script asks vddkcp what
-// the user can type next. docs/cli.md reserves the word.
+// completeWord is the first word of the command line with which a completion script asks vddkcp
+// what the user can type next. docs/cli.md reserves the word.
 const completeWord = "__complete"
 
 // completions are what the last word of a command line can become.
@@ -40,14 +40,14 @@ const (
 	folder  pathKind = "folders"
 )
 
-// printCompletions prints what the last word of a command line can become. The first argument is the
-// name of the shell. The others are the words of the line up to the cursor, without the name of the
-// program. They are as the user typed them, so they may have quotes, except in fish, which has removed
-// the quotes of all words except the last one. The first line of the output has the pathKind and the
-// prefix. Each further line has a completion, with a tab before the description.
+// printCompletions prints what the last word of a command line can become. The first argument is
+// the name of the shell. The others are the words of the line up to the cursor, without the name of
+// the program. They are as the user typed them, so they may have quotes, except in fish, which has
+// removed the quotes of all words except the last one. The first line of the output has the
+// pathKind and the prefix. Each further line has a completion, with a tab before the description.
 //
-// A key press must not wait for a network: vddkcp asks no server. Mistakes on the line are not reported
-// here, because the shell would print them into the line that the user edits.
+// A key press must not wait for a network: vddkcp asks no server. Mistakes on the line are not
+// reported here, because the shell would print them into the line that the user edits.
 func printCompletions(w io.Writer, app *kong.Application, args []string) int {
 	if len(args) < 2 {
 		return exit.Usage
@@ -100,7 +100,7 @@ func unquote(word string) string {
 	return out.String()
 }
 
-// typedLine is a command line of which the last word is not complete.
+// typedLine is a command line whose last word is not complete.
 type typedLine struct {
 	app      *kong.Application
 	command  *kong.Node // the node of the program as long as no word has chosen a command
@@ -175,8 +175,8 @@ func (l *typedLine) node() *kong.Node {
 	return l.command
 }
 
-// The method flag returns the flag for a word such as --name or -n, and nil if the command has no such
-// flag. If the word has several short flags, such as -vD, it returns the last one.
+// The method flag returns the flag for a word such as --name or -n, and nil if the command has no
+// such flag. If the word has several short flags, such as -vD, it returns the last one.
 func (l *typedLine) flag(word string) *kong.Flag {
 	for _, group := range l.node().AllFlags(true) {
 		for _, f := range group {
@@ -198,8 +198,8 @@ func (l *typedLine) flags() (words []completion) {
 	return words
 }
 
-// flagValues are values of flags that accept other values, too, or of flags whose declarations do not
-// list their values.
+// flagValues are values of flags that accept other values, too, or of flags whose declarations do
+// not list their values.
 var flagValues = map[string][]string{
 	"compress":    {"none", "zlib", "zstd"},
 	"compression": {"none", "zlib", "fastlz", "skipz"},
@@ -212,8 +212,8 @@ var flagValues = map[string][]string{
 	"vm":          {"moref="},
 }
 
-// The method value returns what the value of a flag can become. The parameter before is the part of the
-// last word that stands before the value.
+// The method value returns what the value of a flag can become. The parameter before is the part of
+// the last word that stands before the value.
 func (l *typedLine) value(f *kong.Flag, value, before string) completions {
 	c := completions{paths: noPath}
 	add := func(word, about string) { c.words = append(c.words, completion{before + word, about}) }
@@ -312,12 +312,12 @@ func profileNames() (words []completion) {
 	return words
 }
 
-// maxCompletedJobs is the largest job file in bytes that is read for a completion, so that the shell
-// does not wait for long.
+// maxCompletedJobs is the largest job file in bytes that is read for a completion, so that the
+// shell does not wait for long.
 const maxCompletedJobs = 16 << 20
 
-// The method jobs returns the names of the jobs in the job file that the line names, or their labels if
-// of is "label".
+// The method jobs returns the names of the jobs in the job file that the line names, or their
+// labels if the parameter of is "label".
 func (l *typedLine) jobs(of string) (found []string) {
 	if len(l.operands) == 0 {
 		return nil

@@ -177,8 +177,8 @@ var typed = []struct {
 	{`copy 'a b.raw' --resu`, []string{"copy", "a b.raw", "--resume"}},
 }
 
-// TestCompletionInShells types lines on a terminal on which a shell runs, with the key TAB at the end,
-// and compares the words that the shell then has.
+// TestCompletionInShells types lines on a terminal on which a shell runs, with the key TAB at the
+// end, and compares the words that the shell then has.
 func TestCompletionInShells(t *testing.T) {
 	program, err := binary()
 	if err != nil {

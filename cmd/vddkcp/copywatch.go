@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// The type copyWatch sums up the disks that the command copy or vm copies, for its metrics and for the
-// service manager. It is safe for concurrent use.
+// The type copyWatch sums up the disks that the command copy or vm copies, for its metrics and for
+// the service manager. It is safe for concurrent use.
 type copyWatch struct {
 	command string
 	metrics string // path of the file of --metrics; "": none
@@ -88,10 +88,10 @@ func (c *copyWatch) status() string {
 	return fmt.Sprintf("%s, %s/s", text, bytesize.Format(int64(rate)))
 }
 
-// The method watch writes metrics and tells the service manager what the copies do, until the caller
-// calls the result, the function end, with the error of the command. The function end returns an
-// error if the metrics cannot be written at the end. Messages go through the display; the watchdog is
-// not fed while the display is stuck.
+// The method watch writes metrics and tells the service manager what the copies do, until the
+// caller calls the result, the function end, with the error of the command. The function end
+// returns an error if the metrics cannot be written at the end. Messages go through the display;
+// the watchdog is not fed while the display is stuck.
 func (c *copyWatch) watch(ctx context.Context, log *slog.Logger, service *service, display io.Writer) (end func(error) error) {
 	ending := make(chan struct{})
 	var all sync.WaitGroup

@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// TestCopyOnTerminals runs copies on terminals of two sizes. No line that is drawn may be longer than
-// the terminal is wide, and nothing of the bar may be left when a copy ends.
+// TestCopyOnTerminals runs copies on terminals of two sizes. No line that is drawn may be longer
+// than the terminal is wide, and nothing of the bar may be left when a copy ends.
 func TestCopyOnTerminals(t *testing.T) {
 	escape := regexp.MustCompile("\x1b\\[[?0-9]*[A-Za-z]")
 	for _, size := range []struct{ columns, rows uint16 }{{80, 24}, {40, 24}, {20, 3}} {
@@ -50,8 +50,8 @@ func TestCopyOnTerminals(t *testing.T) {
 	}
 }
 
-// TestProgressJSONIsPlanned checks the JSON lines of copies with --verify, holes, zeros and --resume:
-// what is planned stays the same, and all of it is done at the end.
+// TestProgressJSONIsPlanned checks the JSON lines of copies with --verify, holes, zeros and
+// --resume: what is planned stays the same, and all of it is done at the end.
 func TestProgressJSONIsPlanned(t *testing.T) {
 	for name, args := range map[string][]string{
 		"raw": {"out.raw"}, "raw, verified": {"out.raw", "--verify"}, "qcow2, verified": {"out.qcow2", "--verify", "--compress", "zlib"},
@@ -87,8 +87,8 @@ func TestProgressJSONIsPlanned(t *testing.T) {
 	}
 }
 
-// checkPlanned runs a copy, checks its JSON lines and returns how much was planned. If the parameter
-// interrupt is true, the copy gets a signal after it has copied something.
+// checkPlanned runs a copy, checks its JSON lines and returns how much was planned. If the
+// parameter interrupt is true, the copy gets a signal after it has copied something.
 func checkPlanned(t *testing.T, dir string, interrupt bool, args ...string) (planned int64) {
 	t.Helper()
 	cmd := command(t, args...)

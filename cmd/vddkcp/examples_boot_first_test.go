@@ -130,7 +130,7 @@ func (b *bootFirst) copied() (offset int64, running bool) {
 }
 
 // kill kills the export in the middle of the copy. The function meanwhile is called while there may
-// be no export. kill returns when another export serves the copy.
+// be no export. The method kill returns when another export serves the copy.
 func (b *bootFirst) kill(meanwhile func()) {
 	b.t.Helper()
 	before, running := b.copied()
@@ -205,9 +205,9 @@ func firstDifference(a, b []byte) (at int, differ bool) {
 	return min(len(a), len(b)), len(a) != len(b)
 }
 
-// TestBootFirstWithoutGuest writes a disk while it is copied behind QEMU, without a guest. The image
-// must have every byte of the source and of the writes, whatever happened to the export and the
-// script meanwhile.
+// TestBootFirstWithoutGuest writes a disk while it is copied behind QEMU, without a guest. The
+// image must have every byte of the source and of the writes, whatever happened to the export and
+// the script meanwhile.
 func TestBootFirstWithoutGuest(t *testing.T) {
 	t.Parallel()
 	const size, unit = 96 << 20, 4 << 10
@@ -316,8 +316,8 @@ echo "disk $(md5sum </dev/vda)"
 echo "the guest is done"
 `, 1)
 
-// TestExampleBootFirst boots a guest from a disk that is copied behind it, and kills the export while
-// the guest reads, and again while the guest writes.
+// TestExampleBootFirst boots a guest from a disk that is copied behind it, and kills the export
+// while the guest reads, and again while the guest writes.
 func TestExampleBootFirst(t *testing.T) {
 	t.Parallel()
 	g := newGuestWith(t, bootFirstInit)

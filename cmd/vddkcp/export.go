@@ -38,7 +38,7 @@ type exportCommand struct {
 	Cow         cowFlag       `help:"Let clients write without changing the disks. Writes go to a temporary file or, with --cow=FILE, to FILE. A later run with the same FILE continues with these writes." placeholder:"FILE" group:"Export:"`
 	CowOnRead   bool          `help:"With --cow: also store each block that a client reads from SRC in the file that receives the writes. Later reads of the block read this file." group:"Export:"`
 
-	Pin string `help:"Write to FILE which disk is served, and in which state. A later export with the same FILE serves only the same disk in the same state, so that clients can continue. The snapshot of a SRC vm:... stays for that later export, until FILE is removed before the export ends." placeholder:"FILE" type:"path" group:"Export:"`
+	Pin string `help:"Write to FILE which disk is served, and in which state. A later export with the same FILE serves only the same disk in the same state, so that clients can continue. The snapshot of a SRC vm:... is kept for that later export, unless FILE is removed before the export ends." placeholder:"FILE" type:"path" group:"Export:"`
 
 	TLS             string `name:"tls" help:"Encryption of connections with TLS: off, on (clients may use TLS) or require (clients must use TLS)." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
 	TLSCertificates string `name:"tls-certificates" help:"Folder with the files server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
@@ -47,7 +47,7 @@ type exportCommand struct {
 	RequestSize    bytesize.Size `help:"Maximum number of bytes of one read or write with VDDK (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Depth          int           `help:"Number of concurrent reads and writes on each VDDK handle (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 	Connections    connections   `help:"Number of connections for each disk, or auto. For a disk on an NBD server, these are NBD connections. For a disk that VDDK opens, these are VDDK handles." default:"auto" placeholder:"N|auto" group:"Speed:"`
-	RateLimit      rate          `help:"Maximum number of bytes per second that all clients together read, and that they write. Requests without data are not limited." placeholder:"BYTES/s" group:"Speed:"`
+	RateLimit      rate          `help:"Maximum number of bytes per second for the reads of all clients together, and for their writes. Requests without data are not limited." placeholder:"BYTES/s" group:"Speed:"`
 	MaxConnections int           `help:"Maximum number of clients at the same time (default 4096)." default:"4096" placeholder:"N" group:"Export:"`
 	ExitWithParent bool          `help:"Stop when the parent process ends." group:"Export:"`
 	ExitLast       bool          `help:"Stop when the last client disconnects." group:"Export:"`

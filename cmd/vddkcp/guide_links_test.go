@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestGuideLinks checks that the files and headings to which the pages for users link exist, and that
-// the index of the guide names each of its pages.
+// TestGuideLinks checks that the files and headings to which the pages for users link exist, and
+// that the index of the guide names each of its pages.
 func TestGuideLinks(t *testing.T) {
 	pages := pagesOf(t, "../../docs/guide/*.md")
 	link := regexp.MustCompile(`\]\(([^)#:]*)(#[^)]*)?\)`)

@@ -79,7 +79,8 @@ func guideRows(t *testing.T, page string) []guideRow {
 }
 
 // TestComingFrom runs the lines of the tables of coming-from.md: those of vddkcp, and those of the
-// other program if it is installed. Images of the same name that both make must have the same content.
+// other program if it is installed. Images of the same name that both make must have the same
+// content.
 func TestComingFrom(t *testing.T) {
 	needGuide(t)
 	page, err := os.ReadFile("../../docs/guide/coming-from.md")

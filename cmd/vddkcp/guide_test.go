@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
 
-// The tests in this file and in guide_peers_test.go run the commands of README.md and of docs/guide. In
-// a page,
+// The tests in this file and in guide_peers_test.go run the commands of README.md and of
+// docs/guide. In a page,
 //
 //   - a block "console" has commands after "$ " and their output. The output must be as the page says,
 //     except for times, rates and names made at random. A line "..." stands for any lines.
@@ -25,9 +25,9 @@ import (
 //   - <!-- file: NAME --> before a block makes its text the file NAME, and nothing is run.
 //   - <!-- not run: REASON --> before a block "console" or "sh" says why a test cannot run it.
 //
-// A command must succeed unless the next one is "echo $?". All blocks of a page run in one shell, in a
-// folder that guideFixture fills. With the environment variable UPDATE_GUIDE=1, the test writes the
-// output that it gets into the pages.
+// A command must succeed unless the next one is "echo $?". All blocks of a page run in one shell,
+// in a folder that guideFixture fills. With the environment variable UPDATE_GUIDE=1, the test
+// writes the output that it gets into the pages.
 
 // guidePages are the pages whose blocks need the simulated server. The value is its inventory.
 var guidePages = map[string]string{
@@ -98,8 +98,8 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// guideName is the name of the folder in the pages. It is as long as the names of guideFolder, so that
-// the columns of tables stay aligned.
+// guideName is the name of the folder in the pages. It is as long as the names of guideFolder, so
+// that the columns of tables stay aligned.
 const guideName = "/backup/images"
 
 // guideFolder returns a new folder.
@@ -155,8 +155,8 @@ func needGuide(t *testing.T) {
 	}
 }
 
-// newGuide prepares a folder, whose disks have 4*mib MiB of data. If inventory is not empty, it starts a simulated server. With
-// withProfile, there is the profile vc1 for this server.
+// newGuide prepares a folder, whose disks have 4*mib MiB of data. If inventory is not empty, it
+// starts a simulated server. With withProfile, there is the profile vc1 for this server.
 func newGuide(t *testing.T, inventory string, withProfile bool, mib int) *guide {
 	t.Helper()
 	program, err := binary()

@@ -66,8 +66,8 @@ var helpExamples = []manual.Example{
 	{Command: "version", About: "Print it with the build and the supported libraries, for programs.", Line: `vddkcp version --json`},
 }
 
-// exitStatuses are the exit statuses of vddkcp, for the help and the manual. docs/cli.md describes them,
-// too.
+// exitStatuses are the exit statuses of vddkcp, for the help and the manual. docs/cli.md describes
+// them, too.
 var exitStatuses = []manual.Status{
 	{Status: "0", Meaning: "done, and what was written is durable"},
 	{Status: "1", Meaning: "failed"},
@@ -75,6 +75,6 @@ var exitStatuses = []manual.Status{
 	{Status: "3", Meaning: "two disks, or a disk and its digest, differ", Commands: []string{"copy", "run", "verify", "vm"}},
 	{Status: "4", Meaning: "some jobs of a batch failed, and the others are done", Commands: []string{"run"}},
 	{Status: "5", Meaning: "done, but a snapshot that vddkcp made is still on the server", Commands: []string{"copy", "export", "map", "run", "verify", "vm"}},
-	{Status: "75", Meaning: "failed for a reason that may pass; --resume can continue", Commands: []string{"copy", "export", "run", "verify", "vm"}},
+	{Status: "75", Meaning: "failed for a temporary reason; --resume can continue", Commands: []string{"copy", "export", "run", "verify", "vm"}},
 	{Status: "129, 130, 143", Meaning: "stopped by SIGHUP, SIGINT or SIGTERM"},
 }

@@ -223,9 +223,9 @@ func (f *exampleFolder) command(name string, args ...string) *exec.Cmd {
 	return c
 }
 
-// inPrivateHosts returns a command that runs a line where the name of the server in the examples leads
-// to the simulated server. For this, the command gets its own /etc/hosts, and port 443 of an address
-// of this machine is passed on to the server.
+// inPrivateHosts returns a command that runs a line where the name of the server in the examples
+// leads to the simulated server. For this, the command gets its own /etc/hosts, and port 443 of an
+// address of this machine is passed on to the server.
 func (f *exampleFolder) inPrivateHosts(line string) *exec.Cmd {
 	f.Helper()
 	peer.NeedRoot(f.T)

@@ -31,8 +31,8 @@ func (f *serverFlags) withSession(ctx context.Context, logs *logFlags, do func(c
 	})
 }
 
-// The method withLog opens the log, calls the function do, and closes the log. The parameter outputs
-// has the other files that the command writes.
+// The method withLog opens the log, calls the function do, and closes the log. The parameter
+// outputs has the other files that the command writes.
 func (f *serverFlags) withLog(logs *logFlags, outputs *outputs, do func(log *slog.Logger) error) (err error) {
 	outputs.add("--log-file", logs.LogFile)
 	f.protectSecrets(outputs)

@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Messages and hints of a copy name flags, such as --force. In a batch the same message must name the
-// field of the job file, "force": true. All texts about the copy of a job pass through the type
+// Messages and hints of a copy name flags, such as --force. In a batch the same message must name
+// the field of the job file, "force": true. All texts about the copy of a job pass through the type
 // jobTexts, so that packages that make messages need not know batches.
 type jobTexts struct {
 	fields map[string]*batch.Field // by the names of flags
@@ -93,8 +93,8 @@ func isValue(f *batch.Field, word string) bool {
 	return f.Type != batch.Text && f.Type != batch.Array && len(f.Enum) == 0 && f.Check != nil && f.Check(word) == nil
 }
 
-// fieldText returns a field as a job file has it. If the value is "", it returns only the name, unless
-// the field can have no other value than true.
+// fieldText returns a field as a job file has it. If the value is "", it returns only the name,
+// unless the field can have no other value than true.
 func fieldText(f *batch.Field, value string) string {
 	name := `"` + f.Name + `"`
 	value = strings.Trim(value, "'")

@@ -120,8 +120,8 @@ func stamp() string {
 	return time.Now().Format(time.RFC3339) + " "
 }
 
-// plainHandler writes messages for people: "vddkcp: warning: text key=value". If standard error is no
-// terminal, the line begins with the time.
+// plainHandler writes messages for people: "vddkcp: warning: text key=value". If standard error is
+// no terminal, the line begins with the time.
 type plainHandler struct {
 	out   io.Writer
 	level slog.Level
@@ -168,8 +168,8 @@ func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 // WithGroup ignores the group, because no message of vddkcp has one.
 func (h *plainHandler) WithGroup(string) slog.Handler { return h }
 
-// logLines is a writer that logs each line of text as a debug message. It is not safe for concurrent
-// use.
+// logLines is a writer that logs each line of text as a debug message. It is not safe for
+// concurrent use.
 type logLines struct {
 	log     *slog.Logger
 	partial []byte // the beginning of a line

@@ -90,8 +90,8 @@ func TestWantsJSON(t *testing.T) {
 	}
 }
 
-// TestTimesInLogs checks that lines of a log have the time in front, because the standard error of a
-// test is no terminal, and that errors and hints keep their form.
+// TestTimesInLogs checks that lines of a log have the time in front, because the standard error of
+// a test is no terminal, and that errors and hints keep their form.
 func TestTimesInLogs(t *testing.T) {
 	const stamped = `(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d) `
 	var out bytes.Buffer

@@ -263,8 +263,8 @@ func (r *settled) explain(err error) error {
 }
 
 // The method library returns the folder of the VDDK library and the NFC port that count. The
-// parameters flagDir and flagPort are the fields of the flags --libdir and --nfchostport. For a disk
-// on this machine, r is nil, and the profile is not used.
+// parameters flagDir and flagPort are the fields of the flags --libdir and --nfchostport. For a
+// disk on this machine, r is nil, and the profile is not used.
 func (f *serverFlags) library(r *settled, flagDir string, flagPort portFlag) (libDir string, nfcHostPort uint32) {
 	if r == nil {
 		r = &settled{login: f.login}
@@ -285,8 +285,8 @@ func (f *serverFlags) nfcPort(r *settled, flag portFlag) uint32 {
 	return uint32(pick(r, "nfchostport", "VDDKCP_NFCHOSTPORT", flag, portFlag(r.ofProfile().NFCHostPort)))
 }
 
-// The method via returns the value of --via that counts, and where it comes from. The parameter flag
-// is the field of the flag.
+// The method via returns the value of --via that counts, and where it comes from. The parameter
+// flag is the field of the flag.
 func (f *serverFlags) via(r *settled, flag viaFlag) (value viaFlag, from string) {
 	f.login.mu.Lock()
 	defer f.login.mu.Unlock()

@@ -218,12 +218,12 @@ func signalName(s syscall.Signal) string {
 // its process group.
 const echo = 250 * time.Millisecond
 
-// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a
-// *signalError as its cause. Before that, it calls the function atFirst. A second SIGINT or SIGTERM calls the function beforeExit and
-// ends the process at once. However, a signal that only repeats the first one within a
-// quarter of a second (the constant echo) is ignored. A second SIGHUP has no effect,
-// because a terminal that closes sends several, and systemd sends one after its SIGTERM. If
-// SIGHUP is ignored when the program starts, as under nohup(1), it stays ignored.
+// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a *signalError
+// as its cause. Before that, it calls the function atFirst. A second SIGINT or SIGTERM calls the
+// function beforeExit and ends the process at once. However, a signal that only repeats the first
+// one within a quarter of a second (the constant echo) is ignored. A second SIGHUP has no effect,
+// because a terminal that closes sends several, and systemd sends one after its SIGTERM. If SIGHUP
+// is ignored when the program starts, as under nohup(1), it stays ignored.
 func withSignals(parent context.Context, atFirst, beforeExit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)

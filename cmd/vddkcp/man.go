@@ -17,8 +17,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
-// manCommand is vddkcp man, which writes the manual pages. Only packagers need it, so --help does not
-// list it.
+// manCommand is vddkcp man, which writes the manual pages. Only packagers need it, so --help does
+// not list it.
 type manCommand struct {
 	Dir string `help:"Folder to which the manual pages are written." required:"" placeholder:"DIR" type:"path"`
 }
@@ -75,9 +75,10 @@ func helpWidth() int {
 	return 80
 }
 
-// manualDate returns the date of the manual pages. Builds on different days must have the same result,
-// so it is never today's: it is the time in SOURCE_DATE_EPOCH, as is usual for reproducible builds, or
-// the time of the commit from which vddkcp was built. The result is zero if neither is known.
+// manualDate returns the date of the manual pages. Builds on different days must have the same
+// result, so it is never today's: it is the time in SOURCE_DATE_EPOCH, as is usual for reproducible
+// builds, or the time of the commit from which vddkcp was built. The result is zero if neither is
+// known.
 func manualDate() (time.Time, error) {
 	if seconds := os.Getenv("SOURCE_DATE_EPOCH"); seconds != "" {
 		n, err := strconv.ParseInt(seconds, 10, 64)

@@ -74,8 +74,8 @@ func TestManPages(t *testing.T) {
 	}
 }
 
-// checkProse checks that the prose is about commands that exist, and that the page of the program has
-// the environment variables of all flags.
+// checkProse checks that the prose is about commands that exist, and that the page of the program
+// has the environment variables of all flags.
 func checkProse(t *testing.T, app *kong.Application, program string) {
 	t.Helper()
 	files, err := os.ReadDir("internal/manual/prose")

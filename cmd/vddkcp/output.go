@@ -125,8 +125,8 @@ func errorJournal() bool {
 	return os.Getenv("JOURNAL_STREAM") == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }
 
-// textColumns returns the number of columns of the terminal that is standard output. The result ok is
-// false if standard output is no terminal.
+// textColumns returns the number of columns of the terminal that is standard output. The result ok
+// is false if standard output is no terminal.
 func textColumns() (columns int, ok bool) {
 	columns, _, err := term.GetSize(int(os.Stdout.Fd()))
 	return columns, err == nil && columns > 0

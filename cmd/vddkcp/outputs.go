@@ -32,10 +32,10 @@ type outputs struct {
 	folder    string // that the command creates before it writes outputs; "": none
 }
 
-// outputFile is a file that the value of a flag names. The field own is true for a file
-// that only vddkcp writes. The method outputs.check does not look at the content of such a
-// file, because the code that opens the file does so. The field later is true for a file whose folder
-// may be missing when outputs.check is called.
+// outputFile is a file that the value of a flag names. The field own is true for a file that only
+// vddkcp writes. The method outputs.check does not look at the content of such a file, because the
+// code that opens the file does so. The field later is true for a file whose folder may be missing
+// when outputs.check is called.
 type outputFile struct {
 	flag, path string
 	own, later bool
@@ -368,8 +368,9 @@ func notText(path string) string {
 	return ""
 }
 
-// checkFolder returns a usage error if the folder of an output does not exist, if the output itself is a
-// folder, or if no new file can be created in the folder. The path may be "". The check finds a mistake before work is begun that would be lost, and does not create the output.
+// checkFolder returns a usage error if the folder of an output does not exist, if the output itself
+// is a folder, or if no new file can be created in the folder. The path may be "". The check finds
+// a mistake before work is begun that would be lost, and does not create the output.
 func checkFolder(flag, path string) error {
 	if path == "" {
 		return nil

@@ -248,8 +248,9 @@ func (c *profileAddCommand) confirm(ctx context.Context, question string) error 
 	return errNotStored
 }
 
-// The method mayReplace reports whether a profile of the same name may be replaced, and asks the user
-// if there is one. It also makes the command end at once if the configuration file has a mistake.
+// The method mayReplace reports whether a profile of the same name may be replaced, and asks the
+// user if there is one. It also makes the command end at once if the configuration file has a
+// mistake.
 func (c *profileAddCommand) mayReplace(ctx context.Context, config *profile.Config) (bool, error) {
 	old, err := config.UserProfile(c.Name)
 	if err != nil || old == nil {
@@ -265,8 +266,8 @@ func (c *profileAddCommand) mayReplace(ctx context.Context, config *profile.Conf
 }
 
 // The method certify gets the certificate of the server and shows it. It makes sure that the
-// certificate is verified, has the thumbprint of the profile, or is trusted by the user. In the last
-// case, it sets the thumbprint of the profile.
+// certificate is verified, has the thumbprint of the profile, or is trusted by the user. In the
+// last case, it sets the thumbprint of the profile.
 func (c *profileAddCommand) certify(ctx context.Context, p *profile.Profile) error {
 	host := profile.WithoutBrackets(p.Server)
 	got, err := fetchCertificate(ctx, host, p.Port, time.Duration(c.Timeout))
@@ -303,8 +304,8 @@ func (c *profileAddCommand) certify(ctx context.Context, p *profile.Profile) err
 	return nil
 }
 
-// The method password returns the password of the profile, or where it is. On a terminal, it asks for
-// what no flag gives.
+// The method password returns the password of the profile, or where it is. On a terminal, it asks
+// for what no flag gives.
 func (c *profileAddCommand) password(ctx context.Context, p *profile.Profile, config string, warn func(string)) (profile.Secret, error) {
 	flag := c.Password
 	if flag.form == notGiven {

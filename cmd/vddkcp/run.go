@@ -38,7 +38,7 @@ type batchCommand struct {
 
 	Report       []string       `help:"Write a report of all jobs to this file, every 10 s while they run and at the end (repeatable): an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
 	Metrics      string         `help:"Write metrics to this file, every 10 s and at the end, for the textfile collector of the Prometheus node exporter. The name must end in .prom." placeholder:"FILE.prom" type:"path" group:"Report:"`
-	Status       bool           `help:"Run no jobs, but print what a batch does that another process runs. JOBS is its job file or its state file." group:"Report:"`
+	Status       bool           `help:"Run no jobs, but print the state of a batch that another process runs. JOBS is its job file or its state file." group:"Report:"`
 	JSON         bool           `name:"json" help:"With --status: print JSON." group:"Report:"`
 	MergeReports string         `help:"Run no jobs, but merge the reports in this folder into one report. If a job file is given, merge only the reports of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
 	LogDir       string         `help:"Write a complete log of each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`

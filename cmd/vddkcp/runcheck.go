@@ -155,13 +155,12 @@ func (b *batchRun) plan(ctx context.Context, j *batch.Job, spec job.Spec) (*job.
 	return job.Plan(ctx, spec)
 }
 
-// printChecked prints a line for each job, and a line with a hint below a job that is not ready. The
-// result bad is the number of jobs that are
-// not ready. The result wrong is the number of those among them whose parameters in the job
-// file are invalid.
+// printChecked prints a line for each job, and a line with a hint below a job that is not ready.
+// The result bad is the number of jobs that are not ready. The result wrong is the number of those
+// among them whose parameters in the job file are invalid.
 func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
-	// The hints are added after the table has been aligned, because a line without columns would end
-	// the alignment.
+	// The hints are added after the table has been aligned, because a line without columns would
+	// end the alignment.
 	var lines bytes.Buffer
 	hints := make([]string, 0, len(all))
 	table := tabwriter.NewWriter(&lines, 0, 8, 2, ' ', 0)

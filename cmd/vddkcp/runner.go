@@ -24,8 +24,8 @@ func (b *batchRun) diskJobs() *diskjob.Jobs {
 	return &diskjob.Jobs{Spec: b.spec, Copy: b.copyDisk, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed, AlsoTidy: tidyVM}
 }
 
-// tidyVM removes the state file that a killed run left after it had completed the copy of a disk of a
-// VM.
+// tidyVM removes the state file that a killed run left after it had completed the copy of a disk of
+// a VM.
 func tidyVM(j *batch.Job, spec job.Spec) {
 	if address.IsVM(j.Source) && spec.WritesFile() {
 		machine.Tidy(stateBeside(spec.Target))

@@ -21,8 +21,8 @@ import (
 // nameBatch is the hint for a user who has named no batch that ever ran.
 const nameBatch = "name the job file or the state file of the batch, with the flags --state and --shard of its run if it had them"
 
-// The function unreadable adds a hint to an error about the file that the user has named, or about the
-// state file.
+// The function unreadable adds a hint to an error about the file that the user has named, or about
+// the state file.
 func unreadable(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
 		return usage.WithHint(err, "the state of a batch can be read only by the user who runs the batch, and by root")
@@ -30,8 +30,8 @@ func unreadable(err error) error {
 	return usage.WithHint(err, nameBatch)
 }
 
-// The method printStatus prints what a batch does that another process runs. JOBS is the job file or
-// the state file of the batch.
+// The method printStatus prints the state of a batch that another process runs. JOBS is the job
+// file or the state file of the batch.
 func (c *batchCommand) printStatus(ctx context.Context, parser *jobParser) error {
 	path, ofState, err := c.Jobs, false, error(nil)
 	if c.Jobs != "-" && c.State == "" {

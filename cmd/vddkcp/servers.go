@@ -261,8 +261,8 @@ type nfcTrace struct {
 	file *os.File
 }
 
-// The method nfcTrace returns the trace that is written to the given file. The first call creates the
-// file. If the path is "", the result is nil.
+// The method nfcTrace returns the trace that is written to the given file. The first call creates
+// the file. If the path is "", the result is nil.
 func (s *servers) nfcTrace(path string) (*nfc.Trace, error) {
 	if path == "" {
 		return nil, nil
@@ -279,8 +279,8 @@ func (s *servers) nfcTrace(path string) (*nfc.Trace, error) {
 	return s.trace.Trace, nil
 }
 
-// createPrivate creates a file that only its owner can read. It replaces the content and the mode of a
-// regular file that exists, but opens other files, such as a pipe, as they are.
+// createPrivate creates a file that only its owner can read. It replaces the content and the mode
+// of a regular file that exists, but opens other files, such as a pipe, as they are.
 func createPrivate(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -35,7 +35,8 @@ func newService() *service {
 //
 // The watchdog of systemd is fed after each call of status, and only then. The function status
 // therefore takes the locks that the work of the command needs, and does nothing else that may
-// wait. If the work is deadlocked, the function status does not return, and systemd ends the process.
+// wait. If the work is deadlocked, the function status does not return, and systemd ends the
+// process.
 func (s *service) begin(ctx context.Context, log *slog.Logger, status func() string) (done func()) {
 	if s.err != nil {
 		log.Warn("the service manager is not told what vddkcp does", "error", s.err)

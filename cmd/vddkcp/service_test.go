@@ -77,8 +77,8 @@ func TestService(t *testing.T) {
 	})
 }
 
-// TestServiceManagerIsBusy checks that a service manager that does not read its socket at first learns
-// later that the command has started.
+// TestServiceManagerIsBusy checks that a service manager that does not read its socket at first
+// learns later that the command has started.
 func TestServiceManagerIsBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got []string
@@ -102,7 +102,8 @@ func TestServiceManagerIsBusy(t *testing.T) {
 	})
 }
 
-// TestNotifySocket runs commands as a service manager does, and checks what they send to its socket.
+// TestNotifySocket runs commands as a service manager does, and checks what they send to its
+// socket.
 func TestNotifySocket(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {

@@ -11,7 +11,8 @@ import (
 // reads", or "" for nothing. If ok is false, the stop needs no message.
 type waiting func() (what string, ok bool)
 
-// stopping prints a line when the first signal arrives, which says what the command still waits for.
+// stopping prints a line when the first signal arrives, which says what the command still waits
+// for.
 type stopping struct {
 	mu      sync.Mutex // guards the fields below
 	out     io.Writer
@@ -26,8 +27,8 @@ func (s *stopping) over(out io.Writer, asJSON bool, waiting waiting) {
 	s.out, s.asJSON, s.waiting = out, asJSON, waiting
 }
 
-// The method say prints the line. If the terminal, or the process that reads standard error, does not
-// take the line, say returns after a short time, so that the command still stops.
+// The method say prints the line. If the terminal, or the process that reads standard error, does
+// not take the line, say returns after a short time, so that the command still stops.
 func (s *stopping) say() {
 	s.mu.Lock()
 	out, asJSON, waiting := s.out, s.asJSON, s.waiting
@@ -53,7 +54,7 @@ func (s *stopping) say() {
 	}
 }
 
-// readsOf returns the function that says for which reads of a display's copies a command waits.
+// readsOf returns a function that says how many reads of a display's copies a command waits for.
 func readsOf(display interface{ Reads() (reads, copies int) }) waiting {
 	return func() (string, bool) {
 		reads, copies := display.Reads()

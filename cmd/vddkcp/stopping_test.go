@@ -86,7 +86,8 @@ func TestStoppingNamesReads(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			uri, arrived, resume := serveStuck(t)
 			dst := filepath.Join(t.TempDir(), "disk.raw")
-			// The source is opened for reading its first bytes, which do not count as reads of the copy.
+			// The source is opened for reading its first bytes, which do not count as reads of the
+			// copy.
 			cmd := command(t, append([]string{uri, dst, "--source-format", "raw", "--connections", "1", "--depth", "3"}, c.args...)...)
 			var stderr lockedBuffer
 			cmd.Stderr = &stderr

@@ -70,7 +70,8 @@ func upgradePatterns(t *testing.T, dir string) {
 	put(t, filepath.Join(dir, "src.raw"), string(disk))
 }
 
-// upgradeJobs are the jobs of a batch that was interrupted. The source of the second one is missing.
+// upgradeJobs are the jobs of a batch that was interrupted. The source of the second one is
+// missing.
 const upgradeJobs = `{"version": 1, "limits": {"total": 4}, "jobs": [
   {"name": "done", "source": "DIR/src/done.raw", "target": "DIR/out/done.raw", "labels": {"disk": "1"}},
   {"name": "failed", "source": "DIR/src/failed.raw", "target": "DIR/out/failed.raw"},
@@ -106,8 +107,8 @@ type maker struct {
 }
 
 // TestMakeUpgradeFiles makes the committed files of a version. It is skipped unless the environment
-// variable TEST_UPGRADE_BINARY has the path of a vddkcp of that version, which was built with the tag
-// killpoints, and TEST_UPGRADE_FILES the folder for the files.
+// variable TEST_UPGRADE_BINARY has the path of a vddkcp of that version, which was built with the
+// tag killpoints, and TEST_UPGRADE_FILES the folder for the files.
 func TestMakeUpgradeFiles(t *testing.T) {
 	m := maker{t, os.Getenv("TEST_UPGRADE_BINARY"), os.Getenv("TEST_UPGRADE_FILES")}
 	if m.binary == "" || m.to == "" {

@@ -31,8 +31,8 @@ func ofVersion(t *testing.T, file []byte, slot, head int, version uint32) {
 	}
 }
 
-// TestNewerJournal checks what happens with the journal of a newer vddkcp: --resume changes nothing, and
-// --force starts over.
+// TestNewerJournal checks what happens with the journal of a newer vddkcp: --resume changes
+// nothing, and --force starts over.
 func TestNewerJournal(t *testing.T) {
 	c := upgradeCopies[0]
 	dir := t.TempDir()
@@ -100,8 +100,8 @@ func TestNewerBatch(t *testing.T) {
 		"new.json: the report has the format version 2, but this vddkcp reads only version 1", "remove the report from the folder")
 }
 
-// TestNewerStateOfVM checks what happens with the state file of a newer vddkcp: vm changes nothing, and
-// with --force it starts over as soon as the snapshot of the earlier run is removed.
+// TestNewerStateOfVM checks what happens with the state file of a newer vddkcp: vm changes nothing,
+// and with --force it starts over as soon as the snapshot of the earlier run is removed.
 func TestNewerStateOfVM(t *testing.T) {
 	v := newNFC(t)
 	v.start(nil, []string{"VDDKCP_KILL_AT=slot written:2"}, upgradeVMFlags...).killed()
@@ -125,8 +125,8 @@ func TestNewerStateOfVM(t *testing.T) {
 	v.published(now)
 }
 
-// TestUnknownFields checks that fields which a newer version adds without another version number are
-// ignored in journals and state files.
+// TestUnknownFields checks that fields which a newer version adds without another version number
+// are ignored in journals and state files.
 func TestUnknownFields(t *testing.T) {
 	c := upgradeCopies[0]
 	dir := t.TempDir()

@@ -23,7 +23,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// upgraded returns a committed file of version 1. A file that was saved with compression is unpacked.
+// upgraded returns a committed file of version 1. A file that was saved with compression is
+// unpacked.
 func upgraded(t *testing.T, name string) []byte {
 	t.Helper()
 	path := filepath.Join(upgradeFiles, name)
@@ -43,9 +44,9 @@ func upgraded(t *testing.T, name string) []byte {
 	return text
 }
 
-// graft replaces a value of a committed file by the value that belongs to the files of this test, such
-// as an inode number. All other bytes of the file stay as they are. Both values must have the same
-// form, because a version with another form could not continue the work of the old version.
+// graft replaces a value of a committed file by the value that belongs to the files of this test,
+// such as an inode number. All other bytes of the file stay as they are. Both values must have the
+// same form, because a version with another form could not continue the work of the old version.
 func graft(t *testing.T, text []byte, was, is string) []byte {
 	t.Helper()
 	if a, b := formOf(was), formOf(is); a != b {
@@ -88,8 +89,8 @@ func identityOf(t *testing.T, path string) string {
 	return id
 }
 
-// eachSlot changes the payload of each slot of a file of two slots, as docs/journal.md and docs/cow.md
-// describe them. The parameter head is the number of bytes before the checksum.
+// eachSlot changes the payload of each slot of a file of two slots, as docs/journal.md and
+// docs/cow.md describe them. The parameter head is the number of bytes before the checksum.
 func eachSlot(t *testing.T, file []byte, slot, head int, change func(payload []byte) []byte) {
 	t.Helper()
 	for at := range 2 {
@@ -124,8 +125,8 @@ type oldJournal struct {
 	Backing          *struct{ Path, Identity string }
 }
 
-// graftJournal makes a committed journal one of the given source, and of the given target if it is not
-// "". It returns the journal and the greatest offset in it.
+// graftJournal makes a committed journal one of the given source, and of the given target if it is
+// not "". It returns the journal and the greatest offset in it.
 func graftJournal(t *testing.T, file []byte, source func(was string) string, target, backing string) ([]byte, int) {
 	t.Helper()
 	newest := 0
@@ -252,8 +253,8 @@ func upgradeJobsIn(t *testing.T, path string) map[string]*batch.Job {
 	return jobs
 }
 
-// TestUpgradeBatch continues a batch that version 1 has begun. One of its jobs is done, one has failed,
-// one was interrupted, and one was killed, which is recorded only in the file of changes.
+// TestUpgradeBatch continues a batch that version 1 has begun. One of its jobs is done, one has
+// failed, one was interrupted, and one was killed, which is recorded only in the file of changes.
 func TestUpgradeBatch(t *testing.T) {
 	dir := t.TempDir()
 	prepareUpgradeBatch(t, dir)
@@ -360,8 +361,8 @@ func TestUpgradeLayer(t *testing.T) {
 	}
 }
 
-// TestUpgradeReports reads the reports of version 1. Programs of users read reports too, so the present
-// reports must still have all their fields.
+// TestUpgradeReports reads the reports of version 1. Programs of users read reports too, so the
+// present reports must still have all their fields.
 func TestUpgradeReports(t *testing.T) {
 	for name, r := range map[string]any{"copy.json": new(report.Report), "vm.json": new(machine.Report), "batch0.json": new(batch.Report), "batch1.json": new(batch.Report)} {
 		text := upgraded(t, "reports/"+name)

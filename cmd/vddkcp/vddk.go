@@ -65,7 +65,8 @@ func (c *vddkCommand) Run(ctx context.Context, logs *logFlags) error {
 	return nil
 }
 
-// orOverNFC adds to the hint of err, which says that no library was found, that there is another way.
+// orOverNFC adds to the hint of err, which says that no library was found, that there is another
+// way.
 func orOverNFC(err error) error {
 	return hinted.Error(err, hinted.Of(err)+"; without this library, --via nfc (experimental) reads disks on a server")
 }

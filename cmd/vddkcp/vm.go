@@ -338,8 +338,8 @@ func (c *vmCommand) statePath(vm *inventory.VM, disks []inventory.Disk, targets 
 	return hiddenState(vm, disks, targets)
 }
 
-// stateInFolder returns the path of the state file in the folder of the targets. A long name of the VM
-// is shortened, as in the names of the targets.
+// stateInFolder returns the path of the state file in the folder of the targets. A long name of the
+// VM is shortened, as in the names of the targets.
 func stateInFolder(dir string, vm *inventory.VM) (string, error) {
 	t, err := machine.ParseTemplate("{vm}.vddkcp.json")
 	if err != nil {
@@ -400,8 +400,8 @@ func (c *copyCommand) copyDiskOfVM(ctx context.Context, a address.VM, spec job.S
 	return r, err
 }
 
-// The method planDiskOfVM checks the copy of one disk of a VM. It makes no snapshot. How much data the
-// disk has is therefore not known, and its size stands for that.
+// The method planDiskOfVM checks the copy of one disk of a VM. It makes no snapshot. How much data
+// the disk has is therefore not known, and its size stands for that.
 func (c *copyCommand) planDiskOfVM(ctx context.Context, a address.VM, spec job.Spec) (*job.Planned, error) {
 	planned := &job.Planned{Report: report.New(c.Src, c.Dst)}
 	m, err := c.specOfVM(ctx, a, spec)

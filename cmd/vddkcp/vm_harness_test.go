@@ -36,8 +36,8 @@ type vmTest struct {
 	binary string // that start runs; "": chaosBinary
 }
 
-// newVM starts a server with the VM web01, which has two disks. Further options change the server or
-// add to its inventory. The test runs in parallel with others.
+// newVM starts a server with the VM web01, which has two disks. Further options change the server
+// or add to its inventory. The test runs in parallel with others.
 func newVM(t *testing.T, options ...vspheretest.Option) *vmTest {
 	t.Helper()
 	return newVMs(t, append([]vspheretest.Option{
@@ -120,8 +120,8 @@ type vmProcess struct {
 	stops  string // the folder of VDDKCP_STOP_AT
 }
 
-// start starts vddkcp vm for the VM, with further arguments and lines of the environment. It stops at
-// the given points.
+// start starts vddkcp vm for the VM, with further arguments and lines of the environment. It stops
+// at the given points.
 func (v *vmTest) start(stops, env []string, args ...string) *vmProcess {
 	v.Helper()
 	return v.startCommand(stops, env, append([]string{"vm", v.vm, v.images(), "--progress", "none"}, args...)...)
@@ -245,8 +245,8 @@ func (p *vmProcess) arrives(rule *vspheretest.Rule) {
 	}
 }
 
-// terminate sends SIGTERM to the process, which must stop at the point "signal", and returns when it
-// has noticed the signal.
+// terminate sends SIGTERM to the process, which must stop at the point "signal", and returns when
+// it has noticed the signal.
 func (p *vmProcess) terminate() {
 	p.Helper()
 	p.cmd.Process.Signal(syscall.SIGTERM)
@@ -260,7 +260,8 @@ func (p *vmProcess) kill() {
 	p.killed()
 }
 
-// killed waits until the process was killed, and ends its session as the server does after some time.
+// killed waits until the process was killed, and ends its session as the server does after some
+// time.
 func (p *vmProcess) killed() {
 	p.Helper()
 	<-p.ended
@@ -271,8 +272,8 @@ func (p *vmProcess) killed() {
 	p.server.EndSessions()
 }
 
-// ours returns the names of the snapshots that vddkcp has made, and checks that the other snapshots of
-// the VM are as they were.
+// ours returns the names of the snapshots that vddkcp has made, and checks that the other snapshots
+// of the VM are as they were.
 func (v *vmTest) ours() (names []string) {
 	v.Helper()
 	var others []string
@@ -304,8 +305,8 @@ func (v *vmTest) left(snapshots int) {
 	}
 }
 
-// published checks that the copy is complete, that it has the given content, and that nothing is left
-// of its making.
+// published checks that the copy is complete, that it has the given content, and that nothing is
+// left of its making.
 func (v *vmTest) published(want [][]byte) {
 	v.Helper()
 	v.left(0)

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// TestNoSnapshotWithoutLibrary checks that a missing library of VDDK is noticed before a snapshot is made.
+// TestNoSnapshotWithoutLibrary checks that a missing library of VDDK is noticed before a snapshot
+// is made.
 func TestNoSnapshotWithoutLibrary(t *testing.T) {
 	v := newNFC(t)
 	empty := filepath.Join(v.dir, "empty")

@@ -232,8 +232,8 @@ func (f *frozenDisk) presentSnapshot(ctx context.Context) (*inventory.Snapshot, 
 }
 
 // The method openVM opens a disk of a VM for a command that only reads it. It makes a snapshot,
-// which is removed when the disk is closed. The parameters earlier and keep are the fields Continue and
-// Keep of machine.Spec.
+// which is removed when the disk is closed. The parameters earlier and keep are the fields Continue
+// and Keep of machine.Spec.
 func (f *sourceFlags) openVM(ctx context.Context, a address.VM, o *sourceopen.Opener, revive bool, earlier string, keep func() bool) (source.Disk, error) {
 	log := o.VDDK.Options.Log
 	if log == nil {
@@ -283,8 +283,8 @@ type vmDisk struct {
 // Unwrap implements source.Wrapper.
 func (d *vmDisk) Unwrap() source.Disk { return d.Disk }
 
-// Close closes the disk. If its snapshot cannot be removed, that is no error of the disk: vddkcp then
-// ends with an exit status of its own.
+// Close closes the disk. If its snapshot cannot be removed, that is no error of the disk: vddkcp
+// then ends with an exit status of its own.
 func (d *vmDisk) Close() error {
 	err := d.Disk.Close()
 	d.servers.closed(err)

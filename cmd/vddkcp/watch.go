@@ -43,9 +43,9 @@ func repeat(done <-chan struct{}, interval time.Duration, do func()) {
 	}
 }
 
-// The method watch implements batch.Options.Watch: while the batch runs, it writes the files that say
-// what the batch does, and tells systemd. Each file has a goroutine of its own, because a file system
-// that does not answer must not delay the others.
+// The method watch implements batch.Options.Watch: while the batch runs, it writes the files that
+// say what the batch does, and tells systemd. Each file has a goroutine of its own, because a file
+// system that does not answer must not delay the others.
 func (b *batchRun) watch(store *batch.Store, m *batch.Monitor) (done func()) {
 	ending := make(chan struct{})
 	var all sync.WaitGroup
@@ -82,8 +82,8 @@ func (b *batchRun) watch(store *batch.Store, m *batch.Monitor) (done func()) {
 // metricsLater is the warning for metrics that cannot be written while a command runs.
 const metricsLater = "the metrics cannot be written now; vddkcp tries again"
 
-// warnOnce returns a function that calls the function write and logs its first error. A command does
-// not fail because a file about it cannot be written while it runs.
+// warnOnce returns a function that calls the function write and logs its first error. A command
+// does not fail because a file about it cannot be written while it runs.
 func warnOnce(log *slog.Logger, what string, write func() error) func() {
 	warned := false
 	return func() {
@@ -118,8 +118,8 @@ func mayRewrite(path string, starts ...string) bool {
 	return n == 0 || slices.ContainsFunc(starts, func(start string) bool { return strings.HasPrefix(string(head[:n]), start) })
 }
 
-// batchMetrics returns the metrics of a batch that has the given report. path is that of the metrics
-// file.
+// batchMetrics returns the metrics of a batch that has the given report. path is that of the
+// metrics file.
 func batchMetrics(r *batch.Report, path string) *metrics.Status {
 	t := &r.Totals
 	s := &metrics.Status{
@@ -151,7 +151,8 @@ func checkMetrics(path string) error {
 	return nil
 }
 
-// batchStatus returns a line about a batch that runs, such as "12 of 40 done, 3 running, 1 failed, 310 MiB/s".
+// batchStatus returns a line about a batch that runs, such as "12 of 40 done, 3 running, 1 failed,
+// 310 MiB/s".
 func batchStatus(r *batch.Report, jobs int) string {
 	c := r.Counts
 	text := fmt.Sprintf("%d of %d done", c.Done, jobs)

@@ -33,8 +33,8 @@ type Holder struct {
 	Since time.Time // zero: not known
 }
 
-// LockHolder says which process has locked the file at path with [Lock]. It locks nothing itself, not
-// even for a moment, because a process that wants the lock just then would not get it.
+// LockHolder says which process has locked the file at path with [Lock]. It locks nothing itself,
+// not even for a moment, because a process that wants the lock just then would not get it.
 func LockHolder(path string) (Holder, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -58,7 +58,7 @@ func LockHolder(path string) (Holder, error) {
 	switch {
 	case h.Host != "" && h.Host != own:
 		h.Held = HeldUnknown
-	case err != nil && h.PID > 0: // no lock is listed, so the process must stand for its locks
+	case err != nil && h.PID > 0: // without the list of locks, a process that is alive counts as holding its lock
 		h.Held = HeldNo
 		if err := unix.Kill(h.PID, 0); err == nil || errors.Is(err, unix.EPERM) {
 			h.Held = HeldYes
@@ -86,9 +86,9 @@ func parseHolder(text string) (h Holder) {
 	return h
 }
 
-// flockOf looks for a lock of a file in the text of /proc/locks, and returns the process that has it,
-// or 0. Some file systems have other device numbers in that text. Therefore the number of the file
-// is enough if the process is the expected one.
+// flockOf looks for a lock of a file in the text of /proc/locks, and returns the process that has
+// it, or 0. Some file systems have other device numbers in that text. Therefore the number of the
+// file is enough if the process is the expected one.
 func flockOf(locks []byte, st *syscall.Stat_t, expected int) (pid int) {
 	for line := range bytes.Lines(locks) {
 		var number, kind, mode, access string

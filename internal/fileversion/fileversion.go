@@ -1,7 +1,7 @@
-// Package fileversion checks the versions of the formats of files that vddkcp writes and reads again
-// later, such as journals and state files. Another version of vddkcp may have written such a file. A
-// package that reads a format declares a [Format] and calls [Format.Check] before it reads anything
-// else in the file.
+// Package fileversion checks the versions of the formats of files that vddkcp writes and reads
+// again later, such as journals and state files. Another version of vddkcp may have written such a
+// file. A package that reads a format declares a [Format] and calls [Format.Check] before it reads
+// anything else in the file.
 package fileversion
 
 import (
@@ -34,8 +34,8 @@ func (f Format) Check(found int64) error {
 	return &Error{f, found}
 }
 
-// CheckJSON checks the member "version" of a JSON object, without looking at any other member. A text
-// that is no such object is not an error, because its reader reports that.
+// CheckJSON checks the member "version" of a JSON object, without looking at any other member. A
+// text that is no such object is not an error, because its reader reports that.
 func (f Format) CheckJSON(text []byte) error {
 	var file struct {
 		Version *int64 `json:"version"`

@@ -3,8 +3,8 @@
 //
 //	go run ./internal/hints -w    # replaces the tables of the page
 //
-// The hints are found in the source, by the names of variables, parameters and functions: see scanner.
-// messages.go has what the source does not say.
+// The hints are found in the source, by the names of variables, parameters and functions: see
+// scanner. messages.go has what the source does not say.
 package main
 
 import (
@@ -155,7 +155,8 @@ func (r row) String() string {
 	return "| " + strings.Join(r.messages, "<br>") + " | " + strings.Join(r.hints, "<br>Or: ") + " |\n"
 }
 
-// appendRow appends the row of an entry. Entries with the same hint or the same messages share a row.
+// appendRow appends the row of an entry. Entries with the same hint or the same messages share a
+// row.
 func appendRow(rows []row, e entry) []row {
 	hint := cell(e.hint)
 	var messages []string

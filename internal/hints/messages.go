@@ -1,7 +1,7 @@
 package main
 
-// unknown are the messages of hints for which the scan finds none or a wrong one, for example because
-// the message is that of the operating system or of a server. The key begins the hint.
+// unknown are the messages of hints for which the scan finds none or a wrong one, for example
+// because the message is that of the operating system or of a server. The key begins the hint.
 var unknown = map[string]string{
 	"check the name of the server, its port (--port)":              "SERVER: cannot connect to the TCP port PORT: REASON",
 	"disks are read from the host itself":                          "HOST: cannot connect to the TCP port 902: REASON",
@@ -132,8 +132,8 @@ var corrected = map[string]string{
 	"cannot open parent NAME of PATH: the path belongs to another host, and the image's folder has no file LAST: ERR NOT EXIST": "cannot open parent NAME of PATH: the path belongs to another host, and the image's folder has no file LAST",
 }
 
-// groups are the tables of the page. An entry belongs to the first group with a beginning of the name
-// of its file.
+// groups are the tables of the page. An entry belongs to the first group with a beginning of the
+// name of its file.
 var groups = []struct {
 	title, text string
 	files       []string

@@ -80,8 +80,8 @@ func (c *context) only(e ast.Expr) bool {
 	return false
 }
 
-// resolve returns the texts that an expression can have. It follows calls and variables to the given
-// depth.
+// resolve returns the texts that an expression can have. It follows calls and variables to the
+// given depth.
 func (c *context) resolve(e ast.Expr, depth int) texts {
 	if depth < 0 {
 		return texts{texts: []string{placeholder(e)}}
@@ -304,7 +304,8 @@ func (c *context) isText(e ast.Expr) bool {
 	return false
 }
 
-// reasons are names of errors, of which a placeholder says only that a reason follows.
+// reasons are names of variables with errors. The placeholder for them only says that a reason
+// follows.
 var reasons = []string{"err", "Err", "e", "cause", "why", "reason", "Reason", "all", "refused", "fault", "Trust"}
 
 // placeholder returns the word in capital letters that stands for an expression.

@@ -18,8 +18,8 @@ import (
 // module is the import path of the repository.
 const module = "github.com/vddkcp/vddkcp"
 
-// An entry is a hint with the message that it belongs to. Words in capital letters stand for what the
-// program puts in their place.
+// An entry is a hint with the message that it belongs to. Words in capital letters stand for what
+// the program puts in their place.
 type entry struct {
 	file     string // path in the repository
 	line     int
@@ -27,9 +27,9 @@ type entry struct {
 	hint     string
 }
 
-// scanner collects the hints of a repository. It knows them by names: a variable, parameter, field or
-// constant whose name begins with "hint" or "advice" or ends with "Hint" has a hint, and a function
-// whose name ends with "Hint" returns one.
+// scanner collects the hints of a repository. It knows them by names: a variable, parameter, field
+// or constant whose name begins with "hint" or "advice" or ends with "Hint" has a hint, and a
+// function whose name ends with "Hint" returns one.
 type scanner struct {
 	files    *token.FileSet
 	packages map[string]*pack // by the path in the repository
@@ -49,13 +49,14 @@ type pack struct {
 
 var hintName = regexp.MustCompile(`^([hH]int|[aA]dvice)|Hint$`)
 
-// isHint reports whether a name is that of a hint. The package hinted and names such as hasHint are not.
+// isHint reports whether a name is that of a hint. The package hinted and names such as hasHint are
+// not.
 func isHint(name string) bool {
 	return hintName.MatchString(name) && name != "hinted" && name != "hasHint"
 }
 
-// messageNames are the names of parameters and fields that have the message of a hint, the best ones
-// first.
+// messageNames are the names of parameters and fields that have the message of a hint, the best
+// ones first.
 var messageNames = []string{"format", "message", "say", "what", "text", "problem", "err", "Err", "error", "Detail"}
 
 // skipped are the folders without hints for users.
@@ -364,8 +365,8 @@ func librarySays(c *context, values map[string]ast.Expr) []string {
 	return []string{strings.Join(parts, ", ")}
 }
 
-// rest adds the hints that no site has: assignments to fields and variables, and tables. Their message
-// is what the function reports.
+// rest adds the hints that no site has: assignments to fields and variables, and tables. Their
+// message is the one that the function reports.
 func (s *scanner) rest(p *pack) {
 	for _, file := range p.files {
 		for _, d := range file.Decls {

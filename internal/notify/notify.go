@@ -18,7 +18,7 @@ import (
 const (
 	Ready    = "READY=1"    // the service has started
 	Stopping = "STOPPING=1" // the service is ending
-	Alive    = "WATCHDOG=1" // the service makes sense; see Notifier.Watchdog
+	Alive    = "WATCHDOG=1" // the service still works; see Notifier.Watchdog
 )
 
 // Status returns a message with a text for people, which "systemctl status" shows.

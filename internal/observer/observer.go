@@ -13,8 +13,8 @@ import "context"
 // Observer has the functions that a disk calls. They are called concurrently, must not block, and
 // must not call methods of the disk. A function that is nil is not called.
 type Observer struct {
-	// Waiting is called with 1 when a call begins to wait until a host has memory or connections for
-	// it, and with -1 when the call goes on.
+	// Waiting is called with 1 when a call begins to wait until a host has memory or connections
+	// for it, and with -1 when the call goes on.
 	Waiting func(n int)
 	// Connections is called with the number of connections that were opened, or, as a negative
 	// number, closed.

@@ -13,13 +13,14 @@ const (
 	maxHeldByTLS = 64 << 10
 )
 
-// hasLeft reports whether it is useless to carry out the given request, because its client has closed
-// the connection. This is so for a read that nobody receives, and for a write whose data are not
-// complete. Only the goroutine that reads requests calls hasLeft, after it has read the request and
-// before it reads the data of a write.
+// hasLeft reports whether it is useless to carry out the given request, because its client has
+// closed the connection. This is so for a read whose reply nobody receives, and for a write whose
+// data are not complete. Only the goroutine that reads requests calls hasLeft, after it has read
+// the request and before it reads the data of a write.
 //
-// A client may shut down its side of the connection after the request DISC and still receive replies.
-// That client has not left. With TLS, a client that does so shuts down only TLS, and not the socket.
+// A client may shut down its side of the connection after the request DISC and still receive
+// replies. That client has not left. With TLS, a client that does so shuts down only TLS, and not
+// the socket.
 func (c *conn) hasLeft(r nbd.Request) (left bool) {
 	raw := socket(c.base)
 	if raw == nil {
@@ -51,8 +52,9 @@ func (c *conn) hasLeft(r nbd.Request) (left bool) {
 	return left && err == nil
 }
 
-// announced reports whether the last request that a client has sent is DISC. The parameter unread is
-// how many bytes of the client the socket fd holds. If they are too many to look at, the result is true.
+// announced reports whether the last request that a client has sent is DISC. The parameter unread
+// is how many bytes of the client the socket fd holds. If they are too many to look at, the result
+// is true.
 func (c *conn) announced(fd, unread int) bool {
 	if unread > maxPeek {
 		return true

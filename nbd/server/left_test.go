@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// TestClientLeavesWhileItWaits checks that requests of clients that have left do not wait for the limit.
-// Each of them would take 109 minutes.
+// TestClientLeavesWhileItWaits checks that requests of clients that have left do not wait for the
+// limit. Each of them would take 109 minutes.
 func TestClientLeavesWhileItWaits(t *testing.T) {
 	for _, address := range []string{"unix", "tcp"} {
 		for _, c := range []struct {
@@ -45,8 +45,8 @@ func TestClientLeavesWhileItWaits(t *testing.T) {
 	}
 }
 
-// TestClientHasAnnouncedItsEnd checks that the requests before DISC are carried out although the client
-// has closed its side of the connection.
+// TestClientHasAnnouncedItsEnd checks that the requests before DISC are carried out although the
+// client has closed its side of the connection.
 func TestClientHasAnnouncedItsEnd(t *testing.T) {
 	for _, address := range []string{"unix", "tcp"} {
 		t.Run(address, func(t *testing.T) {

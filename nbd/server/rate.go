@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// rateQuantum is how many bytes one peer gets before it is the turn of the next one, if several
-	// peers wait. Long requests therefore do not get more than short ones.
+	// rateQuantum is how many bytes one peer gets before the next one gets any, if several peers
+	// wait. Long requests therefore do not get more than short ones.
 	rateQuantum = 64 << 10
 	// rateBurst is the part of a second for which bytes are saved up while no client wants any.
 	rateBurst = 10
@@ -19,8 +19,8 @@ const (
 type rateLimits struct{ reads, writes *rateLimit }
 
 // A rateLimit limits how many bytes per second all clients together may read or write. Peers that
-// wait at the same time get the same number of bytes. A request waits before it has any memory. A nil
-// rateLimit does not limit.
+// wait at the same time get the same number of bytes. A request waits before it has any memory. A
+// nil rateLimit does not limit.
 type rateLimit struct {
 	perSecond int64
 	burst     int64 // bytes that can be saved up, and that a request can get at once
@@ -61,8 +61,8 @@ var errGone = errors.New("the client has left")
 const lookAgain = time.Second
 
 // The method wait returns when a client of the given peer may get n bytes. It returns the cause of
-// ctx if ctx ends first, ErrShutdown if the channel stopping is closed first, and errGone as soon as
-// the function gone returns true. The function gone is called unless wait returns at once.
+// ctx if ctx ends first, ErrShutdown if the channel stopping is closed first, and errGone as soon
+// as the function gone returns true. The function gone is called unless wait returns at once.
 func (l *rateLimit) wait(ctx context.Context, stopping <-chan struct{}, p *peer, n int64, gone func() bool) error {
 	if l == nil || n == 0 {
 		return nil
@@ -137,8 +137,8 @@ func (l *rateLimit) remove(p *peer, w *limited) {
 	l.serve() // the next peer may need fewer bytes than this one
 }
 
-// The method serve gives bytes to the peers that wait, in turn. If there are not enough bytes, it
-// arranges that it is called again later. The caller holds l.mu.
+// The method serve gives bytes to the peers that wait, one peer after the other. If there are not
+// enough bytes, it arranges that it is called again later. The caller holds l.mu.
 func (l *rateLimit) serve() {
 	now := time.Now()
 	l.saved = min(l.saved+now.Sub(l.at).Seconds()*float64(l.perSecond), float64(l.burst))

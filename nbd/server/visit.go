@@ -37,8 +37,8 @@ func (c *conn) logBegin() {
 	c.s.o.Log.Debug("client connected", "client", clientName(c.base), "export", c.export.Name, "tls", c.net != c.base)
 }
 
-// logEnd logs what the client has done. The parameter err is the error of the connection. The method
-// does nothing if the client has not chosen an export.
+// logEnd logs what the client has done. The parameter err is the error of the connection. The
+// method does nothing if the client has not chosen an export.
 func (c *conn) logEnd(err error) {
 	if !c.entered.Load() || !c.s.o.Log.Enabled(context.Background(), slog.LevelDebug) {
 		return
@@ -73,8 +73,8 @@ func (c *conn) endedBy(err error) string {
 	return "error"
 }
 
-// awaitRate waits until the limit of the server allows the data of a request. It returns errGone if the
-// client has left, so that nobody would receive the data or send the rest of them.
+// awaitRate waits until the limit of the server allows the data of a request. It returns errGone if
+// the client has left, so that nobody would receive the data or send the rest of them.
 func (c *conn) awaitRate(r nbd.Request) error {
 	var limit *rateLimit
 	switch r.Type {

@@ -95,8 +95,8 @@ func TestClientsAreLogged(t *testing.T) {
 	}
 }
 
-// TestRateLimitOfServer checks that reads and writes wait for the limit, that other requests do not, and
-// that the server and its connections end nevertheless.
+// TestRateLimitOfServer checks that reads and writes wait for the limit, that other requests do
+// not, and that the server and its connections end nevertheless.
 func TestRateLimitOfServer(t *testing.T) {
 	lines := make(logLines, 100)
 	s := serve(t, one("", newDisk(1<<20)), server.Options{Writable: true, RateLimit: 10, Log: lines.logger()}, "unix:"+socketPath(t))

@@ -7,8 +7,8 @@
 // The name of each DIR is an architecture, amd64 or arm64. DIR/debs contains Debian packages, and
 // DIR/files contains the files to add, with the folders that they have in the image.
 //
-// The same input makes the same bytes. The time, in seconds since 1970, is the time of the image and
-// of all files that do not come from a Debian package.
+// The same input makes the same bytes. The time, in seconds since 1970, is the time of the image
+// and of all files that do not come from a Debian package.
 package main
 
 import (

@@ -27,8 +27,9 @@ const (
 	hookAfter  = "after"
 )
 
-// The method hook runs a command of the job of an attempt. While the command runs, the monitor names
-// it. kind is hookBefore or hookAfter. report is the report of the copy, and nil for a before command.
+// The method hook runs a command of the job of an attempt. While the command runs, the monitor
+// names it. kind is hookBefore or hookAfter. report is the report of the copy, and nil for a before
+// command.
 func (r *run) hook(ctx context.Context, a *attempt, kind string, report *JobReport, log *slog.Logger) error {
 	argv := a.job.Before
 	if kind == hookAfter {
@@ -39,9 +40,9 @@ func (r *run) hook(ctx context.Context, a *attempt, kind string, report *JobRepo
 	return r.command(ctx, kind, argv, a.job, report, log)
 }
 
-// The method command runs a command of a job and logs each line that the command prints. If ctx ends,
-// or if the command takes longer than the job allows, the method first ends all processes that the
-// command has started, and then returns.
+// The method command runs a command of a job and logs each line that the command prints. If ctx
+// ends, or if the command takes longer than the job allows, the method first ends all processes
+// that the command has started, and then returns.
 func (r *run) command(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {

@@ -21,8 +21,8 @@ const (
 // notEnded is the exit status of a batch or a job in the report of a batch that has not ended.
 const notEnded = -1
 
-// Monitor says what a batch does while it runs. Run passes one to Options.Watch. A Monitor is safe
-// for concurrent use.
+// Monitor collects the state of a batch while it runs. Run passes one to Options.Watch. A Monitor
+// is safe for concurrent use.
 type Monitor struct {
 	begun time.Time
 	jobs  []*Job
@@ -246,8 +246,8 @@ type Live struct {
 	BoundBy string `json:"bound_by"`
 }
 
-// longestLeft is the longest time that TimeLeft returns, in seconds: over three years. A copy with a
-// longer time makes no progress.
+// longestLeft is the longest time that TimeLeft returns, in seconds: over three years. A copy with
+// a longer time makes no progress.
 const longestLeft = 1e8
 
 // TimeLeft returns the estimated time until the copy is complete, or "" if it is not known.
@@ -258,8 +258,8 @@ func (l *Live) TimeLeft() string {
 	return (time.Duration(*l.ETASeconds) * time.Second).String()
 }
 
-// Stage returns a text for people that says what a job does if it does not copy, such as "verify" or
-// "after command".
+// Stage returns a text for people that says what a job does if it does not copy, such as "verify"
+// or "after command".
 func (l *Live) Stage() string {
 	switch l.Phase {
 	case progress.Copy.String():

@@ -15,11 +15,12 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// nowSuffix is the end of the name of a file next to the state file. While a batch runs, the file has
-// the report that Monitor.Now returns. Other processes read it to show what runs.
+// nowSuffix is the end of the name of a file next to the state file. While a batch runs, the file
+// has the report that Monitor.Now returns. Other processes read it to show what runs.
 const nowSuffix = ".now"
 
-// NowPath returns the path of the file that says what runs now. state is the path of the state file.
+// NowPath returns the path of the file that says what runs now. state is the path of the state
+// file.
 func NowPath(state string) string { return state + nowSuffix }
 
 // WriteNow replaces the file that says what runs now. After a power failure nothing runs, so the
@@ -67,8 +68,8 @@ type State struct {
 	known map[string]bool // the jobs that the state file has
 }
 
-// ReadState reads the state of a batch. It locks nothing and writes nothing, so it does not disturb a
-// run. The path is that of the state file. The state file need not exist yet if a run has just
+// ReadState reads the state of a batch. It locks nothing and writes nothing, so it does not disturb
+// a run. The path is that of the state file. The state file need not exist yet if a run has just
 // begun.
 func ReadState(path string) (*State, error) {
 	holder, err := durable.LockHolder(path + lockSuffix)
@@ -93,8 +94,8 @@ func ReadState(path string) (*State, error) {
 	if now == nil {
 		return s, nil
 	}
-	// If the process has just locked the state file, the file that says what runs may be of a run before
-	// it that was killed.
+	// If the process has just locked the state file, the file that says what runs may be of a run
+	// before it that was killed.
 	if now.Started.Before(holder.Since) {
 		return s, nil
 	}
@@ -148,8 +149,8 @@ func (s *State) add(e *entry) {
 	}
 }
 
-// Expect tells s the jobs of the batch, so that it counts those that the state file does not have as
-// pending. It changes nothing if the batch runs, because then the number is known.
+// Expect tells s the jobs of the batch, so that it counts those that the state file does not have
+// as pending. It changes nothing if the batch runs, because then the number is known.
 func (s *State) Expect(jobs []*Job) {
 	if s.Updated != nil {
 		return
@@ -166,8 +167,8 @@ func (c *Counts) sum() int {
 	return c.Done + c.Failed + c.Skipped + c.Interrupted + c.Running + c.Pending
 }
 
-// readNow reads the file that WriteNow writes. The result is nil if there is no such file, or if it is
-// incomplete: after a power failure it can be, because WriteNow does not make it durable.
+// readNow reads the file that WriteNow writes. The result is nil if there is no such file, or if it
+// is incomplete: after a power failure it can be, because WriteNow does not make it durable.
 func readNow(path string) (*Report, error) {
 	text, err := durable.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

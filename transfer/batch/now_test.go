@@ -34,8 +34,8 @@ func TestHooksAreNamed(t *testing.T) {
 	}
 }
 
-// TestReadStateAfterKill checks the state of a batch whose process was killed, for the files that it
-// may leave.
+// TestReadStateAfterKill checks the state of a batch whose process was killed, for the files that
+// it may leave.
 func TestReadStateAfterKill(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s.json")

@@ -20,8 +20,8 @@ type ObjectField struct {
 	Values     []string // the only values that the field may have, as JSON; nil if there are others
 }
 
-// Objects returns all objects of a job file. The fields of a job are in two objects: those that only
-// job files have, and those that stand for flags of vddkcp copy.
+// Objects returns all objects of a job file. The fields of a job are in two objects: those that
+// only job files have, and those that stand for flags of vddkcp copy.
 func Objects(spec *Spec) []Object {
 	return []Object{
 		{"", "A job file is a JSON object with these fields.", described(topFields)},

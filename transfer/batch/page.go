@@ -141,8 +141,8 @@ func (r *Report) page() ([]byte, error) {
 			p.Warnings = append(p.Warnings, row)
 		}
 	}
-	// The sums are those of this run. The reports of jobs do not add up to them: a job may have been
-	// copied by an earlier run, or in several attempts.
+	// The sums are those of this run. The reports of jobs do not add up to them: a job may have
+	// been copied by an earlier run, or in several attempts.
 	read, written, retries := r.Totals.BytesRead, r.Totals.BytesWritten, r.Totals.Retries
 	took := r.Finished.Sub(r.Started).Seconds()
 	p.Summary = fmt.Sprintf("%s read and %s written in %s", bytesize.Format(read), bytesize.Format(written), duration(took))
@@ -280,9 +280,9 @@ func duration(seconds float64) string {
 	return d.Round(time.Second).String()
 }
 
-// The method timeline draws the jobs that ran. The curve is the one that was measured. The reports of
-// early versions of vddkcp have no curve. The report of a single copy has none either, and a bar alone
-// says nothing, so it has no timeline.
+// The method timeline draws the jobs that ran. The curve is the one that was measured. The reports
+// of early versions of vddkcp have no curve. The report of a single copy has none either, and a bar
+// alone says nothing, so it has no timeline.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
@@ -331,8 +331,8 @@ func (r *Report) timeline() *timeline {
 	return t
 }
 
-// The method drawRate draws the curve of a report. The drawing begins at the time from and stands for
-// the given number of seconds.
+// The method drawRate draws the curve of a report. The drawing begins at the time from and stands
+// for the given number of seconds.
 func (t *timeline) drawRate(r *Report, from time.Time, whole float64) {
 	bins := make([]float64, rateBins) // bytes read in each interval
 	r.Curve.each(r.Started, r.Finished, func(start, end time.Time, bytes float64) {

@@ -206,8 +206,9 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 	return merged, notes, nil
 }
 
-// findReports reads the reports of batches in the folder dir. The notes, which are for the user, name
-// the reports of batches that have not ended. These are returned as if the batches had been stopped.
+// findReports reads the reports of batches in the folder dir. The notes, which are for the user,
+// name the reports of batches that have not ended. These are returned as if the batches had been
+// stopped.
 func findReports(dir string) (found []*Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -240,9 +241,9 @@ func findReports(dir string) (found []*Report, notes []string, err error) {
 	return found, notes, nil
 }
 
-// The method stop changes the report of a batch that ran when the report was made. The jobs that ran
-// become interrupted. Those that waited become failed if an attempt has failed, and skipped otherwise, as
-// if the batch had been stopped then.
+// The method stop changes the report of a batch that ran when the report was made. The jobs that
+// ran become interrupted. Those that waited become failed if an attempt has failed, and skipped
+// otherwise, as if the batch had been stopped then.
 func (r *Report) stop() {
 	for _, j := range r.Jobs {
 		switch j.Status {
@@ -337,8 +338,8 @@ func readReport(path string) (*Report, error) {
 		return nil, err
 	}
 	// A state file also has a member "jobs", and may be in the same folder as the reports. A report
-	// is recognised by its member "counts". The version is checked before the other members, because
-	// they may have other types in another version.
+	// is recognised by its member "counts". The version is checked before the other members,
+	// because they may have other types in another version.
 	var shape struct {
 		Version json.RawMessage `json:"version"`
 		Counts  json.RawMessage `json:"counts"`

@@ -49,10 +49,10 @@ type Spec struct {
 	// output, or "null:", which discards the data.
 	Target string
 
-	// OpenDisk opens the disk that is read. If it is nil, the disk is the one at the address Source.
-	// The argument is the field Opener, whose options are set for this copy already, so that
-	// OpenDisk can open the disk with Opener.OpenAddress. Such a disk counts as one on a server. The
-	// copy closes the disk.
+	// OpenDisk opens the disk that is read. If it is nil, the disk is the one at the address
+	// Source. The argument is the field Opener, whose options are set for this copy already, so
+	// that OpenDisk can open the disk with Opener.OpenAddress. Such a disk counts as one on a
+	// server. The copy closes the disk.
 	OpenDisk func(context.Context, *sourceopen.Opener) (source.Disk, error)
 
 	SourceFormat string   // "raw", "vmdk" or "qcow2"; "": found by probing
@@ -107,8 +107,8 @@ type Spec struct {
 	// If Opened returns an error, the copy ends with that error. Opened may be nil.
 	Opened func() error
 	// Whole is called when the target is complete and durable, before it gets its final name. The
-	// argument mark identifies the file of the target (see fileid.MarkOf). It is "" if the target is
-	// not a file. The journal is removed only after Whole has returned. Whole may be nil.
+	// argument mark identifies the file of the target (see fileid.MarkOf). It is "" if the target
+	// is not a file. The journal is removed only after Whole has returned. Whole may be nil.
 	Whole func(mark string)
 
 	at addresses // set by Parse

@@ -101,8 +101,8 @@ func (j *job) open(ctx context.Context) (err error) {
 	return err
 }
 
-// The method observe returns a context for opening the source. With this context, the source reports
-// its connections and its waits to the counters.
+// The method observe returns a context for opening the source. With this context, the source
+// reports its connections and its waits to the counters.
 func (j *job) observe(ctx context.Context) context.Context {
 	var mu sync.Mutex
 	open := 0

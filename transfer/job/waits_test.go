@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// TestWaits copies a disk that reports its connections and a wait for the budget of its host, and then
-// reads slowly. It checks the report and the counters.
+// TestWaits copies a disk that reports its connections and a wait for the budget of its host, and
+// then reads slowly. It checks the report and the counters.
 func TestWaits(t *testing.T) {
 	dst := filepath.Join(t.TempDir(), "copy.raw")
 	synctest.Test(t, func(t *testing.T) {

@@ -86,8 +86,8 @@ func (r *run) checkTarget(ctx context.Context, i int) error {
 	return job.CheckTarget(ctx, spec, d.Size, r.startsOver())
 }
 
-// The method startsOver reports whether this run was to continue an earlier one, but copies everything
-// from the beginning.
+// The method startsOver reports whether this run was to continue an earlier one, but copies
+// everything from the beginning.
 func (r *run) startsOver() bool { return r.Resume && r.hasEarlier && !r.continues }
 
 // The method discard removes what an earlier run has written, if this run does not continue it.
@@ -168,8 +168,8 @@ func (r *run) relieve(ctx context.Context, err error) error {
 // The method key identifies the VM in Snapshots.
 func (r *run) key() string { return r.Server + " " + r.vm.Moref }
 
-// The method acquire makes the snapshot, or finds the one that an earlier run has made, or shares the
-// one of another run of this process.
+// The method acquire makes the snapshot, or finds the one that an earlier run has made, or shares
+// the one of another run of this process.
 func (r *run) acquire(ctx context.Context) error {
 	if !r.needsSnapshot() {
 		return r.acquireQuiet(ctx)
@@ -207,8 +207,8 @@ func (r *run) acquire(ctx context.Context) error {
 
 // The method acquireQuiet prepares the copy of a VM without a snapshot.
 func (r *run) acquireQuiet(ctx context.Context) error {
-	// A run without a state file, which is one of Open, does not compare the VM at its end. A template
-	// gets no snapshots.
+	// A run without a state file, which is one of Open, does not compare the VM at its end. A
+	// template gets no snapshots.
 	if r.store != nil && !r.vm.Template {
 		if err := r.Snapshots.acquireQuiet(ctx, r.key()); err != nil {
 			return err
@@ -239,8 +239,8 @@ func (r *run) removeOld(ctx context.Context) error {
 }
 
 // The method earlierSnapshot returns the snapshot from which an earlier run has copied, if this run
-// continues it. If that snapshot is gone in the meantime, this run starts over: another snapshot must
-// not get the name of the old one, which stands for the content of the disks.
+// continues it. If that snapshot is gone in the meantime, this run starts over: another snapshot
+// must not get the name of the old one, which stands for the content of the disks.
 func (r *run) earlierSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	if !r.continues {
 		return nil, nil
@@ -265,8 +265,8 @@ func (r *run) earlierSnapshot(ctx context.Context) (*inventory.Snapshot, error) 
 	return s, nil
 }
 
-// The method makeSnapshot makes a snapshot. Its name is stored durably before, so that a later run finds
-// it. If an earlier run has stored a name, the snapshot may have been made already.
+// The method makeSnapshot makes a snapshot. Its name is stored durably before, so that a later run
+// finds it. If an earlier run has stored a name, the snapshot may have been made already.
 func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	r.Phase(PhaseSnapshot, -1)
 	name := r.state.Snapshot
@@ -295,14 +295,14 @@ func (r *run) makeSnapshot(ctx context.Context) (*inventory.Snapshot, error) {
 	return s, err
 }
 
-// The method mayConsolidate reports whether the disks may be consolidated after the snapshot of this run
-// was removed. The parameter vm is the VM as it was before the snapshot was made.
+// The method mayConsolidate reports whether the disks may be consolidated after the snapshot of
+// this run was removed. The parameter vm is the VM as it was before the snapshot was made.
 func (r *run) mayConsolidate(vm *inventory.VM) bool {
 	return !vm.ConsolidationNeeded || r.ForceConsolidate
 }
 
-// The method ours returns an error if the VM has a snapshot of vddkcp with another name than the given
-// one.
+// The method ours returns an error if the VM has a snapshot of vddkcp with another name than the
+// given one.
 func (r *run) ours(vm *inventory.VM, name string) error {
 	for _, n := range vm.Snapshots {
 		if n.Mark != nil && n.Name != name {
@@ -312,8 +312,8 @@ func (r *run) ours(vm *inventory.VM, name string) error {
 	return nil
 }
 
-// The method undo removes a snapshot that could not be made with certainty: the server may have made
-// it nevertheless. It returns err.
+// The method undo removes a snapshot that could not be made with certainty: the server may have
+// made it nevertheless. It returns err.
 func (r *run) undo(ctx context.Context, err error) error {
 	r.removeByName(ctx, r.state.Snapshot)
 	if r.left == nil {
@@ -323,8 +323,8 @@ func (r *run) undo(ctx context.Context, err error) error {
 	return err
 }
 
-// The method checkSnapshot checks the new snapshot: its disks are those that are to be copied, and no
-// other run of vddkcp has made one at the same time.
+// The method checkSnapshot checks the new snapshot: its disks are those that are to be copied, and
+// no other run of vddkcp has made one at the same time.
 func (r *run) checkSnapshot(ctx context.Context) error {
 	r.report.Quiesced = r.snapshot.Quiesced
 	if r.Quiesce == inventory.TryQuiesce && !r.snapshot.Quiesced {
@@ -362,8 +362,8 @@ func (r *run) checkSnapshot(ctx context.Context) error {
 	return nil
 }
 
-// The method copyDisks copies all disks that are not complete yet. If a disk fails and nothing of the
-// others could be used later, they are stopped.
+// The method copyDisks copies all disks that are not complete yet. If a disk fails and nothing of
+// the others could be used later, they are stopped.
 func (r *run) copyDisks(ctx context.Context) error {
 	copying, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -463,9 +463,9 @@ func (r *run) copyDisk(ctx context.Context, i int) (*report.Report, error) {
 	return copied, errors.Join(err, stored)
 }
 
-// The method dropOther makes the copy of a disk start over if an earlier run has copied a part of it from
-// another snapshot. Such a part stays if an earlier run started over and ended before it came to this
-// disk.
+// The method dropOther makes the copy of a disk start over if an earlier run has copied a part of
+// it from another snapshot. Such a part stays if an earlier run started over and ended before it
+// came to this disk.
 func (r *run) dropOther(d *inventory.Disk, spec *job.Spec) error {
 	if !spec.Resume || r.snapshot == nil || r.snapshot.Disk(d) == nil {
 		return nil
@@ -497,8 +497,8 @@ func (r *run) jobOf(d *inventory.Disk, i int) job.Spec {
 	return spec
 }
 
-// The method stillTrue checks that what was copied is of one instant: the snapshot was there until the
-// last byte was read, or the VM was powered off and unchanged.
+// The method stillTrue checks that what was copied is of one instant: the snapshot was there until
+// the last byte was read, or the VM was powered off and unchanged.
 func (r *run) stillTrue(ctx context.Context) error {
 	checking, cancel := grace.Prolong(ctx, 10*time.Second)
 	defer cancel()
@@ -509,7 +509,8 @@ func (r *run) stillTrue(ctx context.Context) error {
 	return r.unchanged(vm)
 }
 
-// The method unchanged returns an error if the disks of a VM may have changed since their copy began.
+// The method unchanged returns an error if the disks of a VM may have changed since their copy
+// began.
 func (r *run) unchanged(vm *inventory.VM) error {
 	if r.snapshot != nil && !hasSnapshot(vm, r.snapshot.Moref) {
 		return fmt.Errorf("%w: what was copied may be a mixture of old and new data", inventory.ErrSnapshotGone)

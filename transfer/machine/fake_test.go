@@ -34,8 +34,8 @@ type fakeVM struct {
 	made     int             // snapshots so far
 	open     int             // disks that are open
 	calls    []string
-	// consolidated has the snapshots before which the disks did not need consolidation, as WasConsolidated
-	// was told.
+	// consolidated has the snapshots before which the disks did not need consolidation, as
+	// WasConsolidated was told.
 	consolidated []string
 	// before is called at the beginning of each call, with its name. If the result is an error, the
 	// call fails with it. If the error wraps errLost, the call is executed nevertheless.
@@ -74,8 +74,8 @@ func newFake(t *testing.T, sizes ...int) *fakeVM {
 	return f
 }
 
-// The method call records a call. The caller must return the first error. The second result says that
-// the call is executed although it fails.
+// The method call records a call. The caller must return the first error. The second result says
+// that the call is executed although it fails.
 func (f *fakeVM) call(name string) (err error, executed bool) {
 	f.calls = append(f.calls, name)
 	if f.before == nil {
@@ -244,8 +244,8 @@ func (f *fakeVM) spec(dir string) machine.Spec {
 	}
 }
 
-// ofDisk returns the Spec of a copy of one disk by a run that shares its snapshot with others. The disk
-// is given by its index.
+// ofDisk returns the Spec of a copy of one disk by a run that shares its snapshot with others. The
+// disk is given by its index.
 func (f *fakeVM) ofDisk(n int, dir string, shared *machine.Snapshots) machine.Spec {
 	s := f.spec(dir)
 	s.Only, s.Single, s.Snapshots = []string{fmt.Sprint(n + 1)}, true, shared

@@ -1,6 +1,6 @@
 // Package machine copies the disks of one virtual machine: all of them as they were at the same
-// instant. It makes a snapshot of the VM, copies the disks of the snapshot with package job, removes
-// the snapshot, and gives the files of all disks their names together.
+// instant. It makes a snapshot of the VM, copies the disks of the snapshot with package job,
+// removes the snapshot, and gives the files of all disks their names together.
 //
 // The package knows the server only through the interfaces [Machine] and [Opener]. Package vsphere
 // implements the first one.

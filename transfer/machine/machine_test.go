@@ -51,8 +51,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestEveryCallFails makes each call of a run fail once, in several ways, and checks what is left on
-// the server. Then it continues the run.
+// TestEveryCallFails makes each call of a run fail once, in several ways, and checks what is left
+// on the server. Then it continues the run.
 func TestEveryCallFails(t *testing.T) {
 	for _, keep := range []bool{false, true} {
 		for _, lost := range []bool{false, true} {

@@ -15,12 +15,12 @@ import (
 	"github.com/vddkcp/vddkcp/vsphere/inventory"
 )
 
-// Open makes a snapshot of the VM and opens a disk of it for reading. The fields Only and Skip of spec
-// must choose one disk. The snapshot is removed when the disk is closed, unless spec.Keep says that it
-// stays. If it cannot be removed, the error of Close is an *inventory.LeftError.
+// Open makes a snapshot of the VM and opens a disk of it for reading. The fields Only and Skip of
+// spec must choose one disk. The snapshot is removed when the disk is closed, unless spec.Keep says
+// that it stays. If it cannot be removed, the error of Close is an *inventory.LeftError.
 //
-// If spec.Continue names a snapshot, Open makes none, and uses that one. If Open then fails, the snapshot
-// stays. A disk of another VM is refused before anything is changed.
+// If spec.Continue names a snapshot, Open makes none, and uses that one. If Open then fails, the
+// snapshot stays. A disk of another VM is refused before anything is changed.
 //
 // No state file is written: if the process is killed, vddkcp cleanup finds the snapshot.
 func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Disk, error) {
@@ -61,8 +61,9 @@ func Open(ctx context.Context, spec Spec, opener *sourceopen.Opener) (source.Dis
 	return &snapshotDisk{Disk: d, run: r}, nil
 }
 
-// The method checkContinued returns an error if Spec.Continue is the identity of a disk that is not one
-// of the VM. Without this check, the snapshot of the other VM would look as if somebody had removed it.
+// The method checkContinued returns an error if Spec.Continue is the identity of a disk that is not
+// one of the VM. Without this check, the snapshot of the other VM would look as if somebody had
+// removed it.
 func (r *run) checkContinued() error {
 	if r.Continue == "" || strings.HasPrefix(r.Continue, identityOf(r.Server, r.vm)) {
 		return nil
@@ -71,8 +72,8 @@ func (r *run) checkContinued() error {
 		"name the same disk as before, or start over")
 }
 
-// The method acquireAgain uses the snapshot that an earlier process has made and left. It never makes
-// another one, which would have another content.
+// The method acquireAgain uses the snapshot that an earlier process has made and left. It never
+// makes another one, which would have another content.
 func (r *run) acquireAgain(ctx context.Context) error {
 	name := SnapshotIn(r.Continue)
 	snapshot, err := r.Snapshots.acquire(ctx, r.key(), func() (*inventory.Snapshot, error) {
@@ -99,8 +100,8 @@ func (r *run) acquireAgain(ctx context.Context) error {
 	return nil
 }
 
-// snapshotDisk is a disk of a snapshot that is removed when the disk is closed, unless Spec.Keep says
-// that it stays.
+// snapshotDisk is a disk of a snapshot that is removed when the disk is closed, unless Spec.Keep
+// says that it stays.
 type snapshotDisk struct {
 	source.Disk
 	run  *run
@@ -162,8 +163,8 @@ func Identity(server string, vm *inventory.VM, d *inventory.Disk, s *inventory.S
 	return id
 }
 
-// inSnapshot returns the identity of a disk of a snapshot. The parameter id is that of the disk without
-// the snapshot.
+// inSnapshot returns the identity of a disk of a snapshot. The parameter id is that of the disk
+// without the snapshot.
 func inSnapshot(id string, s *inventory.Snapshot) string { return id + ":" + s.Name }
 
 // identityOf returns the beginning of the identities of all disks of a VM.
@@ -180,8 +181,8 @@ func SnapshotIn(identity string) string {
 	return name
 }
 
-// identifiedDisk gives a disk an identity that does not depend on the names of its files, because the
-// files of a VM can be moved while it is copied.
+// identifiedDisk gives a disk an identity that does not depend on the names of its files, because
+// the files of a VM can be moved while it is copied.
 type identifiedDisk struct {
 	source.Disk
 	id, proof string
@@ -204,8 +205,9 @@ type Planned struct {
 	State   string           // path of the state file
 }
 
-// Plan checks whether Run would begin to copy. It changes nothing on the server, and writes nothing.
-// After an error, the result has what Plan has found out before the error. It is never nil.
+// Plan checks whether Run would begin to copy. It changes nothing on the server, and writes
+// nothing. After an error, the result has what Plan has found out before the error. It is never
+// nil.
 func Plan(ctx context.Context, spec Spec) (*Planned, error) {
 	r := newRun(spec)
 	p := &Planned{Report: r.report}

@@ -24,8 +24,8 @@ import (
 // name, except after an error whose outcome is Done: the copy is complete then, but a snapshot of
 // vddkcp is still on the server.
 //
-// When ctx ends, Run stops the copies as job.Run does, removes the snapshot, however long that takes,
-// and returns the cause of ctx.
+// When ctx ends, Run stops the copies as job.Run does, removes the snapshot, however long that
+// takes, and returns the cause of ctx.
 func Run(ctx context.Context, spec Spec) (*Report, error) {
 	r := newRun(spec)
 	err := r.end(r.run(ctx))
@@ -99,8 +99,8 @@ func (r *run) find(ctx context.Context) (err error) {
 	return err
 }
 
-// The method open locks the state file and reads what an earlier run left. It decides where this run
-// begins.
+// The method open locks the state file and reads what an earlier run left. It decides where this
+// run begins.
 func (r *run) open(ctx context.Context) error {
 	r.state = newState(r.Server, r.vm, r.disks, r.targets)
 	path, err := r.State(r.vm, r.disks, r.targets)
@@ -134,8 +134,8 @@ func (r *run) mayForget(err error) error {
 	return nil
 }
 
-// The method useEarlier decides what happens with the state of an earlier run, which is nil if there
-// is none.
+// The method useEarlier decides what happens with the state of an earlier run, which is nil if
+// there is none.
 func (r *run) useEarlier(ctx context.Context, earlier *state) error {
 	if earlier == nil {
 		return nil
@@ -189,8 +189,8 @@ func (r *run) findSnapshot(ctx context.Context) error {
 		"run again without --quiesce to continue, or use --force to start over")
 }
 
-// The method quiescedEnough reports whether the disks can be copied from a snapshot that this run has
-// not made itself.
+// The method quiescedEnough reports whether the disks can be copied from a snapshot that this run
+// has not made itself.
 func (r *run) quiescedEnough(s *inventory.Snapshot) bool {
 	return r.Quiesce != inventory.MustQuiesce || s.Quiesced || r.vm.Power != inventory.On
 }
@@ -226,8 +226,8 @@ func (r *run) finish() error {
 	if !r.Single || r.left != nil {
 		return r.save(stepDone)
 	}
-	// If the process is killed from here on, the caller must know that the target is complete, because
-	// no state file says so any more.
+	// If the process is killed from here on, the caller must know that the target is complete,
+	// because no state file says so any more.
 	if published := r.Job(&r.disks[0], r.targets[0]).Whole; published != nil {
 		published(r.state.Disks[0].Mark)
 	}
@@ -290,8 +290,8 @@ func (r *run) publish(ctx context.Context) error {
 	return r.finish()
 }
 
-// The method checkPublish checks all targets before the first file gets its name, because the files of
-// a VM are of no use if only some of them have their names.
+// The method checkPublish checks all targets before the first file gets its name, because the files
+// of a VM are of no use if only some of them have their names.
 func (r *run) checkPublish() error {
 	for i := range r.state.Disks {
 		d := &r.state.Disks[i]
@@ -332,7 +332,8 @@ func (r *run) end(err error) error {
 	return err
 }
 
-// leftBehindError says that a copy is complete, but that a snapshot of vddkcp is still on the server.
+// leftBehindError says that a copy is complete, but that a snapshot of vddkcp is still on the
+// server.
 type leftBehindError struct{ *inventory.LeftError }
 
 func (e *leftBehindError) Error() string { return "the copy is complete, but " + e.LeftError.Error() }

@@ -21,8 +21,9 @@ type Spec struct {
 	Name    string // the VM as the user named it, for messages and reports
 	// Targets returns the address of the target of each disk, in the order of the disks.
 	Targets func(*inventory.VM, []inventory.Disk) ([]string, error)
-	// Job returns the options of the copy of a disk, without its addresses. With Single, the function
-	// Whole of the result is called when the target has its final name and the snapshot is removed.
+	// Job returns the options of the copy of a disk, without its addresses. With Single, the
+	// function Whole of the result is called when the target has its final name and the snapshot is
+	// removed.
 	Job func(d *inventory.Disk, target string) job.Spec
 	// State returns the path of the state file of a copy of the given disks to the given targets.
 	State func(vm *inventory.VM, disks []inventory.Disk, targets []string) (string, error)

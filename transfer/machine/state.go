@@ -176,8 +176,8 @@ func (*inUseError) ExitStatus() int { return exit.Resumable }
 // Hint tells the user what to do about the error.
 func (*inUseError) Hint() string { return "wait for the end of that run" }
 
-// openStore locks the state file and reads it. The state is nil if there is no file. If the file has an
-// unknown version, openStore returns a store and a *fileversion.Error.
+// openStore locks the state file and reads it. The state is nil if there is no file. If the file
+// has an unknown version, openStore returns a store and a *fileversion.Error.
 func openStore(path string) (*store, *state, error) {
 	lock, err := durable.Lock(path + ".lock")
 	if locked := (*durable.LockedError)(nil); errors.As(err, &locked) {
@@ -236,8 +236,8 @@ func (st *store) save(s *state) error {
 	return nil
 }
 
-// The method temporary returns the path of the file that becomes the state file. Only the run that has
-// locked the state file uses it.
+// The method temporary returns the path of the file that becomes the state file. Only the run that
+// has locked the state file uses it.
 func (st *store) temporary() string { return st.path + ".new" }
 
 // Tidy removes the state file at path and the files beside it if the run that they belong to was

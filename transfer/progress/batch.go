@@ -49,16 +49,16 @@ func NewBatchDisplay(out Output, jobs int) *BatchDisplay {
 	return &BatchDisplay{out: out, screen: screen{out: out.To}, title: "batch", jobs: jobs, ended: map[string]int{}}
 }
 
-// End makes Run end with the given line instead of a summary, or with no line if the text is "". The
-// styles None and JSON do not show the line.
+// End makes Run end with the given line instead of a summary, or with no line if the text is "".
+// The styles None and JSON do not show the line.
 func (d *BatchDisplay) End(text string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed, d.closing = true, text
 }
 
-// Reads returns how many reads of sources are in progress or wait for the rate limit, and of how many
-// copies.
+// Reads returns how many reads of sources are in progress or wait for the rate limit, and of how
+// many copies.
 func (d *BatchDisplay) Reads() (reads, copies int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

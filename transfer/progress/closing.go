@@ -15,8 +15,8 @@ type Closing struct {
 	Shared  int64         // bytes whose blocks the target shares with the source
 	Earlier int64         // the offset at which the copy continued an earlier one; 0: it did not
 	Took    time.Duration // of this run
-	// Verified says that the target was read back, and Places how many places of it were compared with
-	// the source again.
+	// Verified says that the target was read back, and Places how many places of it were compared
+	// with the source again.
 	Verified bool
 	Places   int
 }

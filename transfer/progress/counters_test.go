@@ -84,7 +84,8 @@ func TestTimeLeftOfAStalledCopy(t *testing.T) {
 	}
 }
 
-// TestSnapshotAdd sets each field to 1 and checks that Add doubles it, so that no field is forgotten.
+// TestSnapshotAdd sets each field to 1 and checks that Add doubles it, so that no field is
+// forgotten.
 func TestSnapshotAdd(t *testing.T) {
 	var s progress.Snapshot
 	v := reflect.ValueOf(&s).Elem()

@@ -44,8 +44,8 @@ type Display struct {
 	held   []byte // output that was written during a pause
 }
 
-// NewDisplay returns a Display that shows the counters c. The parameter disk is the name of the disk
-// in JSON output.
+// NewDisplay returns a Display that shows the counters c. The parameter disk is the name of the
+// disk in JSON output.
 func NewDisplay(out Output, disk string, c *Counters) *Display {
 	return &Display{out: out, disk: disk, counters: c, screen: screen{out: out.To}}
 }
@@ -71,8 +71,8 @@ func (d *Display) End(text string) {
 	d.ended, d.closing = true, text
 }
 
-// Reads returns how many reads of the source are in progress or wait for the rate limit, and of how many
-// copies.
+// Reads returns how many reads of the source are in progress or wait for the rate limit, and of how
+// many copies.
 func (d *Display) Reads() (reads, copies int) { return d.counters.Snapshot().Reads, 1 }
 
 // keepDrawing calls the function draw at intervals that depend on the style until the channel done
@@ -217,8 +217,8 @@ func writeLine(out io.Writer, line Line, s Snapshot, p pace) {
 	writeJSON(out, line)
 }
 
-// writeJSON writes a line of JSON. It ignores write errors, because a copy must go on when its output
-// was closed.
+// writeJSON writes a line of JSON. It ignores write errors, because a copy must go on when its
+// output was closed.
 func writeJSON(out io.Writer, line any) {
 	text, err := json.Marshal(line)
 	if err == nil {

@@ -278,7 +278,8 @@ func TestUnknownSize(t *testing.T) {
 	}
 }
 
-// TestClosingLine checks that only people get the closing line, and that lines of a log have a stamp.
+// TestClosingLine checks that only people get the closing line, and that lines of a log have a
+// stamp.
 func TestClosingLine(t *testing.T) {
 	for style, want := range map[progress.Style]string{progress.None: "", progress.Lines: "12:00 done\n", progress.Bar: "done\n", progress.JSON: ""} {
 		var out bytes.Buffer

@@ -44,8 +44,8 @@ type screen struct {
 	shown []string // the lines on the terminal, which the next draw replaces
 }
 
-// The method draw replaces the lines on the terminal. A single write draws the new lines over the old
-// ones, without clearing them first, so that nothing flickers. The method ignores write errors,
+// The method draw replaces the lines on the terminal. A single write draws the new lines over the
+// old ones, without clearing them first, so that nothing flickers. The method ignores write errors,
 // because a copy must go on when its terminal was closed.
 func (s *screen) draw(lines []string) {
 	if len(lines) == 0 && len(s.shown) == 0 {

@@ -80,11 +80,12 @@ func (w *waiting) changeLocked() {
 //
 // If a part of the copy waits for the host budget or the rate limit, the whole copy does. The other
 // parts would otherwise have more to do: while the target or the encoders are the slowest, no part
-// reaches the limit. In every other case, the copy waits for that for which most of its pieces wait,
-// because pieces pile up before the slowest stage. A piece that is being read waits for the source.
-// A piece that the workers have finished waits for the collector, and so for what the collector
-// does now. But while the collector itself waits for the next piece in order, the pieces behind
-// that one count for nothing.
+// reaches the limit. In every other case, the copy waits for the stage at which most of its pieces
+// wait, because pieces pile up before the slowest stage.
+//
+// A piece that is being read waits for the source. A piece that the workers have finished waits for
+// the collector, and so for what the collector does now. However, while the collector itself waits
+// for the next piece in order, the pieces behind that one do not count.
 func (w *waiting) decideLocked() {
 	parts := w.parts
 	if w.collecting {
@@ -183,8 +184,8 @@ func (w *waiting) collected(n int) {
 	w.mu.Unlock()
 }
 
-// AddWait records that the copy has spent the time d on waiting for w, in addition to the times that
-// Begin and Background count.
+// AddWait records that the copy has spent the time d on waiting for w, in addition to the times
+// that Begin and Background count.
 func (c *Counters) AddWait(w Wait, d time.Duration) {
 	c.wait.mu.Lock()
 	defer c.wait.mu.Unlock()
@@ -195,8 +196,8 @@ func (c *Counters) AddWait(w Wait, d time.Duration) {
 // source without connections, such as a file.
 func (c *Counters) SetConnections(n int) { c.connections.Store(int64(n)) }
 
-// snapshot returns the times up to now, and the number of reads that are in progress or wait for the
-// rate limit.
+// snapshot returns the times up to now, and the number of reads that are in progress or wait for
+// the rate limit.
 func (w *waiting) snapshot() (times Waits, reads int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

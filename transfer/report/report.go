@@ -139,9 +139,9 @@ func New(source, target string) *Report {
 	}
 }
 
-// Count sets the numbers of bytes that the copy has planned, read, written, zeroed and shared, and the
-// times that it has waited. The planned bytes are those of the copy: they have neither the bytes
-// that are read back for a check, nor holes that were found during the copy.
+// Count sets the numbers of bytes that the copy has planned, read, written, zeroed and shared, and
+// the times that it has waited. The planned bytes are those of the copy: they have neither the
+// bytes that are read back for a check, nor holes that were found during the copy.
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Work(), s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
@@ -187,8 +187,8 @@ func WriteJSON(path string, report any) error {
 	return WriteText(path, append(text, '\n'))
 }
 
-// WriteText writes the text of a report to path, as [Report.Write] does. Characters that would control
-// a terminal are escaped.
+// WriteText writes the text of a report to path, as [Report.Write] does. Characters that would
+// control a terminal are escaped.
 func WriteText(path string, text []byte) error {
 	if err := durable.Write(path, printable.Bytes(text), durable.Private); err != nil {
 		return fmt.Errorf("report: %w", err)

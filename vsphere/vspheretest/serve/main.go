@@ -5,14 +5,16 @@
 //	make build
 //	go run ./vsphere/vspheretest/serve [FLAGS] [FILE]
 //
-// FILE describes the inventory, as package vspheretest says. The server ends with the signal SIGINT.
+// FILE describes the inventory, as package vspheretest says. The server ends with the signal
+// SIGINT.
 //
-// With the flag -run COMMAND, the server does not print flags and reads no commands. It runs COMMAND
-// in a shell whose environment variables tell vddkcp and govc where the server is, and ends with it.
+// With the flag -run COMMAND, the server does not print flags and reads no commands. It runs
+// COMMAND in a shell whose environment variables tell vddkcp and govc where the server is, and ends
+// when COMMAND ends.
 //
-// The disks are served by the stand-in for VDDK's library, which needs a C compiler, and over NFC by
-// stand-ins for the ESXi hosts. With the flag -nfc, no library is built. The flags whose names begin
-// with "nfc-" change the hosts; they replace a line "nfc" of FILE.
+// The disks are served by the stand-in for VDDK's library, which needs a C compiler, and over NFC
+// by stand-ins for the ESXi hosts. With the flag -nfc, no library is built. The flags whose names
+// begin with "nfc-" change the hosts; they replace a line "nfc" of FILE.
 package main
 
 import (

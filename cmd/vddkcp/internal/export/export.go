@@ -66,7 +66,7 @@ type Options struct {
 	TLS, TLSCertificates string
 	TLSVerifyPeer        bool  // refuse clients without a valid certificate
 	MaxConnections       int   // maximum number of clients at the same time, at least 1
-	RateLimit            int64 // bytes per second that all clients together read, and that they write; 0: no limit
+	RateLimit            int64 // bytes per second, for the reads and for the writes of all clients together; 0: no limit
 
 	// Command is run in a shell as soon as clients can connect. When it ends, Run ends. If
 	// Command is empty, no command is run.
@@ -224,8 +224,8 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 }
 
 // allowThreads raises the limit for threads if many connections are allowed. The Go runtime ends a
-// program that has more than 10,000 threads. Each connection can have up to three calls to a disk in
-// progress. If the disk does not answer, each of these calls occupies a thread.
+// program that has more than 10,000 threads. Each connection can have up to three calls to a disk
+// in progress. If the disk does not answer, each of these calls occupies a thread.
 func allowThreads(connections int) { debug.SetMaxThreads(max(10_000, 2_000+3*connections)) }
 
 // The method announce logs the URIs of the server, and prints them if the parameter print is true.

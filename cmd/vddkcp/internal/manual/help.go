@@ -8,15 +8,15 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// widest is the greatest width of a left column, in columns of the terminal. A longer text there has
-// a line for itself.
+// widest is the greatest width of a left column, in columns of the terminal. A longer text there
+// has a line for itself.
 const widest = 27
 
 // narrow is the width of a terminal below which there is no room for two columns.
 const narrow = 60
 
-// Help returns what --help prints for a command, or for the program if c is the node of the program.
-// No line is longer than width, as far as the words allow.
+// Help returns what --help prints for a command, or for the program if c is the node of the
+// program. No line is longer than width, as far as the words allow.
 func (b *Book) Help(c *kong.Node, width int) string {
 	h := &help{width: max(width, 20)}
 	children := slices.DeleteFunc(slices.Clone(c.Children), func(c *kong.Node) bool { return c.Hidden })
@@ -132,8 +132,8 @@ func (h *help) lines(indent string, lines []string) {
 	}
 }
 
-// The method section appends rows below a title. On a narrow terminal, the right column is below the
-// left one.
+// The method section appends rows below a title. On a narrow terminal, the right column is below
+// the left one.
 func (h *help) section(title string, rows []row) {
 	if len(rows) == 0 {
 		return
@@ -179,8 +179,8 @@ func (h *help) examples(all []Example) {
 	}
 }
 
-// The function wrap breaks a text at spaces into lines of at most width characters. A longer word is
-// not broken.
+// The function wrap breaks a text at spaces into lines of at most width characters. A longer word
+// is not broken.
 func wrap(text string, width int) (lines []string) {
 	line, length := "", 0
 	for _, word := range strings.Fields(text) {

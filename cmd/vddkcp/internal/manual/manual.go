@@ -50,9 +50,9 @@ func Of(examples []Example, command string) (all []Example) {
 	return all
 }
 
-// Write writes all pages into a folder, which it creates if it does not exist. There is a page for the
-// program, one for each command, which includes the commands below it, and one for job files. The
-// result has the names of the files.
+// Write writes all pages into a folder, which it creates if it does not exist. There is a page for
+// the program, one for each command, which includes the commands below it, and one for job files.
+// The result has the names of the files.
 func (b *Book) Write(dir string) (files []string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err

@@ -30,8 +30,8 @@ func (b *Book) options(p *page, c *kong.Node) {
 	}
 }
 
-// The method flags appends flags. Each group of flags has its own subsection, except those without a
-// group.
+// The method flags appends flags. Each group of flags has its own subsection, except those without
+// a group.
 func (b *Book) flags(p *page, flags []*kong.Flag) {
 	for _, g := range flagGroups(flags) {
 		if g.title != "" {
@@ -47,8 +47,8 @@ func (b *Book) flags(p *page, flags []*kong.Flag) {
 	}
 }
 
-// groupOrder has the titles of groups of flags in the order in which a reader needs them. Flags without
-// a group, and groups that only one command has, come first.
+// groupOrder has the titles of groups of flags in the order in which a reader needs them. Flags
+// without a group, and groups that only one command has, come first.
 var groupOrder = []string{"VM", "Target", "Source", "Speed", "Report", "Snapshot", "VDDK", "Log"}
 
 // flagGroups returns the groups of the flags that are not hidden.

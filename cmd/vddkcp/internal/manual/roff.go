@@ -8,8 +8,8 @@ import (
 )
 
 // A page is a manual page in the language roff with the macros man(7), which groff and mandoc
-// format. Its methods append to the page. Their texts are roff, which the functions inline, helpText
-// and literal make.
+// format. Its methods append to the page. Their texts are roff, which the functions inline,
+// helpText and literal make.
 type page struct {
 	text strings.Builder
 	// empty is true if the current section has no text yet. A macro for a new paragraph there would
@@ -115,8 +115,8 @@ func inline(text string) string {
 	return out.String()
 }
 
-// The function helpText turns a help text, which has no markup because a terminal shows it as it is,
-// into roff. Flags in it are bold.
+// The function helpText turns a help text, which has no markup because a terminal shows it as it
+// is, into roff. Flags in it are bold.
 func helpText(text string) string {
 	var out strings.Builder
 	end := 0
@@ -133,8 +133,8 @@ func italic(text string) string { return `\fI` + literal(text) + `\fR` }
 // flagInText matches a flag such as --log-level in a text.
 var flagInText = regexp.MustCompile(`--[a-z](?:[a-z0-9-]*[a-z0-9])?`)
 
-// The function literal escapes a text that must be printed exactly, such as a command line. In roff, a
-// plain - is a hyphen, which is another character than the one that begins a flag.
+// The function literal escapes a text that must be printed exactly, such as a command line. In
+// roff, a plain - is a hyphen, which is another character than the one that begins a flag.
 func literal(text string) string { return escape(text, func(int) bool { return false }) }
 
 // The function plain escapes a text in a sentence. A - between two letters stays a hyphen.
