@@ -23,11 +23,15 @@ func reading(seconds int) *fate {
 		t.Counters.AddPlanned(int64(seconds) << 20)
 		t.Counters.SetConnections(3)
 		for range seconds {
-			time.Sleep(time.Second)
+			t.Counters.Begin(progress.WaitSource)
+			time.Sleep(700 * time.Millisecond)
+			t.Counters.End(progress.WaitSource)
+			t.Counters.Begin(progress.WaitTarget)
+			time.Sleep(200 * time.Millisecond)
+			t.Counters.End(progress.WaitTarget)
+			time.Sleep(100 * time.Millisecond)
 			t.Counters.AddRead(1 << 20)
 			t.Counters.AddDone(1 << 20)
-			t.Counters.AddWait(progress.WaitSource, 700*time.Millisecond)
-			t.Counters.AddWait(progress.WaitTarget, 200*time.Millisecond)
 		}
 	}}
 }

@@ -282,8 +282,9 @@ func TestBatchSaysWhatBinds(t *testing.T) {
 			c.SetConnections(2)
 			d.Start(name, "disk", c)
 			time.Sleep(300 * time.Millisecond)
-			c.AddWait(progress.WaitSource, 200*time.Millisecond)
+			c.Begin(progress.WaitSource)
 			time.Sleep(200 * time.Millisecond)
+			c.End(progress.WaitSource)
 			if got := s.text()[1]; !strings.HasSuffix(got, want) {
 				t.Errorf("%q, want %q at its end", got, want)
 			}

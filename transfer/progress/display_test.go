@@ -234,10 +234,14 @@ func TestCopyOnATerminal(t *testing.T) {
 			n.Enter(progress.Copy)
 			time.Sleep(100 * time.Millisecond) // the display draws between the steps of the copy
 			for range 12 {
-				time.Sleep(time.Second)
+				n.Begin(progress.WaitSource)
+				time.Sleep(900 * time.Millisecond)
+				n.End(progress.WaitSource)
+				n.Begin(progress.WaitTarget)
+				time.Sleep(50 * time.Millisecond)
+				n.End(progress.WaitTarget)
+				time.Sleep(50 * time.Millisecond)
 				n.AddDone(1 << 30)
-				n.AddWait(progress.WaitSource, 900*time.Millisecond)
-				n.AddWait(progress.WaitTarget, 50*time.Millisecond)
 			}
 			if _, err := d.Write([]byte(message + "\n")); err != nil {
 				t.Error(err)

@@ -184,14 +184,6 @@ func (w *waiting) collected(n int) {
 	w.mu.Unlock()
 }
 
-// AddWait records that the copy has spent the time d on waiting for w, in addition to the times
-// that Begin and Background count.
-func (c *Counters) AddWait(w Wait, d time.Duration) {
-	c.wait.mu.Lock()
-	defer c.wait.mu.Unlock()
-	c.wait.times[w] += d
-}
-
 // SetConnections records the number of connections that the source uses now. It stays 0 for a
 // source without connections, such as a file.
 func (c *Counters) SetConnections(n int) { c.connections.Store(int64(n)) }
