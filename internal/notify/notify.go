@@ -24,8 +24,8 @@ const (
 // Status returns a message with a text for people, which "systemctl status" shows.
 func Status(text string) string { return "STATUS=" + printable.Line(text) }
 
-// Notifier sends messages to the service manager that started the process. A nil *Notifier sends
-// nothing. A Notifier is safe for concurrent use.
+// Notifier sends messages to the service manager that started the process. A Notifier is safe for
+// concurrent use.
 type Notifier struct {
 	conn     *net.UnixConn
 	watchdog time.Duration
@@ -74,17 +74,11 @@ func take(name string) string {
 // Watchdog returns the time within which the service manager expects a message [Alive]. If it gets
 // none for so long, it kills the process. The result is 0 if it expects no such messages.
 func (n *Notifier) Watchdog() time.Duration {
-	if n == nil {
-		return 0
-	}
 	return n.watchdog
 }
 
 // Send sends messages to the service manager.
 func (n *Notifier) Send(messages ...string) error {
-	if n == nil {
-		return nil
-	}
 	err := n.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
 	_, written := n.conn.Write([]byte(strings.Join(messages, "\n") + "\n"))
 	if err := errors.Join(err, written); err != nil {
