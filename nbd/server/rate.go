@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -118,22 +119,12 @@ func (l *rateLimit) remove(p *peer, w *limited) {
 	if s == nil {
 		return
 	}
-	for i, other := range s.requests {
-		if other == w {
-			s.requests = append(s.requests[:i], s.requests[i+1:]...)
-			break
-		}
-	}
+	s.requests = slices.DeleteFunc(s.requests, func(other *limited) bool { return other == w })
 	if len(s.requests) > 0 {
 		return
 	}
 	delete(l.waiting, p)
-	for i, other := range l.queue {
-		if other == s {
-			l.queue = append(l.queue[:i], l.queue[i+1:]...)
-			break
-		}
-	}
+	l.queue = slices.DeleteFunc(l.queue, func(other *share) bool { return other == s })
 	l.serve() // the next peer may need fewer bytes than this one
 }
 
