@@ -201,12 +201,12 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags, notice *stoppin
 	options.Serving = func(clients func() int) {
 		notice.over(errorOutput, logs.asJSON(), func() (string, bool) {
 			n := clients()
-			return counted(n, "client"), n > 0 // a signal is the normal way to end an export
+			return plural(n, "client", "clients"), n > 0 // a signal is the normal way to end an export
 		})
 	}
 	options.Ready = func(clients func() int) (done func()) {
 		return service.begin(ctx, log, func() string {
-			return fmt.Sprintf("serving %s to %s", counted(len(sources), "disk"), counted(clients(), "client"))
+			return fmt.Sprintf("serving %s to %s", plural(len(sources), "disk", "disks"), plural(clients(), "client", "clients"))
 		})
 	}
 	if logs.asJSON() {

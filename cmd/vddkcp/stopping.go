@@ -64,14 +64,6 @@ func readsOf(display interface{ Reads() (reads, copies int) }) waiting {
 		case copies > 1:
 			return fmt.Sprintf("%d reads of %d disks", reads, copies), true
 		}
-		return counted(reads, "read"), true
+		return plural(reads, "read", "reads"), true
 	}
-}
-
-// counted returns a number with a word in the singular or the plural.
-func counted(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
 }

@@ -177,7 +177,7 @@ func closingOfVM(r *machine.Report) string {
 		}
 	}
 	end.Verified = end.Verified && disks > 0
-	return fmt.Sprintf("%s: %s, %s", printable.Name(r.VM), counted(disks, "disk"), end)
+	return fmt.Sprintf("%s: %s, %s", printable.Name(r.VM), plural(disks, "disk", "disks"), end)
 }
 
 // The method copyVM copies the VM. With --dry-run it only prints what a copy would do.
