@@ -19,7 +19,6 @@ import (
 // Pin is a file that says which disk an export serves, and in which state. A later export
 // with the same file serves only the same disk in the same state. A client that has read a
 // part of the disk from the first export can therefore read the rest from the second one.
-// A nil *Pin stands for no file: its methods do nothing.
 type Pin struct {
 	path    string
 	lock    *os.File
@@ -79,7 +78,7 @@ func (p *Pin) read() error {
 // Earlier returns the identity of the disk that an earlier export has served, or "" if
 // there was none.
 func (p *Pin) Earlier() string {
-	if p == nil || p.earlier == nil {
+	if p.earlier == nil {
 		return ""
 	}
 	return p.earlier.Disk
@@ -96,18 +95,12 @@ func (p *Pin) Exists() bool {
 
 // Close releases the lock.
 func (p *Pin) Close() error {
-	if p == nil {
-		return nil
-	}
 	return errors.Join(os.Remove(p.lock.Name()), durable.CloseLocked(p.lock))
 }
 
 // The method check compares the disk with the one that an earlier export has served. If
 // there was none, the method writes the file.
 func (p *Pin) check(ctx context.Context, disk source.Disk, log *slog.Logger) error {
-	if p == nil {
-		return nil
-	}
 	is := pinned{Version: pinFormat.Newest, Size: disk.Size(), Proof: "none"}
 	if i, ok := source.Ability[source.Identified](disk); ok {
 		var err error
