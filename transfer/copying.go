@@ -66,7 +66,7 @@ func (c *copying) reader() *reader {
 // The method run copies everything. Whenever the connection to the target is lost, it opens the
 // target again and continues at the last checkpoint.
 func (c *copying) run(ctx context.Context) error {
-	if err := c.begin(ctx, c.dst, c.o.Resume, c.o.Resume != nil); err != nil {
+	if err := c.begin(c.dst, c.o.Resume, c.o.Resume != nil); err != nil {
 		return err
 	}
 	var since time.Time // when the target was lost for the first time since the copy made progress
@@ -86,7 +86,7 @@ func (c *copying) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := c.begin(ctx, dst, c.keeper.last, c.keeper.exists); err != nil {
+		if err := c.begin(dst, c.keeper.last, c.keeper.exists); err != nil {
 			return err
 		}
 		c.replanWork()
@@ -105,7 +105,7 @@ func (c *copying) runOnce(ctx context.Context) error {
 // The method begin prepares the copy to dst. The copy begins at the given checkpoint, or at the
 // start of the disk if checkpoint is nil. The parameter stored is true if Options.Keep has stored
 // the checkpoint, so that a later run of the program can continue there.
-func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, stored bool) (err error) {
+func (c *copying) begin(dst sink.Disk, checkpoint *Checkpoint, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
 	if checkpoint == nil {

@@ -36,7 +36,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		c.o.Counters.AddPlanned(size)
 		c.planChecks(size, size)
 	}
-	if err := c.begin(ctx, dst, nil, false); err != nil {
+	if err := c.begin(dst, nil, false); err != nil {
 		return result, err
 	}
 	p, err := newPipeline(ctx, c)

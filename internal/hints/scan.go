@@ -259,7 +259,7 @@ func (s *scanner) method(c *context, f *ast.FuncDecl) {
 		messages = inner.results(e, nil, 2).texts
 	}
 	hints := c.results(f, nil, 2)
-	s.add(c, f.Pos(), messages, hints)
+	s.add(f.Pos(), messages, hints)
 }
 
 // call adds the hints of a call of a function with a parameter for a hint.
@@ -284,7 +284,7 @@ func (s *scanner) call(c *context, call *ast.CallExpr) {
 				break
 			}
 		}
-		s.add(c, call.Pos(), messages, hints)
+		s.add(call.Pos(), messages, hints)
 	}
 }
 
@@ -332,7 +332,7 @@ func (s *scanner) composite(c *context, l *ast.CompositeLit, kind ast.Expr) {
 		if len(messages) == 0 {
 			messages = librarySays(c, values)
 		}
-		s.add(c, l.Pos(), messages, hints)
+		s.add(l.Pos(), messages, hints)
 	}
 }
 
@@ -377,7 +377,7 @@ func (s *scanner) rest(p *pack) {
 			add := func(at token.Pos, v ast.Expr) {
 				hints := c.resolve(v, 3)
 				if slices.ContainsFunc(hints.literals, func(p token.Pos) bool { return !s.covered[p] }) {
-					s.add(c, at, c.reports(), hints)
+					s.add(at, c.reports(), hints)
 				}
 			}
 			ast.Inspect(d, func(n ast.Node) bool {
@@ -419,7 +419,7 @@ func last(e ast.Expr) string {
 }
 
 // add adds an entry for each hint that has words of its own.
-func (s *scanner) add(c *context, at token.Pos, messages []string, hints texts) {
+func (s *scanner) add(at token.Pos, messages []string, hints texts) {
 	for _, l := range hints.literals {
 		s.covered[l] = true
 	}

@@ -353,7 +353,7 @@ func (l *loader) flag(d *draft, m member, field place) {
 	}
 	give([]string{n.text})
 	if n.kind == kindString && f.Secret {
-		l.secret(f, n, field)
+		l.secret(n, field)
 		return
 	}
 	if n.kind == kindString && len(f.Enum) > 0 {
@@ -381,7 +381,7 @@ func (l *loader) check(f *Field, at int, field place, text string) {
 }
 
 // The method secret checks the value of a secret flag. Its messages never show the value.
-func (l *loader) secret(f *Field, n *node, field place) {
+func (l *loader) secret(n *node, field place) {
 	switch {
 	case strings.HasPrefix(n.text, "-"):
 		l.bad(n.offset, field, "a job cannot read a secret from the terminal (-) or from a file descriptor (-FD): want +FILE, a file whose first line is the secret")
