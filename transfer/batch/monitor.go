@@ -308,11 +308,11 @@ func (p *pace) add(at time.Time, bytes int64, waits progress.Waits) {
 }
 
 // The method rate returns the rate in bytes per second. It is 0 while a copy repeats work, because
-// its counter decreases then.
+// its counter stays the same then.
 func (p *pace) rate() float64 {
 	first, last := p.points[0], p.points[len(p.points)-1]
 	if elapsed := last.at.Sub(first.at).Seconds(); elapsed > 0 {
-		return max(float64(last.bytes-first.bytes)/elapsed, 0)
+		return float64(last.bytes-first.bytes) / elapsed
 	}
 	return 0
 }

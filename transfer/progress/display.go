@@ -166,7 +166,7 @@ func (d *Display) draw(last bool) {
 	case last:
 		d.screen.draw(nil)
 		switch {
-		case d.ended && d.closing != "":
+		case d.closing != "":
 			d.out.printLine(d.closing)
 		case !d.ended && s.Phase != Plan: // else the copy failed before it began
 			d.out.printLine(describe(s, pace{rate: p.rate}))
