@@ -33,8 +33,8 @@ func (l *limits) get() (size, depth, changes int) {
 }
 
 // The method halve halves the limits after the host has refused a request. The parameter changes is
-// what get returned together with the size of the request: the refusals of several requests of one
-// size count as one.
+// the value that get returned together with the size of the request: the refusals of several
+// requests of one size count as one.
 func (l *limits) halve(changes int) {
 	l.mu.Lock()
 	if changes != l.changes {

@@ -72,7 +72,7 @@ var exitStatuses = []manual.Status{
 	{Status: "0", Meaning: "done, and what was written is durable"},
 	{Status: "1", Meaning: "failed"},
 	{Status: "2", Meaning: "wrong use: a bad flag, job file, configuration file or parameter"},
-	{Status: "3", Meaning: "two disks, or a disk and its digest, differ", Commands: []string{"copy", "run", "verify", "vm"}},
+	{Status: "3", Meaning: "two disks, or a disk and its digest, differ", Commands: []string{"copy", "verify", "vm"}},
 	{Status: "4", Meaning: "some jobs of a batch failed, and the others are done", Commands: []string{"run"}},
 	{Status: "5", Meaning: "done, but a snapshot that vddkcp made is still on the server", Commands: []string{"copy", "export", "map", "run", "verify", "vm"}},
 	{Status: "75", Meaning: "failed for a temporary reason; --resume can continue", Commands: []string{"copy", "export", "run", "verify", "vm"}},

@@ -305,7 +305,7 @@ func (c *profileAddCommand) certify(ctx context.Context, p *profile.Profile) err
 }
 
 // The method password returns the password of the profile, or where it is. On a terminal, it asks
-// for what no flag gives.
+// for the values that no flag gives.
 func (c *profileAddCommand) password(ctx context.Context, p *profile.Profile, config string, warn func(string)) (profile.Secret, error) {
 	flag := c.Password
 	if flag.form == notGiven {

@@ -84,7 +84,7 @@ var parts = map[string]string{
 	"REASON; then run again with --resume to continue the copy at byte OFFSET": "...; then run again with --resume to continue the copy at byte OFFSET",
 }
 
-// words replace what the scan makes of an expression by what a person sees.
+// words replace the text that the scan makes of an expression by the text that a person sees.
 var words = map[string]string{
 	"the files of the disks are: , FILE":                                           "the files of the disks are: FILES",
 	"run chown N FILE and chmod 600 FILEELSEWHERE":                                 "run chown USER FILE and chmod 600 FILE, or write the secret to a file of its own",

@@ -210,8 +210,8 @@ func (m *Monitor) head() *Report {
 	return r
 }
 
-// The method complete fills in the fields of the report of a batch that ends now. The list of jobs
-// and what depends on it is not among them.
+// The method complete fills in the fields of the report of a batch that ends now, except the list
+// of jobs and the fields that depend on it.
 func (m *Monitor) complete(r *Report) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -497,8 +497,8 @@ func (r *run) jobOf(d *inventory.Disk, i int) job.Spec {
 	return spec
 }
 
-// The method stillTrue checks that what was copied is of one instant: the snapshot was there until
-// the last byte was read, or the VM was powered off and unchanged.
+// The method stillTrue checks that the copied data is the content of one instant: the snapshot was
+// there until the last byte was read, or the VM was powered off and unchanged.
 func (r *run) stillTrue(ctx context.Context) error {
 	checking, cancel := grace.Prolong(ctx, 10*time.Second)
 	defer cancel()

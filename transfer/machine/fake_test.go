@@ -34,8 +34,8 @@ type fakeVM struct {
 	made     int             // snapshots so far
 	open     int             // disks that are open
 	calls    []string
-	// consolidated has the snapshots before which the disks did not need consolidation, as
-	// WasConsolidated was told.
+	// consolidated has the snapshots before which the disks did not need consolidation, as the
+	// method WasConsolidated has recorded them.
 	consolidated []string
 	// before is called at the beginning of each call, with its name. If the result is an error, the
 	// call fails with it. If the error wraps errLost, the call is executed nevertheless.

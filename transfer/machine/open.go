@@ -206,8 +206,8 @@ type Planned struct {
 }
 
 // Plan checks whether Run would begin to copy. It changes nothing on the server, and writes
-// nothing. After an error, the result has what Plan has found out before the error. It is never
-// nil.
+// nothing. After an error, the result has the facts that Plan found before the error. The result is
+// never nil.
 func Plan(ctx context.Context, spec Spec) (*Planned, error) {
 	r := newRun(spec)
 	p := &Planned{Report: r.report}

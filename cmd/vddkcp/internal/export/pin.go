@@ -87,7 +87,7 @@ func (p *Pin) Earlier() string {
 // Agrees reports whether the file says which disk this export serves, and in which state.
 func (p *Pin) Agrees() bool { return p.agrees }
 
-// Exists reports whether the file exists. A user who removes it wants no later export.
+// Exists reports whether the file exists. If the user has removed it, no later export will follow.
 func (p *Pin) Exists() bool {
 	_, err := os.Lstat(p.path)
 	return !errors.Is(err, fs.ErrNotExist)
