@@ -100,11 +100,21 @@ func TestStoppingNamesReads(t *testing.T) {
 			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}
-			for !strings.Contains(stderr.String(), "stopping") && cmd.ProcessState == nil {
-				time.Sleep(time.Millisecond)
+			var err error
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				err = cmd.Wait()
+			}()
+			for running := true; running && !strings.Contains(stderr.String(), "stopping"); {
+				select {
+				case <-ended:
+					running = false
+				case <-time.After(time.Millisecond):
+				}
 			}
 			resume()
-			err := cmd.Wait()
+			<-ended
 			if cmd.ProcessState.ExitCode() != 130 {
 				t.Errorf("%v", err)
 			}
