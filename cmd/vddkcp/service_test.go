@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -21,13 +23,21 @@ import (
 // signal and at the end.
 func TestService(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // guards got
 		var got []string
 		s := &service{watchdog: 8 * time.Second, send: func(messages ...string) error {
+			mu.Lock()
+			defer mu.Unlock()
 			got = append(got, messages...)
 			return nil
 		}}
+		sent := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(got)
+		}
 		count := func(message string) (n int) {
-			for _, m := range got {
+			for _, m := range sent() {
 				if m == message {
 					n++
 				}
@@ -46,8 +56,8 @@ func TestService(t *testing.T) {
 			return "1 of 2 done"
 		})
 		synctest.Wait()
-		if want := []string{notify.Ready, "STATUS=1 of 2 done", notify.Alive}; !slices.Equal(got, want) {
-			t.Errorf("at the start %q, want %q", got, want)
+		if want := []string{notify.Ready, "STATUS=1 of 2 done", notify.Alive}; !slices.Equal(sent(), want) {
+			t.Errorf("at the start %q, want %q", sent(), want)
 		}
 		pass(time.Minute + time.Second)
 		if n := count(notify.Alive); n != 1+15 {
@@ -64,15 +74,15 @@ func TestService(t *testing.T) {
 		cancel()
 		synctest.Wait()
 		if count(notify.Stopping) != 1 {
-			t.Errorf("after a signal %q", got)
+			t.Errorf("after a signal %q", sent())
 		}
 		pass(10 * time.Second)
 		if n := count(notify.Alive); n < before+3 || count(notify.Stopping) != 1 {
 			t.Errorf("fed %d times while it stops", n-before)
 		}
 		done()
-		if count(notify.Ready) != 1 || got[len(got)-1] != notify.Stopping {
-			t.Errorf("at the end %q", got[len(got)-1])
+		if all := sent(); count(notify.Ready) != 1 || all[len(all)-1] != notify.Stopping {
+			t.Errorf("at the end %q", all)
 		}
 	})
 }
@@ -82,9 +92,10 @@ func TestService(t *testing.T) {
 func TestServiceManagerIsBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got []string
-		busy := true
+		var busy atomic.Bool
+		busy.Store(true)
 		s := &service{send: func(messages ...string) error {
-			if busy {
+			if busy.Load() {
 				return errors.New("timeout")
 			}
 			got = append(got, messages...)
@@ -92,7 +103,7 @@ func TestServiceManagerIsBusy(t *testing.T) {
 		}}
 		done := s.begin(t.Context(), slog.New(slog.DiscardHandler), func() string { return "works" })
 		synctest.Wait()
-		busy = false
+		busy.Store(false)
 		time.Sleep(21 * time.Second)
 		synctest.Wait()
 		if want := []string{notify.Ready, "STATUS=works", notify.Alive, "STATUS=works", notify.Alive}; !slices.Equal(got, want) {
