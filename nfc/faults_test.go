@@ -8,10 +8,10 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 	"github.com/vddkcp/vddkcp/nfc/wire"
@@ -72,27 +72,9 @@ func silent(kind nfctest.Kind) bool {
 	return false
 }
 
-// A syncBuffer is a log or a trace.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
 // faultOptions are options for a fault, and the log and trace that they write.
-func faultOptions(kind nfctest.Kind, compression string) (o nfc.Options, written *syncBuffer) {
-	written = new(syncBuffer)
+func faultOptions(kind nfctest.Kind, compression string) (o nfc.Options, written *syncbuffer.Buffer) {
+	written = new(syncbuffer.Buffer)
 	o = nfc.Options{
 		Timeout: 10 * time.Second, Compression: compression, Trace: nfc.NewTrace(written), Warn: func(text string) { fmt.Fprintln(written, text) },
 		Log:   slog.New(slog.NewTextHandler(written, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -108,7 +90,7 @@ func faultOptions(kind nfctest.Kind, compression string) (o nfc.Options, written
 // limit is short, so that the test is quick. A loaded machine can exceed it before the fault
 // happens. The function attempt then returns true, and is called again with a longer limit. With
 // the longest limit, the parameter mayBeSlow is false, and attempt must report what it finds.
-func eachLimit(kind nfctest.Kind, compression string, attempt func(o nfc.Options, written *syncBuffer, mayBeSlow bool) (slow bool)) {
+func eachLimit(kind nfctest.Kind, compression string, attempt func(o nfc.Options, written *syncbuffer.Buffer, mayBeSlow bool) (slow bool)) {
 	for factor := time.Duration(1); ; factor *= 4 {
 		o, written := faultOptions(kind, compression)
 		last := !silent(kind) || factor == 64
@@ -187,7 +169,7 @@ func eachFault(t *testing.T, test func(t *testing.T, f nfctest.Fault, first, lat
 func TestFaults(t *testing.T) {
 	content := pattern(300<<10+512, 4)
 	eachFault(t, func(t *testing.T, f nfctest.Fault, outcome, _, compression string) {
-		eachLimit(f.Kind, compression, func(o nfc.Options, written *syncBuffer, mayBeSlow bool) (slow bool) {
+		eachLimit(f.Kind, compression, func(o nfc.Options, written *syncbuffer.Buffer, mayBeSlow bool) (slow bool) {
 			h, ts := newHost(t, content, faultHost(f))
 			t.Cleanup(func() {
 				if !slow {
@@ -218,7 +200,7 @@ func TestFaults(t *testing.T) {
 }
 
 // checkFirst checks the result of an opening that has met a fault, and closes the disk.
-func checkFirst(t *testing.T, d source.Disk, err error, f nfctest.Fault, outcome string, content []byte, written *syncBuffer) {
+func checkFirst(t *testing.T, d source.Disk, err error, f nfctest.Fault, outcome string, content []byte, written *syncbuffer.Buffer) {
 	t.Helper()
 	switch {
 	case outcome == varies && err == nil:
@@ -273,7 +255,7 @@ func ticketsLeft(h *nfctest.Host, step nfctest.Step) bool {
 func TestFaultsAgain(t *testing.T) {
 	content := pattern(300<<10+512, 5)
 	eachFault(t, func(t *testing.T, f nfctest.Fault, _, outcome, compression string) {
-		eachLimit(f.Kind, compression, func(o nfc.Options, written *syncBuffer, mayBeSlow bool) (slow bool) {
+		eachLimit(f.Kind, compression, func(o nfc.Options, written *syncbuffer.Buffer, mayBeSlow bool) (slow bool) {
 			h, ts := newHost(t, content, faultHost(f))
 			t.Cleanup(func() {
 				if !slow {
@@ -340,7 +322,7 @@ func TestFaultsInReads(t *testing.T) {
 		for i, compression := range nfc.Compressions {
 			t.Run(fmt.Sprintf("%v/%s", kind, compression), func(t *testing.T) {
 				t.Parallel()
-				eachLimit(kind, compression, func(o nfc.Options, written *syncBuffer, mayBeSlow bool) (slow bool) {
+				eachLimit(kind, compression, func(o nfc.Options, written *syncbuffer.Buffer, mayBeSlow bool) (slow bool) {
 					h, ts := newHost(t, content, nfctest.Options{Fragment: 50 << 10 &^ 511, Shuffle: i%2 == 0})
 					t.Cleanup(func() {
 						if !slow {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 	"github.com/vddkcp/vddkcp/source"
@@ -56,7 +57,7 @@ func TestReplay(t *testing.T) {
 	if *record {
 		h, ts := newHost(t, replayContent(), nfctest.Options{Shuffle: true, Seed: 3, Fragment: 100 << 10})
 		noLeaks(t, h)
-		written := new(syncBuffer)
+		written := new(syncbuffer.Buffer)
 		readRecorded(t, ts, nfc.NewTrace(written))
 		if err := os.WriteFile(replayed, []byte(written.String()), 0o666); err != nil {
 			t.Fatal(err)

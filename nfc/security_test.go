@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 	"github.com/vddkcp/vddkcp/source"
@@ -133,7 +134,7 @@ func TestCloseNotify(t *testing.T) {
 				h, ts := newHost(t, content, nfctest.Options{MaxTLS: version})
 				noLeaks(t, h)
 				rule := h.On(nfctest.Fault{Step: nfctest.StepProxy, Kind: nfctest.CloseNotify})
-				written := new(syncBuffer)
+				written := new(syncbuffer.Buffer)
 				o := patient()
 				o.Clear, o.Trace = clear, nfc.NewTrace(written)
 				d := open(t, ts, nfc.Params{Name: file}, o)

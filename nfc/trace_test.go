@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 	"github.com/vddkcp/vddkcp/source"
@@ -27,7 +28,7 @@ func TestTrace(t *testing.T) {
 		{name: "an error of the handshake", fault: nfctest.Fault{Step: nfctest.StepHandshake52, Kind: nfctest.NFCError}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			log, written := new(syncBuffer), new(syncBuffer)
+			log, written := new(syncbuffer.Buffer), new(syncbuffer.Buffer)
 			h, ts := newHost(t, content, nfctest.Options{Log: log})
 			noLeaks(t, h)
 			if c.fault.Step != "" {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/nfc"
 	"github.com/vddkcp/vddkcp/nfc/nfctest"
 	"github.com/vddkcp/vddkcp/source"
@@ -136,7 +137,7 @@ func TestQuirksOnWire(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			written := new(syncBuffer)
+			written := new(syncbuffer.Buffer)
 			d := open(t, ts, nfc.Params{Name: file}, nfc.Options{Quirks: quirks, Trace: nfc.NewTrace(written)})
 			readAll(t, d, content, 3<<20)
 			d.Close()

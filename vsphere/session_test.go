@@ -1,7 +1,6 @@
 package vsphere
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +22,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/internal/secret"
 	"github.com/vddkcp/vddkcp/internal/sha1"
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/vsphere/vspheretest"
 )
@@ -318,7 +317,7 @@ func TestKeepAlive(t *testing.T) {
 	s := vspheretest.New(t)
 	later := s.On("CurrentTime", vspheretest.Fault{Skip: 5})
 	s.On("CurrentTime", vspheretest.Fault{Soap: new(types.InvalidState), Times: 3}) // the first calls
-	var log lockedBuffer
+	var log syncbuffer.Buffer
 	session := openSession(t, s, func(o *Options) {
 		o.KeepAlive = time.Millisecond
 		o.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -335,28 +334,11 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // No password and no cookie is in an error or in the log, whatever happens.
 func TestSecretsStaySecret(t *testing.T) {
 	t.Parallel()
 	s := vspheretest.New(t, vspheretest.VM{Name: "web01"})
-	var log lockedBuffer
+	var log syncbuffer.Buffer
 	var errs []error
 	debug := func(o *Options) {
 		o.Log = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -1,39 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
-
-// lockedBuffer is a buffer that a test reads while a process writes to it.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
 
 // serveStuck serves a disk whose reads wait until the function resume is called. Each read that
 // arrives is sent to the channel arrived.
@@ -89,7 +70,7 @@ func TestStoppingNamesReads(t *testing.T) {
 			// The source is opened for reading its first bytes, which do not count as reads of the
 			// copy.
 			cmd := command(t, append([]string{uri, dst, "--source-format", "raw", "--connections", "1", "--depth", "3"}, c.args...)...)
-			var stderr lockedBuffer
+			var stderr syncbuffer.Buffer
 			cmd.Stderr = &stderr
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -134,7 +115,7 @@ func TestStoppingExport(t *testing.T) {
 	defer resume()
 	socket := filepath.Join(t.TempDir(), "e")
 	export := command(t, "export", uri, "--source-format", "raw", "--listen", "unix:"+socket)
-	var stderr lockedBuffer
+	var stderr syncbuffer.Buffer
 	export.Stderr = &stderr
 	if err := export.Start(); err != nil {
 		t.Fatal(err)

@@ -246,13 +246,9 @@ type Live struct {
 	BoundBy string `json:"bound_by"`
 }
 
-// longestLeft is the longest time that TimeLeft returns, in seconds: over three years. A copy with
-// a longer time makes no progress.
-const longestLeft = 1e8
-
 // TimeLeft returns the estimated time until the copy is complete, or "" if it is not known.
 func (l *Live) TimeLeft() string {
-	if l.ETASeconds == nil || *l.ETASeconds > longestLeft {
+	if l.ETASeconds == nil || *l.ETASeconds > progress.LongestETA {
 		return ""
 	}
 	return (time.Duration(*l.ETASeconds) * time.Second).String()

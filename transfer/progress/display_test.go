@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/syncbuffer"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
@@ -128,29 +128,11 @@ func TestBarAndMessagesShareNoLine(t *testing.T) {
 	}
 }
 
-// lockedBuffer is a buffer for concurrent use.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // TestPause checks that a paused display draws nothing, and shows the output that was
 // written meanwhile when it is resumed.
 func TestPause(t *testing.T) {
 	for _, style := range []progress.Style{progress.Bar, progress.Lines, progress.JSON} {
-		var out lockedBuffer
+		var out syncbuffer.Buffer
 		synctest.Test(t, func(t *testing.T) {
 			c := new(progress.Counters)
 			d := progress.NewDisplay(progress.Output{Style: style, To: &out}, "disk", c)

@@ -71,10 +71,10 @@ func boundBy(w Waits, during time.Duration, connections int) string {
 	return text
 }
 
-// longestETA is the longest remaining time that is shown, in seconds: over three years. A copy
+// LongestETA is the longest remaining time that is shown, in seconds: over three years. A copy
 // with a longer time makes no progress. An upper limit is needed because a time.Duration cannot
 // hold more than 292 years.
-const longestETA = 1e8
+const LongestETA = 1e8
 
 // timeLeft estimates the remaining time of a copy, in seconds. If that is not possible, it
 // returns nil.
@@ -89,7 +89,7 @@ func timeLeft(s Snapshot, p pace) *float64 {
 // left returns the remaining time of a copy as text, or "" if it is not known or over.
 func left(s Snapshot, p pace) string {
 	eta := timeLeft(s, p)
-	if eta == nil || *eta <= 0 || *eta >= longestETA {
+	if eta == nil || *eta <= 0 || *eta >= LongestETA {
 		return ""
 	}
 	return short(time.Duration(*eta) * time.Second)
